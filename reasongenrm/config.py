@@ -1,0 +1,270 @@
+"""One YAML file a run, one section a stage. Defaults are the reference's numbers, each with its source.
+
+The reference is Freder-chen/ReasonGenRM at commit 0887f2e and arXiv 2506.16712; small runs change values in
+`pipelines/configs/*.yaml`, never code. KFP hands every number in a dict over as a float: pydantic turns 8.0 back into 8
+and refuses 8.5. Unknown keys are errors.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from reasongenrm.errors import ConfigError
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EngineConfig(Section):
+    """How text is generated, wherever it is. An `http(s)://` teacher or judge always uses the endpoint engine."""
+
+    kind: Literal["transformers", "vllm"] = "vllm"  # for a checkpoint; the laptop's configs say transformers
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    batch_size: PositiveInt = 16  # prompts x samples in one transformers batch; a resumable unit for every engine
+    max_model_len: PositiveInt | None = None  # None: what the model's own config says
+    concurrency: PositiveInt = 32  # requests in flight (endpoint)
+    timeout_seconds: Annotated[float, Field(gt=0)] = 600.0  # of one request (endpoint)
+    max_retries: Annotated[int, Field(ge=0)] = 5  # of one request on 429, 5xx and time-outs (endpoint)
+    tensor_parallel_size: PositiveInt = 1  # vLLM
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9  # vLLM
+
+
+class ModelConfig(Section):
+    """import_model: the checkpoint that everything starts from."""
+
+    revision: str | None = None  # of a hub model; None: the newest, whose commit is recorded
+    chat_family: Literal["chatml", "qwen2.5", "llama3"] | None = None  # None: told from the tokenizer's tokens
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # how a GGUF file is saved; a folder keeps its own
+
+
+class PairsConfig(Section):
+    """prepare_pairs: preference rows to judge prompts."""
+
+    order: Literal["mirrored", "random"] = "mirrored"  # both orders of a pair, or one drawn by a seeded coin
+    limit: PositiveInt | None = None  # first so many pairs after a seeded shuffle
+    max_prompt_tokens: PositiveInt | None = None  # longer judge prompts are dropped (counted)
+    seed: int = 0
+
+
+class DistillConfig(Section):
+    """distill_reasons: the teacher writes reasons, knowing the right verdict (METHOD section 1)."""
+
+    num_samples: PositiveInt = 16  # reference: 16 samples a prompt in all
+    temperature: Annotated[float, Field(ge=0)] = 1.0  # reference
+    top_p: Probability = 1.0  # reference
+    max_tokens: PositiveInt = 8192  # reference
+    teacher_model: str | None = None  # name to ask an endpoint for; None: the only one it lists
+    min_reason_chars: PositiveInt = 8  # a shorter reason is dropped (counted)
+    seed: int = 0
+    engine: EngineConfig = EngineConfig()
+
+
+class ScoreConfig(Section):
+    """score_reasons: P(R|U) and P(A|U,R), for R* and for DPO pairs (METHOD section 2)."""
+
+    max_batch_tokens: PositiveInt = 16384  # prompt + reasons of one forward pass
+    max_length: PositiveInt = 131072  # longer sequences are dropped (counted)
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+
+
+class SelectConfig(Section):
+    """Which reason becomes R* (METHOD section 2)."""
+
+    min_score: Annotated[float, Field(ge=-1, le=1)] = 0.1  # reference: kept if reason_score > 0.1
+
+
+class TrainConfig(Section):
+    """What SFT and DPO share. `train_batch_size` is global: per device x gradient accumulation x processes."""
+
+    learning_rate: Annotated[float, Field(gt=0)]
+    num_train_epochs: Annotated[float, Field(gt=0)]
+    train_batch_size: PositiveInt = 128  # reference
+    per_device_train_batch_size: PositiveInt = 1
+    max_steps: int = -1  # -1: num_train_epochs decides
+    max_length: PositiveInt
+    lr_scheduler_type: str = "cosine"
+    warmup_ratio: Probability = 0.03
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    optim: str = "adamw_torch"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # reference: bf16
+    gradient_checkpointing: bool = True  # reference
+    save_steps: PositiveInt = 50  # a checkpoint to resume from, kept until the model is whole
+    logging_steps: PositiveInt = 1
+    num_processes: PositiveInt = 1  # more than one: torchrun
+    deepspeed: dict[str, Any] | None = None  # a DeepSpeed config (reference: ZeRO-3)
+    seed: int = 0
+
+
+class SFTConfig(TrainConfig):
+    """train_sft, variants GenRM and ReasonGenRM (METHOD section 3)."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-6  # reference
+    num_train_epochs: Annotated[float, Field(gt=0)] = 2.0  # reference
+    max_length: PositiveInt = 131072  # reference; GenRM: 32,768
+    packing: bool = True  # reference
+    mask: Literal["one_generation", "reference"] = "one_generation"  # METHOD section 3, "On purpose different"
+
+
+class SampleConfig(Section):
+    """sample_reasons: the SFT model writes reasons without seeing the verdict (METHOD section 4)."""
+
+    num_samples: PositiveInt = 16  # reference
+    temperature: Annotated[float, Field(ge=0)] = 1.0  # reference
+    top_p: Probability = 1.0  # reference
+    max_tokens: PositiveInt = 8192
+    limit: PositiveInt | None = None  # first so many judge prompts after a seeded shuffle
+    min_reason_chars: PositiveInt = 8
+    seed: int = 0
+    engine: EngineConfig = EngineConfig()
+
+
+Strategy = Literal[
+    "correct_fluent+incorrect_fluent",
+    "correct_fluent+incorrect_influent",
+    "correct_fluent+random_incorrect",
+    "correct_influent+incorrect_fluent",
+    "random+random",
+]
+
+
+class PreferencesConfig(Section):
+    """Which two reasons of a prompt become a DPO pair (METHOD section 5)."""
+
+    strategy: Strategy = "correct_fluent+incorrect_fluent"  # reference's default
+    chosen_above: Annotated[float, Field(ge=-1, le=1)] = 0.1  # reference
+    rejected_below: Annotated[float, Field(ge=-1, le=1)] = -0.1  # reference
+    seed: int = 0
+
+
+class DPOConfig(TrainConfig):
+    """train_dpo (METHOD section 6). The reference model is the SFT model."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-7  # reference
+    num_train_epochs: Annotated[float, Field(gt=0)] = 1.0  # reference
+    max_length: PositiveInt = 131072
+    beta: Annotated[float, Field(gt=0)] = 0.1  # reference
+    loss_type: Literal["sigmoid"] = "sigmoid"  # reference
+
+
+class EvaluateConfig(Section):
+    """evaluate_rewardbench (METHOD section 7)."""
+
+    max_tokens: PositiveInt = 8192
+    votes: PositiveInt = 1  # 1: greedy; more: majority of so many samples at `vote_temperature`
+    vote_temperature: Annotated[float, Field(gt=0)] = 1.0
+    limit: PositiveInt | None = None  # rows, spread over the subsets in proportion
+    num_bootstrap: PositiveInt = 10000
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    two_step: bool = False  # the reference's way: reason and verdict in two requests
+    seed: int = 0
+    engine: EngineConfig = EngineConfig()
+
+
+class GateConfig(Section):
+    """select_winner: the best candidate, and whether it is good enough to serve."""
+
+    candidates: tuple[Literal["base", "genrm", "sft", "dpo"], ...] = ("sft", "dpo")  # the product is a judge with reasons
+    min_accuracy_low: Probability = 0.6  # lower end of the accuracy's interval
+    min_consistent_fraction: Probability = 0.6  # rows whose two orders agree on the answer
+    max_unparsed_fraction: Probability = 0.05
+    beat_base: bool = True  # accuracy above the base model's
+
+
+class DeployConfig(Section):
+    """deploy_kserve: the InferenceService of the winner."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$")] = "reasongenrm"
+    namespace: str = "reasongenrm"
+    service_account: str = "reasongenrm-serving"
+    gpu_resource: str = "nvidia.com/gpu"
+    gpu_count: Annotated[int, Field(ge=0)] = 1
+    cpu: str = "4"
+    memory: str = "32Gi"
+    max_model_len: PositiveInt = 32768
+    min_replicas: Annotated[int, Field(ge=0)] = 1
+    max_replicas: PositiveInt = 1
+
+
+class RunConfig(Section):
+    """A whole run, section by section in the order of the data flow."""
+
+    model: ModelConfig = ModelConfig()
+    pairs: PairsConfig = PairsConfig()
+    distill: DistillConfig = DistillConfig()
+    score: ScoreConfig = ScoreConfig()
+    select: SelectConfig = SelectConfig()
+    genrm: SFTConfig = SFTConfig(max_length=32768)
+    sft: SFTConfig = SFTConfig()
+    sample: SampleConfig = SampleConfig()
+    preferences: PreferencesConfig = PreferencesConfig()
+    dpo: DPOConfig = DPOConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    gate: GateConfig = GateConfig()
+    deploy: DeployConfig = DeployConfig()
+
+
+S = TypeVar("S", bound=Section)
+
+
+def parse_section(kind: type[S], values: dict[str, Any], where: str) -> S:
+    """Validate one section; every mistake is named with its key, its value and, for a typo, the key that was meant.
+
+    Raises:
+        ConfigError: a key is unknown or a value does not fit; all mistakes in one message.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: " + "; ".join(_explain(kind, detail) for detail in error.errors())) from error
+
+
+def _explain(kind: type[BaseModel], detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        names = _names_at(kind, detail["loc"][:-1])
+        close = difflib.get_close_matches(str(detail["loc"][-1]), names, n=1)
+        meant = f"did you mean '{close[0]}'?" if close else f"expected one of: {', '.join(names)}."
+        return f"unknown key '{key}'; {meant}"
+    if detail["type"] == "missing":
+        return f"'{key}' is missing; give it a value"
+    return f"'{key}' is {detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+
+
+def _names_at(kind: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    """Field names of the (nested) section at `path`."""
+    for part in path:
+        annotation = kind.model_fields[part].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        kind = annotation
+    return list(kind.model_fields)
+
+
+def load_config(path: Path | None) -> RunConfig:
+    """Read a run's YAML file; None gives the reference's defaults.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, is not a mapping, or has an unknown key or a value that does not fit.
+    """
+    if path is None:
+        return RunConfig()
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such config file; expected YAML like pipelines/configs/demo.yaml. Give --config an existing file.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}. Mend the file.") from error
+    if values is None:
+        return RunConfig()
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: found a {type(values).__name__}, expected a mapping of sections: {', '.join(RunConfig.model_fields)}.")
+    return parse_section(RunConfig, values, str(path))

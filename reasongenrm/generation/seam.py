@@ -1,0 +1,90 @@
+"""The one seam of generation: what an engine is asked, what it answers.
+
+Three engines stand behind it (endpoint, vLLM, transformers). All take the same requests and yield the same records, in
+fixed batches, so that a run that was killed goes on after its last whole batch with the same random numbers.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from reasongenrm.records import Verdict
+
+OpeningRole = Literal["reason", "assistant"]
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One prompt to be answered `num_samples` times.
+
+    Attributes:
+        request_id: unique within a call; with the seed and the sample's number it fixes the random numbers.
+        messages: chat messages, each {"role", "content"}; the last is a user turn (or a reason turn, for the second
+            step of two-step generation).
+        opening_role: the turn that the generation prompt opens, handed to the chat template as `opening_role`;
+            None leaves it to the template (a base model's own template knows nothing of reasons).
+        stop_at: "sequence" runs to the end of the sequence (reason, then verdict, in one generation); "turn" stops at
+            the end of the first turn (a reason alone).
+    """
+
+    request_id: str
+    messages: tuple[dict[str, str], ...]
+    opening_role: OpeningRole | None = None
+    stop_at: Literal["sequence", "turn"] = "sequence"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample: temperature 0 is greedy. `max_tokens` counts everything generated, markup included."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    num_samples: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One sampled answer, split into its turns.
+
+    Attributes:
+        reason: text of the reason turn, None if the generation had none (plain chat, GenRM).
+        answer: text of the assistant turn, "" if the generation ended before it.
+        finish_reason: "length" if max_tokens or the context cut it off.
+        verdict_logprobs: natural-log probabilities of "[[A]]" and "[[B]]" at the verdict, if the engine gave them.
+        seconds: wall time of the request, or of its batch divided by the batch's samples.
+    """
+
+    request_id: str
+    sample: int
+    reason: str | None
+    answer: str
+    num_prompt_tokens: int
+    num_output_tokens: int
+    finish_reason: Literal["stop", "length"]
+    seconds: float
+    verdict_logprobs: dict[Verdict, float] | None = None
+
+
+class Engine(Protocol):
+    """An engine generates, batch by batch."""
+
+    model_name: str
+
+    def generate(
+        self, requests: Sequence[GenerationRequest], sampling: Sampling, skip: Collection[str] = ()
+    ) -> Iterator[list[Generation]]:
+        """Yield the generations of one batch after another; all samples of a request come in one batch.
+
+        Batches are a function of `requests` alone. A batch whose request ids are all in `skip` is left out; any
+        other batch is generated whole, so that what is generated never depends on where an earlier run was killed.
+
+        Raises:
+            EngineError: the engine failed for good (retries included).
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the model or the connections."""
+        ...
