@@ -1,0 +1,84 @@
+"""What is asked: the judge's prompt, the plain prompt of an untrained judge, the teacher's prompt; and the verdict read back.
+
+Text of questions and answers is data. It goes in neutralised (no control token survives) and between fixed headings;
+the verdict is only ever read from the assistant turn.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from reasongenrm.chat import neutralise
+from reasongenrm.records import JudgePrompt, Message, Verdict
+
+Style = Literal["plain", "trained"]
+
+_VERDICT = re.compile(r"\[\[([AB])\]\]")
+
+_TASK = """\
+Two answers to the same question are given below. Decide which one is better: the one that does what the question asks, \
+is correct, and is helpful and safe.
+
+### Question
+{question}
+
+### Answer A
+{answer_a}
+
+### Answer B
+{answer_b}
+
+### Verdict
+Write [[A]] if answer A is better, or [[B]] if answer B is better."""
+
+_EXPLAIN = (
+    " First explain your decision in two or three sentences. Then end with the verdict, [[A]] or [[B]], on a line of its own."
+)
+
+_TEACHER = """\
+{task}
+
+### Your part
+The better answer is known: it is answer {letter}. Write the reasoning that leads an impartial judge there, in a few \
+sentences: what the question asks for, how answer A meets it, how answer B meets it, and which difference decides. Argue \
+from the two answers alone, as if nobody had told you the result, and do not mention that it was given. Close by saying \
+in words which answer is better. Write the reasoning only, without the marks [[A]] and [[B]]."""
+
+
+def question_text(question: Sequence[Message]) -> str:
+    """The question as text: a single turn as it is, several turns each with its role."""
+    if len(question) == 1:
+        return question[0].content
+    return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in question)
+
+
+def judge_prompt(question: Sequence[Message], answer_a: str, answer_b: str) -> str:
+    """The user turn that GenRM and ReasonGenRM are trained on and asked with."""
+    return _TASK.format(
+        question=neutralise(question_text(question)), answer_a=neutralise(answer_a), answer_b=neutralise(answer_b)
+    )
+
+
+def plain_judge_prompt(question: Sequence[Message], answer_a: str, answer_b: str) -> str:
+    """The user turn for an untrained model: a judge by plain chat, its verdict at the end (METHOD section 7)."""
+    return judge_prompt(question, answer_a, answer_b) + _EXPLAIN
+
+
+def teacher_prompt(prompt: JudgePrompt) -> str:
+    """The user turn for the teacher: the judge prompt with the right verdict (METHOD section 1)."""
+    task = judge_prompt(prompt.question, prompt.answer_a, prompt.answer_b)
+    return _TEACHER.format(task=task, letter=prompt.label[2])
+
+
+def judge_messages(prompt: JudgePrompt, style: Style) -> tuple[dict[str, str], ...]:
+    """The chat messages that ask for a judgment, in the style of an untrained ("plain") or a trained model."""
+    write = plain_judge_prompt if style == "plain" else judge_prompt
+    return ({"role": "user", "content": write(prompt.question, prompt.answer_a, prompt.answer_b)},)
+
+
+def parse_verdict(answer: str) -> Verdict | None:
+    """The last [[A]] or [[B]] of an assistant turn; None if there is none (unparsed)."""
+    letters = _VERDICT.findall(answer)
+    if not letters:
+        return None
+    return "[[A]]" if letters[-1] == "A" else "[[B]]"
