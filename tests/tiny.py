@@ -1,4 +1,4 @@
-"""A tiny real checkpoint of each family: random Llama weights and a byte-level BPE tokenizer with the family's special tokens.
+"""A tiny real checkpoint of each family: random Llama weights, a byte-level BPE tokenizer, the family's special tokens.
 
 It loads as any model of the hub does (`AutoModelForCausalLM`, `AutoTokenizer`), in milliseconds, without a network.
 """
@@ -47,7 +47,14 @@ _TOKENS: dict[Family, _Tokens] = {
         template=_CHATML_TEMPLATE,
     ),
     "qwen2.5": _Tokens(  # as in Qwen/Qwen2.5-7B-Instruct
-        special=("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|vision_start|>", "<|fim_prefix|>"),
+        special=(
+            "<|endoftext|>",
+            "<|im_start|>",
+            "<|im_end|>",
+            "<|object_ref_start|>",
+            "<|vision_start|>",
+            "<|fim_prefix|>",
+        ),
         bos=None,
         eos="<|im_end|>",
         pad="<|endoftext|>",
@@ -108,13 +115,15 @@ def tiny_tokenizer(family: Family) -> Any:
     return fast
 
 
-def tiny_checkpoint(path: Path, family: Family, *, opening_role: Literal["reason", "assistant"] | None = None, seed: int = 0) -> Path:
+def tiny_checkpoint(
+    path: Path, family: Family, *, opening_role: Literal["reason", "assistant"] | None = None, seed: int = 0
+) -> Path:
     """Write a random Llama (hidden size 32, 2 layers, float32, context 4,096) and its tokenizer; returns `path`.
 
     Args:
         path: folder to write; made if it is missing.
         family: whose special tokens the tokenizer has.
-        opening_role: install ReasonGenRM's chat template, as a trained checkpoint has it; None leaves the base model's own.
+        opening_role: install ReasonGenRM's chat template, as a trained checkpoint has it; None: the base's own.
         seed: of the random weights.
     """
     import torch
