@@ -54,6 +54,7 @@ _TOKENS: dict[Family, _Tokens] = {
             "<|object_ref_start|>",
             "<|vision_start|>",
             "<|fim_prefix|>",
+            "<|fim_pad|>",
         ),
         bos=None,
         eos="<|im_end|>",
