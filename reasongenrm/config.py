@@ -52,6 +52,7 @@ class PairsConfig(Section):
     order: Literal["mirrored", "random"] = "mirrored"  # both orders of a pair, or one drawn by a seeded coin
     limit: PositiveInt | None = None  # first so many pairs after a seeded shuffle
     max_prompt_tokens: PositiveInt | None = None  # longer judge prompts are dropped (counted)
+    bad_rows: Literal["error", "drop"] = "error"  # a row that is no conversation pair: stop, or drop it (counted)
     seed: int = 0
 
 
@@ -79,7 +80,8 @@ class ScoreConfig(Section):
 class SelectConfig(Section):
     """Which reason becomes R* (METHOD section 2)."""
 
-    min_score: Annotated[float, Field(ge=-1, le=1)] = 0.1  # reference: kept if reason_score > 0.1
+    formula: Literal["signed", "product"] = "signed"  # the reference code's P(R|U)(2P(A|U,R)-1), or the paper's P(R|U)P(A|U,R)
+    min_score: Annotated[float, Field(ge=-1, le=1)] = 0.1  # reference: kept if the score > 0.1
 
 
 class TrainConfig(Section):
