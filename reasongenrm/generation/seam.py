@@ -4,6 +4,8 @@ Three engines stand behind it (endpoint, vLLM, transformers). All take the same 
 fixed batches, so that a run that was killed goes on after its last whole batch with the same random numbers.
 """
 
+import hashlib
+import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -88,3 +90,26 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free the model or the connections."""
         ...
+
+
+def sample_seed(seed: int, request_id: str, sample: int) -> int:
+    """Seed of one sample's own random numbers, in [0, 2**31): the widest range that every known server takes.
+
+    It is a function of these three alone, so that a sample never depends on what was generated beside it or before it.
+    """
+    digest = hashlib.sha256(json.dumps([seed, request_id, sample]).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def plan_batches(
+    requests: Sequence[GenerationRequest], num_samples: int, batch_size: int, skip: Collection[str]
+) -> list[list[GenerationRequest]]:
+    """Cut requests, in the order given, into batches of at most `batch_size` samples; leave out those all in `skip`.
+
+    A request is never cut in two: with more samples than `batch_size` it is a batch of its own.
+    """
+    assert len({request.request_id for request in requests}) == len(requests), "request ids must be unique"
+    size = max(1, batch_size // num_samples)
+    batches = [list(requests[start : start + size]) for start in range(0, len(requests), size)]
+    done = set(skip)
+    return [batch for batch in batches if not all(request.request_id in done for request in batch)]

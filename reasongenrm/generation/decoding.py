@@ -1,0 +1,143 @@
+"""The decoding loop of the in-process engine and of the server: prompts in, one token a row and step out.
+
+A prompt is computed once for all its rows. Rows that have ended leave the batch. Each row draws from random numbers of
+its own, so that a row is a function of its prompt, its seed and the batch it was planned into, and of nothing else.
+
+Legend: P prompts, N rows a prompt, R rows still being written (at most P * N), T tokens so far, V vocabulary.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class DecodingPrompt:
+    """A prompt and the rows to be written for it.
+
+    Attributes:
+        ids: token ids, shape (T_prompt,), T_prompt >= 1.
+        stop_ids: tokens that end a row; the stop token is part of the row.
+        max_tokens: of each row, at least 1.
+        seeds: one a row; all prompts of a call have equally many.
+    """
+
+    ids: Sequence[int]
+    stop_ids: frozenset[int]
+    max_tokens: int
+    seeds: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step wrote: `tokens[i]` and `logits_RV[i]` belong to row `rows[i]` (prompt index * N + sample)."""
+
+    rows: list[int]
+    tokens: list[int]
+    logits_RV: torch.Tensor
+
+
+def pick_tokens(logits_RV: torch.Tensor, temperature: float, top_p: float, uniforms_R: Sequence[float]) -> torch.Tensor:
+    """Pick one token a row: the most probable at temperature 0, else by inverting the cumulative distribution.
+
+    Args:
+        logits_RV: shape (R, V).
+        temperature: >= 0.
+        top_p: in [0, 1]; only the smallest set of most probable tokens with at least this probability is drawn from.
+        uniforms_R: one number in [0, 1) a row; it alone decides the token.
+
+    Returns:
+        Token ids, shape (R,).
+    """
+    if temperature == 0:
+        return logits_RV.argmax(dim=-1)
+    # float64: a cumulative sum over 128,000 float32 probabilities is off by more than rare tokens weigh.
+    probs_RV = torch.softmax(logits_RV.double() / temperature, dim=-1)
+    order_RV = None
+    if top_p < 1:
+        probs_RV, order_RV = probs_RV.sort(dim=-1, descending=True, stable=True)
+        beyond_RV = probs_RV.cumsum(dim=-1) - probs_RV >= top_p
+        beyond_RV[:, 0] = False  # the most probable token stays, also at top_p 0
+        probs_RV = probs_RV.masked_fill(beyond_RV, 0.0)
+    cumulative_RV = probs_RV.cumsum(dim=-1)
+    total_R1 = cumulative_RV[:, -1:]
+    drawn_R1 = torch.tensor(list(uniforms_R), dtype=torch.float64, device=logits_RV.device).unsqueeze(1) * total_R1
+    drawn_R1 = torch.minimum(
+        drawn_R1, torch.nextafter(total_R1, torch.zeros_like(total_R1))
+    )  # rounding up to the total
+    index_R1 = torch.searchsorted(cumulative_RV, drawn_R1, right=True)
+    if order_RV is not None:
+        index_R1 = order_RV.gather(1, index_R1)
+    return index_R1.squeeze(1)
+
+
+@torch.inference_mode()
+def decode(
+    model: "PreTrainedModel", prompts: Sequence[DecodingPrompt], pad_id: int, temperature: float, top_p: float
+) -> Iterator[Step]:
+    """Write every row of every prompt, one token a row and step, until all have stopped.
+
+    Args:
+        model: a causal language model with a KV cache; its dtype is the dtype of the computation.
+        prompts: P prompts of N rows each; short ones are padded on the left.
+        pad_id: any token; padding is masked.
+    """
+    num_rows = len(prompts[0].seeds)
+    assert all(len(prompt.seeds) == num_rows and prompt.max_tokens >= 1 for prompt in prompts)
+    device = model.device
+    longest = max(len(prompt.ids) for prompt in prompts)
+    ids_PT = torch.full((len(prompts), longest), pad_id, device=device)
+    mask_PT = torch.zeros((len(prompts), longest), dtype=torch.long, device=device)
+    for index, prompt in enumerate(prompts):
+        ids_PT[index, longest - len(prompt.ids) :] = torch.tensor(list(prompt.ids), device=device)
+        mask_PT[index, longest - len(prompt.ids) :] = 1
+    positions_PT = (mask_PT.cumsum(dim=-1) - 1).clamp(min=0)
+    output = model(
+        input_ids=ids_PT, attention_mask=mask_PT, position_ids=positions_PT, use_cache=True, logits_to_keep=1
+    )
+    cache = output.past_key_values
+    if num_rows > 1:
+        cache.batch_repeat_interleave(num_rows)
+    mask_RT = mask_PT.repeat_interleave(num_rows, dim=0)
+    positions_R1 = positions_PT[:, -1:].repeat_interleave(num_rows, dim=0)
+    logits_RV = output.logits[:, -1].repeat_interleave(num_rows, dim=0)
+
+    rows = list(range(len(prompts) * num_rows))
+    generators = [random.Random(seed) for prompt in prompts for seed in prompt.seeds]
+    num_written = 0
+    while True:
+        uniforms = [generators[row].random() for row in rows]
+        tokens_R = pick_tokens(logits_RV, temperature, top_p, uniforms)
+        tokens = [int(token) for token in tokens_R.tolist()]
+        num_written += 1
+        yield Step(rows, tokens, logits_RV)
+
+        going = [
+            place
+            for place, (row, token) in enumerate(zip(rows, tokens, strict=True))
+            if token not in prompts[row // num_rows].stop_ids and num_written < prompts[row // num_rows].max_tokens
+        ]
+        if not going:
+            return
+        if len(going) < len(rows):
+            kept = torch.tensor(going, device=device)
+            cache.batch_select_indices(kept)
+            tokens_R, mask_RT, positions_R1 = tokens_R[kept], mask_RT[kept], positions_R1[kept]
+            rows = [rows[place] for place in going]
+        mask_RT = torch.cat([mask_RT, mask_RT.new_ones((len(rows), 1))], dim=1)
+        positions_R1 = positions_R1 + 1
+        output = model(
+            input_ids=tokens_R.unsqueeze(1),
+            attention_mask=mask_RT,
+            position_ids=positions_R1,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits_RV = output.logits[:, -1]

@@ -1,0 +1,199 @@
+"""The transformers engine: a checkpoint in this process, on the CPU or one GPU. The laptop's engine.
+
+Requests are sorted by their prompts' length, longest first, so that batches are padded little and a batch that does not
+fit into memory fails at once; then cut into fixed batches. A prompt that leaves no room in the context is not an error
+(one long row must not end a run of hours): it is answered by empty generations with finish_reason "length".
+"""
+
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from reasongenrm.config import EngineConfig
+from reasongenrm.errors import EngineError, InputError
+from reasongenrm.generation.seam import Generation, GenerationRequest, Sampling, plan_batches, sample_seed
+from reasongenrm.generation.turns import Prompt, Turns, end_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_checkpoint(
+    path: Path, dtype: Literal["auto", "float32", "bfloat16"]
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load a checkpoint's model, ready for inference on the GPU if there is one, and its tokenizer.
+
+    Args:
+        dtype: "auto" is the checkpoint's own on a GPU and float32 on a CPU, which is slow in bfloat16.
+
+    Raises:
+        InputError: the folder is missing, has no weights or no tokenizer, or holds a damaged file.
+    """
+    if not (path / "config.json").is_file():
+        raise InputError(f"{path}: found no config.json; expected the folder of a checkpoint. Give an existing one.")
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto" and device == "cpu":
+        dtype = "float32"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    except SafetensorError as error:
+        raise InputError(
+            f"{path}: a .safetensors file is damaged or cut short ({error}); expected whole weights. "
+            "Copy the checkpoint again."
+        ) from error
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{path}: cannot be loaded: {reason} Expected the config, weights and tokenizer of a causal language model."
+        ) from error
+    return model.to(device).eval(), tokenizer
+
+
+@dataclass
+class _Row:
+    """One sample of one request while it is written; `letters` as `Turns.verdict_logprobs` takes them."""
+
+    request_id: str
+    prompt: Prompt
+    sample: int
+    tokens: list[int] = field(default_factory=list)
+    letters: dict[int, tuple[float, float]] = field(default_factory=dict)
+
+
+class TransformersEngine:
+    """Generates with a model that is in memory.
+
+    Args:
+        model: on its device, in its dtype.
+        tokenizer: of the model.
+        batch_size: prompts x samples that are decoded together.
+        max_model_len: context in tokens; None means the model's own.
+        model_name: what the records call the model.
+
+    Raises:
+        InputError: the tokenizer belongs to no supported chat family.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        batch_size: int,
+        max_model_len: int | None,
+        model_name: str,
+    ) -> None:
+        self.model_name = model_name
+        self.batch_size = batch_size
+        self.max_model_len = min(
+            max_model_len or model.config.max_position_embeddings, model.config.max_position_embeddings
+        )
+        self.model = model
+        self.turns = Turns(tokenizer, end_ids(model.generation_config))
+
+    @classmethod
+    def load(cls, path: Path, config: EngineConfig, model_name: str) -> "TransformersEngine":
+        """Load the checkpoint in `path` (see `load_checkpoint`)."""
+        model, tokenizer = load_checkpoint(path, config.dtype)
+        return cls(
+            model,
+            tokenizer,
+            batch_size=config.batch_size,
+            max_model_len=config.max_model_len,
+            model_name=model_name,
+        )
+
+    def generate(
+        self, requests: Sequence[GenerationRequest], sampling: Sampling, skip: Collection[str] = ()
+    ) -> Iterator[list[Generation]]:
+        """See `Engine.generate`. Batches come longest prompts first.
+
+        Raises:
+            EngineError: the GPU's memory does not hold a batch.
+            InputError: the tokenizer has no chat template.
+        """
+        prompts = {request.request_id: self.turns.encode(request) for request in requests}
+        by_length = sorted(requests, key=lambda request: len(prompts[request.request_id].ids), reverse=True)
+        for batch in plan_batches(by_length, sampling.num_samples, self.batch_size, skip):
+            yield self._generate_batch(batch, prompts, sampling)
+
+    def _generate_batch(
+        self, batch: list[GenerationRequest], prompts: dict[str, Prompt], sampling: Sampling
+    ) -> list[Generation]:
+        started = time.perf_counter()
+        rows = [
+            _Row(request.request_id, prompts[request.request_id], sample)
+            for request in batch
+            for sample in range(sampling.num_samples)
+        ]
+        # One pass, unless a request alone has more samples than fit into a batch.
+        for start in range(0, sampling.num_samples, self.batch_size):
+            samples = range(start, start + self.batch_size)
+            part = [row for row in rows if row.sample in samples and len(row.prompt.ids) < self.max_model_len]
+            if part:
+                self._decode(part, sampling)
+        seconds = (time.perf_counter() - started) / len(rows)
+        return [self._generation(row, seconds) for row in rows]
+
+    def _decode(self, rows: list[_Row], sampling: Sampling) -> None:
+        """Write the tokens of `rows`, which hold equally many samples of each prompt, side by side."""
+        import torch
+
+        from reasongenrm.generation.decoding import DecodingPrompt, decode
+
+        prompts = [
+            DecodingPrompt(
+                ids=prompt.ids,
+                stop_ids=prompt.stop_ids,
+                max_tokens=min(sampling.max_tokens, self.max_model_len - len(prompt.ids)),
+                seeds=[
+                    sample_seed(sampling.seed, request_id, row.sample) for row in rows if row.request_id == request_id
+                ],
+            )
+            for request_id, prompt in {row.request_id: row.prompt for row in rows}.items()
+        ]
+        letter_ids = list(self.turns.letter_ids)
+        try:
+            for step in decode(self.model, prompts, letter_ids[0], sampling.temperature, sampling.top_p):
+                for place, (index, token) in enumerate(zip(step.rows, step.tokens, strict=True)):
+                    row = rows[index]
+                    if token in letter_ids:
+                        logprobs_V = torch.log_softmax(step.logits_RV[place].double(), dim=-1)
+                        log_a, log_b = logprobs_V[letter_ids].tolist()
+                        row.letters[len(row.tokens)] = (log_a, log_b)
+                    row.tokens.append(token)
+        except torch.OutOfMemoryError as error:
+            longest = max(len(prompt.ids) for prompt in prompts)
+            raise EngineError(
+                f"{self.model_name}: out of GPU memory with {len(rows)} samples, the longest prompt {longest} tokens; "
+                "expected a batch that fits. Set a smaller engine.batch_size or max_tokens."
+            ) from error
+
+    def _generation(self, row: _Row, seconds: float) -> Generation:
+        reason, answer = self.turns.split(row.tokens, row.prompt)
+        return Generation(
+            request_id=row.request_id,
+            sample=row.sample,
+            reason=reason,
+            answer=answer,
+            num_prompt_tokens=len(row.prompt.ids),
+            num_output_tokens=len(row.tokens),
+            finish_reason="stop" if row.tokens and row.tokens[-1] in row.prompt.stop_ids else "length",
+            seconds=seconds,
+            verdict_logprobs=self.turns.verdict_logprobs(row.tokens, answer, row.letters),
+        )
+
+    def close(self) -> None:
+        """Free the model's memory; the engine cannot be used afterwards."""
+        import torch
+
+        del self.model
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

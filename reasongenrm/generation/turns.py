@@ -1,0 +1,136 @@
+"""The tokenizer's side of an engine: a request becomes prompt tokens, generated tokens become turns.
+
+The transformers engine, the vLLM engine and the server all stand on it, so that they ask and read in the same way.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reasongenrm.chat import detect_family, is_installed, render, split_generation
+from reasongenrm.generation.seam import GenerationRequest, OpeningRole
+from reasongenrm.prompts import parse_verdict
+from reasongenrm.records import Verdict
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+# Two letters at one position: the probabilities of "[[A]]" and "[[B]]" differ at the letter, given "[[".
+LETTERS: tuple[Verdict, Verdict] = ("[[A]]", "[[B]]")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One request as an engine needs it.
+
+    Attributes:
+        ids: token ids, shape (T_prompt,), ending inside the turn that is generated.
+        opening_role: the turn in which the generation begins, as it was really rendered.
+        stop_ids: tokens that end the generation.
+    """
+
+    ids: list[int]
+    opening_role: OpeningRole
+    stop_ids: frozenset[int]
+
+
+def end_ids(generation_config: "GenerationConfig") -> frozenset[int]:
+    """The end tokens that a checkpoint's generation_config.json names."""
+    ids = generation_config.eos_token_id
+    if ids is None:
+        return frozenset()
+    return frozenset([ids] if isinstance(ids, int) else ids)
+
+
+def load_end_ids(path: Path) -> frozenset[int]:
+    """`end_ids` of a checkpoint's folder; none if it has no generation_config.json."""
+    from transformers import GenerationConfig
+
+    if not (path / "generation_config.json").is_file():
+        return frozenset()
+    return end_ids(GenerationConfig.from_pretrained(path))
+
+
+class Turns:
+    """Renders requests and splits generations for one tokenizer.
+
+    With our template installed, a generation ends at the family's sequence end and nothing else; a base model, with a
+    template of its own, ends where its tokenizer or its generation config say.
+
+    Raises:
+        InputError: the tokenizer belongs to no supported family.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", generation_end_ids: Collection[int]) -> None:
+        self.tokenizer = tokenizer
+        self.family = detect_family(tokenizer)
+        self._turn_end = int(tokenizer.convert_tokens_to_ids(self.family.turn_end))
+        if is_installed(tokenizer):
+            self._sequence_ends = frozenset([int(tokenizer.convert_tokens_to_ids(self.family.sequence_end))])
+        else:
+            own = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+            self._sequence_ends = frozenset([*generation_end_ids, *own])
+        self._special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._opening_of_reason = self.family.opening("reason")
+        # Every byte is in a byte-level vocabulary, so both letters are single tokens.
+        self.letter_ids = tuple(int(tokenizer.convert_tokens_to_ids(verdict[2])) for verdict in LETTERS)
+
+    def encode(self, request: GenerationRequest) -> Prompt:
+        """Render one request.
+
+        Raises:
+            InputError: the tokenizer has no chat template.
+            jinja2.TemplateError: the template refuses the messages (roles out of turn).
+        """
+        ids = render(self.tokenizer, request.messages, opening_role=request.opening_role)
+        # A base model's template ignores opening_role, and a reason turn is always followed by the assistant's:
+        # what was rendered decides, not what was asked for.
+        tail = self.tokenizer.decode(ids[-len(self._opening_of_reason) :], skip_special_tokens=False)
+        role: OpeningRole = "reason" if tail.endswith(self._opening_of_reason) else "assistant"
+        stop_ids = self._sequence_ends | ({self._turn_end} if request.stop_at == "turn" else set())
+        return Prompt(ids, role, frozenset(stop_ids))
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Generated tokens as text with markup; a `<|` spelled out in ordinary tokens never reads as markup."""
+        pieces: list[str] = []
+        run: list[int] = []
+        for token in [*ids, None]:
+            if token is not None and token not in self._special:
+                run.append(token)
+                continue
+            if run:
+                pieces.append(self.tokenizer.decode(run, skip_special_tokens=False).replace("<|", "< |"))
+                run = []
+            if token is not None:
+                pieces.append(self.tokenizer.decode([token], skip_special_tokens=False))
+        return "".join(pieces)
+
+    def split(self, ids: Sequence[int], prompt: Prompt) -> tuple[str | None, str]:
+        """Generated tokens, shape (T_output,), as (reason, answer); a final stop token belongs to neither."""
+        if ids and ids[-1] in prompt.stop_ids:
+            ids = ids[:-1]
+        return split_generation(self.text(ids), self.family, prompt.opening_role)
+
+    def verdict_logprobs(
+        self, ids: Sequence[int], answer: str, letters: Mapping[int, tuple[float, float]]
+    ) -> dict[Verdict, float] | None:
+        """Log-probabilities of "A" and "B" where the answer's verdict was written, given the "[[" before it.
+
+        Args:
+            ids: the generated tokens.
+            answer: the assistant turn that they hold.
+            letters: (log P("A"), log P("B")), natural log, by position in `ids` of every single letter token.
+
+        Returns:
+            None if the answer has no verdict, or spells it with tokens other than a letter of its own.
+        """
+        verdict = parse_verdict(answer)
+        if verdict is None:
+            return None
+        # The answer is the last turn, so its verdict is the last that was written.
+        for position in sorted(letters, reverse=True):
+            before, after = self.text(ids[:position]), self.text(ids[position + 1 : position + 3])
+            if before.endswith("[[") and after.startswith("]]") and self.text([ids[position]]) == verdict[2]:
+                return dict(zip(LETTERS, letters[position], strict=True))
+        return None
