@@ -80,7 +80,9 @@ class ScoreConfig(Section):
 class SelectConfig(Section):
     """Which reason becomes R* (METHOD section 2)."""
 
-    formula: Literal["signed", "product"] = "signed"  # the reference code's P(R|U)(2P(A|U,R)-1), or the paper's P(R|U)P(A|U,R)
+    formula: Literal["signed", "product"] = (
+        "signed"  # the reference code's P(R|U)(2P(A|U,R)-1), or the paper's P(R|U)P(A|U,R)
+    )
     min_score: Annotated[float, Field(ge=-1, le=1)] = 0.1  # reference: kept if the score > 0.1
 
 
@@ -175,7 +177,10 @@ class EvaluateConfig(Section):
 class GateConfig(Section):
     """select_winner: the best candidate, and whether it is good enough to serve."""
 
-    candidates: tuple[Literal["base", "genrm", "sft", "dpo"], ...] = ("sft", "dpo")  # the product is a judge with reasons
+    candidates: tuple[Literal["base", "genrm", "sft", "dpo"], ...] = (
+        "sft",
+        "dpo",
+    )  # the product is a judge with reasons
     min_accuracy_low: Probability = 0.6  # lower end of the accuracy's interval
     min_consistent_fraction: Probability = 0.6  # rows whose two orders agree on the answer
     max_unparsed_fraction: Probability = 0.05
@@ -260,7 +265,9 @@ def load_config(path: Path | None) -> RunConfig:
     if path is None:
         return RunConfig()
     if not path.is_file():
-        raise ConfigError(f"{path}: no such config file; expected YAML like pipelines/configs/demo.yaml. Give --config an existing file.")
+        raise ConfigError(
+            f"{path}: no such config file; expected YAML like pipelines/configs/demo.yaml. Give --config an existing file."
+        )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -268,5 +275,7 @@ def load_config(path: Path | None) -> RunConfig:
     if values is None:
         return RunConfig()
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: found a {type(values).__name__}, expected a mapping of sections: {', '.join(RunConfig.model_fields)}.")
+        raise ConfigError(
+            f"{path}: found a {type(values).__name__}, expected a mapping of sections: {', '.join(RunConfig.model_fields)}."
+        )
     return parse_section(RunConfig, values, str(path))

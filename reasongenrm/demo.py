@@ -131,9 +131,7 @@ def write_demo_data(folder: Path) -> tuple[Path, Path]:
     with preferences.open("w", encoding="utf-8") as file:
         for row in make_rows(NUM_PREFERENCES, TRAINING_ITEMS, seed=1):
             user = {"role": "user", "content": row["prompt"]}
-            turns = {
-                side: [user, {"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")
-            }
+            turns = {side: [user, {"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")}
             file.write(json.dumps({**turns, "source": f"demo-{row['subset']}"}) + "\n")
     with benchmark.open("w", encoding="utf-8") as file:
         for number, row in enumerate(make_rows(NUM_BENCHMARK, HELD_OUT_ITEMS, seed=2)):
@@ -159,14 +157,13 @@ def smollm2_path() -> Path:
     return found[0]
 
 
-# How the teacher may put what it found. Several wordings, some better than others, so that selection has a choice.
+# How the teacher may put what it found: evidence first (a small model reads its own quotation more easily than an
+# answer far back), then what follows from it. Several wordings, so that selection has a choice.
 _FOUND = (
-    "The answer should be {wanted}. Answer A is {a}{wanted}. Answer B is {b}{wanted}. So answer {winner} is better.",
-    "The question wants the answer {wanted}. Answer A is {a}{wanted}. Answer B is {b}{wanted}. "
-    "Answer {winner} follows the instruction, so answer {winner} is better.",
-    "Both answers name three things, but only one is {wanted}: answer {winner}. Answer {loser} is plain. "
-    "So answer {winner} is better.",
-    "Answer {winner} is {wanted}, as the question asks. Answer {loser} is not. So answer {winner} is better.",
+    'The answer should be {wanted}. Answer A goes from "{first_a}" to "{last_a}": {a}. '
+    'Answer B goes from "{first_b}" to "{last_b}": {b}. Answer {winner} is better.',
+    'Answer A begins with "{first_a}" and ends with "{last_a}", so it is {a}. '
+    'Answer B begins with "{first_b}" and ends with "{last_b}", so it is {b}. Answer {winner} follows the question.',
 )
 _PARTS = re.compile(r"### Question\n(.*)\n\n### Answer A\n(.*)\n\n### Answer B\n(.*)\n\n### Verdict\n", re.DOTALL)
 
@@ -185,10 +182,17 @@ def teach(prompt: str, seed: int) -> str:
             "It teaches the demo's own set only; give --teacher a model or an endpoint for other data."
         )
     holds_a, holds_b = task.holds(parts[2]), task.holds(parts[3])
-    winner, loser = ("A", "B") if holds_a else ("B", "A")
+    words_a, words_b = parts[2].split(), parts[3].split()
     text = random.Random(f"{seed}:{prompt}").choice(_FOUND)
     return text.format(
-        wanted=task.wanted, a="" if holds_a else "not ", b="" if holds_b else "not ", winner=winner, loser=loser
+        wanted=task.wanted,
+        first_a=words_a[0],
+        last_a=words_a[-1],
+        a=task.wanted if holds_a else f"not {task.wanted}",
+        first_b=words_b[0],
+        last_b=words_b[-1],
+        b=task.wanted if holds_b else f"not {task.wanted}",
+        winner="A" if holds_a else "B",
     )
 
 
@@ -216,9 +220,7 @@ def teacher_app() -> Any:
             "object": "chat.completion",
             "created": 0,
             "model": TEACHER_MODEL,
-            "choices": [
-                {"index": 0, "message": {"role": "assistant", "content": reason}, "finish_reason": "stop"}
-            ],
+            "choices": [{"index": 0, "message": {"role": "assistant", "content": reason}, "finish_reason": "stop"}],
             "usage": usage | {"total_tokens": sum(usage.values())},
         }
 

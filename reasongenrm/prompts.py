@@ -31,9 +31,7 @@ is correct, and is helpful and safe.
 ### Verdict
 Write [[A]] if answer A is better, or [[B]] if answer B is better."""
 
-_EXPLAIN = (
-    " First explain your decision in two or three sentences. Then end with the verdict, [[A]] or [[B]], on a line of its own."
-)
+_EXPLAIN = " First explain your decision in two or three sentences. Then end with the verdict, [[A]] or [[B]], on a line of its own."
 
 _TEACHER = """\
 {task}
