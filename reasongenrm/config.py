@@ -251,7 +251,8 @@ def _names_at(kind: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     """Field names of the (nested) section at `path`."""
     for part in path:
         annotation = kind.model_fields[part].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        assert isinstance(annotation, type)
+    assert issubclass(annotation, BaseModel)
         kind = annotation
     return list(kind.model_fields)
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-
 from reasongenrm.config import PairsConfig
 from reasongenrm.errors import InputError
 from reasongenrm.prompts import judge_prompt
@@ -61,9 +60,9 @@ def parse_json_lines(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        place = data.count(b"\n", 0, error.start) + 1
         raise InputError(
-            f"{name} line {line}: not UTF-8 text; expected JSON Lines, {_SHAPE}, one a line. Convert the file."
+            f"{name} line {place}: not UTF-8 text; expected JSON Lines, {_SHAPE}, one a line. Convert the file."
         ) from error
     if not text.strip():
         raise InputError(
@@ -88,15 +87,15 @@ def _is_hub_name(name: str) -> bool:
 
 def _read_hub(name: str) -> tuple[str, list[tuple[str, Any]]]:
     """Rows of a data set on the Hugging Face hub, split `train`; its commit is its address."""
+    import httpx
     from datasets import load_dataset
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
-    from requests.exceptions import RequestException
 
     try:
         commit = HfApi().dataset_info(name).sha
         rows = load_dataset(name, split="train", revision=commit)
-    except (HfHubHTTPError, RequestException, OSError) as error:
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise InputError(
             f"{name}: neither a local file nor a data set that the hub gives: {error}. "
             "Check the name and the network, or give a local file or s3:// URI."

