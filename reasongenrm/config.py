@@ -252,7 +252,7 @@ def _names_at(kind: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     for part in path:
         annotation = kind.model_fields[part].annotation
         assert isinstance(annotation, type)
-    assert issubclass(annotation, BaseModel)
+        assert issubclass(annotation, BaseModel)
         kind = annotation
     return list(kind.model_fields)
 
