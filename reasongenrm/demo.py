@@ -83,23 +83,23 @@ TASKS: dict[str, Task] = {
         "Write the whole answer in capital letters.",
         lambda items, _category: _plain(items).upper(),
         r"[^a-z]*[A-Z][^a-z]*",
-        "in capital letters",
+        "capital letters",
     ),
     "numbered-list": Task("Write them as a numbered list.", _numbered, r"1\. .*\n2\. .*", "a numbered list"),
     "exclamation-mark": Task(
         "End your answer with an exclamation mark.",
         lambda items, _category: _plain(items)[:-1] + "!",
         r".*!",
-        "closed by an exclamation mark",
+        "an exclamation mark",
     ),
     "json": Task(
-        "Answer with JSON.", lambda items, category: json.dumps({category: items}), r"\{.*\}", "written as JSON"
+        "Answer with JSON.", lambda items, category: json.dumps({category: items}), r"\{.*\}", "JSON"
     ),
     "question": Task(
         "Phrase your answer as a question.",
         lambda items, _category: f"Could it be {_joined(items)}?",
         r".*\?",
-        "phrased as a question",
+        "a question",
     ),
 }
 
@@ -160,10 +160,10 @@ def smollm2_path() -> Path:
 # How the teacher may put what it found: evidence first (a small model reads its own quotation more easily than an
 # answer far back), then what follows from it. Several wordings, so that selection has a choice.
 _FOUND = (
-    'The answer should be {wanted}. Answer A goes from "{first_a}" to "{last_a}": {a}. '
+    'The question wants {wanted}. Answer A goes from "{first_a}" to "{last_a}": {a}. '
     'Answer B goes from "{first_b}" to "{last_b}": {b}. Answer {winner} is better.',
-    'Answer A begins with "{first_a}" and ends with "{last_a}", so it is {a}. '
-    'Answer B begins with "{first_b}" and ends with "{last_b}", so it is {b}. Answer {winner} follows the question.',
+    'Answer A begins with "{first_a}" and ends with "{last_a}": {a}. '
+    'Answer B begins with "{first_b}" and ends with "{last_b}": {b}. So answer {winner} is better.',
 )
 _PARTS = re.compile(r"### Question\n(.*)\n\n### Answer A\n(.*)\n\n### Answer B\n(.*)\n\n### Verdict\n", re.DOTALL)
 

@@ -70,8 +70,8 @@ def test_every_chosen_answer_follows_its_format_and_no_rejected_one_does():
 def test_teacher_finds_the_better_answer_by_looking_at_it(chosen_first):
     for row in rows("benchmark.jsonl"):
         reason = teach(teacher_prompt(judge(row, chosen_first)), seed=0)
-        winner = "Answer A" if chosen_first else "Answer B"
-        assert reason.split(". ")[-1].startswith(winner)
+        winner = "answer a is better" if chosen_first else "answer b is better"
+        assert reason.rsplit(". ", 1)[-1].lower().endswith(f"{winner}.")
         assert "[[" not in reason
 
 
