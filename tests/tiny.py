@@ -156,6 +156,7 @@ def tiny_checkpoint(
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=32,  # the smallest that GPU attention kernels know
         max_position_embeddings=4096,
         tie_word_embeddings=True,
         initializer_range=0.3,  # wide enough that the most probable tokens are not all but equal
