@@ -174,3 +174,22 @@ def tiny_checkpoint(
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+def say(model: Any, script: list[int]) -> None:
+    """Make a model write the tokens of `script` from the end of any prompt on, each with a logit 2 above all others."""
+    import torch
+
+    plain = model.forward
+    steps = iter(script)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        nonlocal steps
+        output = plain(*args, **kwargs)
+        if "past_key_values" not in kwargs:
+            steps = iter(script)
+        output.logits = torch.zeros_like(output.logits)
+        output.logits[:, -1, next(steps)] = 2.0
+        return output
+
+    model.forward = forward

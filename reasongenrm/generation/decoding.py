@@ -7,7 +7,7 @@ Legend: P prompts, N rows a prompt, R rows still being written (at most P * N), 
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,7 +79,12 @@ def pick_tokens(logits_RV: torch.Tensor, temperature: float, top_p: float, unifo
 
 @torch.inference_mode()
 def decode(
-    model: "PreTrainedModel", prompts: Sequence[DecodingPrompt], pad_id: int, temperature: float, top_p: float
+    model: "PreTrainedModel",
+    prompts: Sequence[DecodingPrompt],
+    pad_id: int,
+    temperature: float,
+    top_p: float,
+    ended: Collection[int] = (),
 ) -> Iterator[Step]:
     """Write every row of every prompt, one token a row and step, until all have stopped.
 
@@ -87,6 +92,7 @@ def decode(
         model: a causal language model with a KV cache; its dtype is the dtype of the computation.
         prompts: P prompts of N rows each; short ones are padded on the left.
         pad_id: any token; padding is masked.
+        ended: rows that the caller wants no more of; looked at after every step, so it may grow.
     """
     num_rows = len(prompts[0].seeds)
     assert all(len(prompt.seeds) == num_rows and prompt.max_tokens >= 1 for prompt in prompts)
@@ -121,7 +127,9 @@ def decode(
         going = [
             place
             for place, (row, token) in enumerate(zip(rows, tokens, strict=True))
-            if token not in prompts[row // num_rows].stop_ids and num_written < prompts[row // num_rows].max_tokens
+            if token not in prompts[row // num_rows].stop_ids
+            and num_written < prompts[row // num_rows].max_tokens
+            and row not in ended
         ]
         if not going:
             return

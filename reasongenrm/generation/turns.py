@@ -106,6 +106,10 @@ class Turns:
                 pieces.append(self.tokenizer.decode([token], skip_special_tokens=False))
         return "".join(pieces)
 
+    def is_special(self, token: int) -> bool:
+        """Whether a token is markup."""
+        return token in self._special
+
     def split(self, ids: Sequence[int], prompt: Prompt) -> tuple[str | None, str]:
         """Generated tokens, shape (T_output,), as (reason, answer); a final stop token belongs to neither."""
         if ids and ids[-1] in prompt.stop_ids:

@@ -15,7 +15,7 @@ from reasongenrm.config import EngineConfig
 from reasongenrm.errors import InputError
 from reasongenrm.generation.seam import Generation, GenerationRequest, Sampling
 from reasongenrm.generation.transformers import TransformersEngine, load_checkpoint
-from tests.tiny import FAMILIES, Family, tiny_checkpoint
+from tests.tiny import FAMILIES, Family, say, tiny_checkpoint
 
 QUESTIONS = [
     "Which?",
@@ -116,7 +116,7 @@ def test_reason_and_verdict_come_from_one_generation(tmp_path: Path, family: Fam
     engine = TransformersEngine(model, tokenizer, batch_size=2, max_model_len=None, model_name="tiny")
     text = f"A is right.{engine.turns.family.turn_end}{engine.turns.family.bridge}[[A]]{engine.turns.family.turn_end}"
     script = tokenizer.encode(text + engine.turns.family.sequence_end, add_special_tokens=False)
-    reads_from(engine, script)
+    say(engine.model, script)
     one = run(engine, [ask("Which?", "q")], Sampling(max_tokens=99))["q", 0]
     assert (one.reason, one.answer, one.finish_reason) == ("A is right.", "[[A]]", "stop")
     assert one.num_output_tokens == len(script)
@@ -128,23 +128,6 @@ def test_reason_and_verdict_come_from_one_generation(tmp_path: Path, family: Fam
 
     turn = run(engine, [ask("Which?", "q", stop_at="turn")], Sampling(max_tokens=99))["q", 0]
     assert (turn.reason, turn.answer, turn.finish_reason) == ("A is right.", "", "stop")
-
-
-def reads_from(engine: TransformersEngine, script: list[int]) -> None:
-    """Make the model write `script`, one token after the other from the prompt's end, whatever the prompt."""
-    plain = engine.model.forward
-    steps = iter(script)
-
-    def forward(*args: object, **kwargs: object) -> object:
-        nonlocal steps
-        output = plain(*args, **kwargs)
-        if "past_key_values" not in kwargs:
-            steps = iter(script)
-        output.logits = torch.zeros_like(output.logits)
-        output.logits[:, -1, next(steps)] = 2.0
-        return output
-
-    engine.model.forward = forward
 
 
 def test_markup_spelled_out_in_ordinary_tokens_is_no_turn(engine: TransformersEngine) -> None:
@@ -166,7 +149,7 @@ def test_second_step_of_two_step_generation_opens_the_assistant_turn(engine: Tra
 def test_base_model_answers_plainly_and_stops_at_its_own_end_token(tmp_path: Path, family: Family) -> None:
     model, tokenizer = load_checkpoint(tiny_checkpoint(tmp_path / family, family), "auto")
     engine = TransformersEngine(model, tokenizer, batch_size=2, max_model_len=None, model_name="tiny")
-    reads_from(engine, tokenizer.encode("Verdict: [[B]]" + tokenizer.eos_token + "more", add_special_tokens=False))
+    say(engine.model, tokenizer.encode("Verdict: [[B]]" + tokenizer.eos_token + "more", add_special_tokens=False))
     one = run(engine, [ask("Which?", "q")], Sampling(max_tokens=99))["q", 0]
     assert (one.reason, one.answer, one.finish_reason) == (None, "Verdict: [[B]]", "stop")
 
