@@ -1,0 +1,87 @@
+"""train_dpo: the SFT model learns to prefer its own fluent, right reasons to its fluent, wrong ones.
+
+In: the SFT checkpoint and preferences (two on-policy reasons for one judge prompt). Out: a checkpoint like train_sft's.
+METHOD section 6: the verdict and the markup before it are left out, so that DPO moves the reasoning, not the verdict.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from reasongenrm.chat import ChatFamily, encode_reason_example
+from reasongenrm.config import DPOConfig
+from reasongenrm.prompts import judge_prompt
+from reasongenrm.records import Drops, Preference, parse_records
+from reasongenrm.stage import Stage
+from reasongenrm.store import ArtifactRef, Store, download, read_file
+from reasongenrm.training import check_config, length_limit, load_tokenizer, train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def encode_preferences(
+    preferences: Sequence[Preference], tokenizer: "PreTrainedTokenizerBase", family: ChatFamily, max_length: int
+) -> tuple[dict[str, list[Any]], Drops]:
+    """Tokenise pairs: the prompt, and each reason with its closing token; what would follow is left away.
+
+    A causal model gives the reason the same log-probabilities whether the verdict stands after it or not, so leaving it
+    away is masking it out. A pair of which one side is longer than `max_length` tokens is dropped and counted.
+
+    Returns:
+        Columns prompt_ids, chosen_ids, rejected_ids and length (tokens of both sides), a row a pair; what was dropped.
+    """
+    columns: dict[str, list[Any]] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": [], "length": []}
+    drops = Drops()
+    for pair in preferences:
+        drops.num_in += 1
+        text = judge_prompt(pair.prompt.question, pair.prompt.answer_a, pair.prompt.answer_b)
+        chosen = encode_reason_example(tokenizer, family, text, pair.chosen, pair.chosen_verdict)
+        rejected = encode_reason_example(tokenizer, family, text, pair.rejected, pair.rejected_verdict)
+        longest = max(chosen.reason_span[1], rejected.reason_span[1])
+        if longest > max_length:
+            drops.drop(
+                "longer_than_max_length", f"prompt {pair.prompt.prompt_id}: {longest:,} of {max_length:,} tokens"
+            )
+            continue
+        drops.num_out += 1
+        columns["prompt_ids"].append(chosen.input_ids[slice(*chosen.prompt_span)])
+        columns["chosen_ids"].append(chosen.input_ids[slice(*chosen.reason_span)])
+        columns["rejected_ids"].append(rejected.input_ids[slice(*rejected.reason_span)])
+        columns["length"].append(chosen.reason_span[1] + rejected.reason_span[1])
+    return columns, drops
+
+
+def train_dpo(store: Store, config: DPOConfig, model: ArtifactRef, preferences: ArtifactRef) -> ArtifactRef:
+    """Train the SFT model by direct preference optimisation on reasons (METHOD section 6).
+
+    loss = -log sigmoid(beta * ((log pi(c) - log ref(c)) - (log pi(r) - log ref(r)))), where log pi and log ref are sums over the
+    tokens of the chosen and the rejected reason, closing token included, and ref is the model before training.
+
+    Args:
+        model: of train_sft, variant "sft".
+        preferences: of select_preferences.
+
+    Returns:
+        A checkpoint: weights in `config.dtype`, tokenizer with our chat template, training_log.json, tensorboard/.
+
+    Raises:
+        ConfigError: settings contradict each other, or have no effect.
+        EmptyStageError: every pair is longer than `max_length`.
+        TrainingError: a loss or a gradient was not finite.
+
+    Source: METHOD section 6; arXiv 2305.18290.
+    """
+    check_config(config, "train_dpo")
+    with Stage(store, "train_dpo", config, {"model": model, "preferences": preferences}) as stage:
+        if stage.done:
+            return stage.done
+        records = parse_records(read_file(preferences, "preferences.jsonl"), Preference, "preferences.jsonl")
+        model_dir = download(model, stage.work_dir / "model")
+        tokenizer, family = load_tokenizer(model_dir, "reason")
+        limit = length_limit(model_dir, config)
+        columns, drops = encode_preferences(records, tokenizer, family, limit)
+        drops.require_some(
+            "train_dpo", f"Raise max_length (now {config.max_length:,}; the model allows no more than {limit:,})."
+        )
+        metrics = train(stage, config, "dpo", columns, model_dir, "reason")
+        return stage.finish(drops.counts(), metrics)

@@ -1,0 +1,349 @@
+"""What SFT and DPO share: the order of the batches, one job in this process or under torchrun, and what it leaves.
+
+`sft.py` and `dpo.py` hand over tokenised rows; `trainers.py`, which needs torch, trains on them; back come a checkpoint,
+training_log.json and TensorBoard event files, made from the same figures. torchrun starts this module as a program.
+"""
+
+import ctypes
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from reasongenrm.chat import ChatFamily, detect_family, install_template
+from reasongenrm.config import DPOConfig, Section, SFTConfig, TrainConfig
+from reasongenrm.errors import ConfigError, ReasonGenRMError, TrainingError
+from reasongenrm.generation.seam import OpeningRole
+from reasongenrm.stage import Stage, quiet_threads
+from reasongenrm.store import Store
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LOG = "training_log.json"
+_POOL_BATCHES = 8  # rows are sorted by length within so many batches: little padding, and still a mixed order
+_PR_SET_PDEATHSIG = 1
+# Those of transformers that need nothing but a number of steps and of warm-up steps.
+_SCHEDULERS = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "inverse_sqrt",
+    "constant_with_warmup",
+    "constant",
+)
+_CONFIGS: dict[str, type[TrainConfig]] = {"sft": SFTConfig, "dpo": DPOConfig}
+
+
+class TrainingJob(Section):
+    """Everything that a training process is told, as one file.
+
+    Attributes:
+        stage: name of the stage, with `config`, `inputs` and `extra` what its key is made of.
+        model_dir: the checkpoint to start from, with its tokenizer.
+        dataset_dir: tokenised rows as `datasets` saves them, with a column `length`.
+        output_dir: where `model/` (the checkpoint, the log, the event files) and the Trainer's own files go.
+        resume_from: a checkpoint of this very job, or None.
+    """
+
+    stage: str
+    trainer: Literal["sft", "dpo"]
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    extra: dict[str, Any]
+    store_uri: str
+    model_dir: Path
+    dataset_dir: Path
+    output_dir: Path
+    resume_from: Path | None
+    opening_role: OpeningRole
+
+    def section(self) -> TrainConfig:
+        """The stage's config section."""
+        return _CONFIGS[self.trainer].model_validate(self.config)
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which rows every optimizer step sees, fixed before the first one.
+
+    Attributes:
+        order: row numbers, `batch_size` after `batch_size`, shape (num_steps * batch_size,).
+        lengths: tokens of every row, shape (num_rows,).
+    """
+
+    order: list[int]
+    batch_size: int
+    lengths: list[int]
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps."""
+        return len(self.order) // self.batch_size
+
+    def epoch(self, step: int) -> float:
+        """Passes over the rows after `step` steps."""
+        return step * self.batch_size / len(self.lengths)
+
+    def num_tokens(self, step: int) -> int:
+        """Tokens seen after `step` steps, padding left out."""
+        return sum(self.lengths[row] for row in self.order[: step * self.batch_size])
+
+
+def plan_batches(lengths: Sequence[int], config: TrainConfig, *, sort: bool) -> BatchPlan:
+    """Draw the order of the rows: shuffled anew for each epoch, the last batch filled up from the next epoch's order.
+
+    The order depends on nothing but these arguments, so that a resumed run sees the rows an undisturbed one sees, and
+    N processes the batches of one. Every batch is whole: no gradient is averaged over fewer rows than another.
+
+    Args:
+        lengths: tokens of each row.
+        sort: put rows of like length into one batch: less padding, and processes that wait less for each other.
+    """
+    size, num_rows = config.train_batch_size, len(lengths)
+    if config.max_steps > 0:
+        num_steps = config.max_steps
+    else:
+        num_steps = max(1, math.ceil(round(config.num_train_epochs * num_rows / size, 6)))
+    rng = random.Random(config.seed)
+    order: list[int] = []
+    while len(order) < num_steps * size:
+        order += rng.sample(range(num_rows), num_rows)
+    del order[num_steps * size :]
+    if sort:
+        for epoch in range(math.ceil(len(order) / num_rows)):
+            # Only batches that lie in one epoch: sorting over two would put a row beside itself.
+            first = math.ceil(epoch * num_rows / size) * size
+            last = min((epoch + 1) * num_rows, len(order)) // size * size
+            for start in range(first, last, size * _POOL_BATCHES):
+                stop = min(start + size * _POOL_BATCHES, last)
+                rows = sorted(order[start:stop], key=lambda row: lengths[row])
+                batches = [rows[at : at + size] for at in range(0, len(rows), size)]
+                rng.shuffle(batches)
+                order[start:stop] = [row for batch in batches for row in batch]
+    return BatchPlan(order, size, list(lengths))
+
+
+def accumulation_steps(config: TrainConfig) -> int:
+    """Forward passes that every process adds up before an optimizer step."""
+    return config.train_batch_size // (config.per_device_train_batch_size * config.num_processes)
+
+
+def check_config(config: TrainConfig, stage: str) -> None:
+    """Refuse settings that contradict each other, or of which one has no effect.
+
+    Raises:
+        ConfigError: with the setting, its value, and one that would do.
+    """
+    at_once = config.per_device_train_batch_size * config.num_processes
+    if config.train_batch_size % at_once:
+        raise ConfigError(
+            f"{stage}: train_batch_size is {config.train_batch_size}; expected a multiple of "
+            f"per_device_train_batch_size {config.per_device_train_batch_size} x num_processes {config.num_processes} = "
+            f"{at_once}. Set it to {max(1, round(config.train_batch_size / at_once)) * at_once}."
+        )
+    if config.max_steps == 0 or config.max_steps < -1:
+        raise ConfigError(
+            f"{stage}: max_steps is {config.max_steps}; expected a number above 0, or -1 to let num_train_epochs decide."
+        )
+    if config.save_steps % config.logging_steps:
+        raise ConfigError(
+            f"{stage}: save_steps is {config.save_steps}; expected a multiple of logging_steps {config.logging_steps}, so "
+            "that a resumed run's log has the same rows. "
+            f"Set it to {math.ceil(config.save_steps / config.logging_steps) * config.logging_steps}."
+        )
+    if config.lr_scheduler_type not in _SCHEDULERS:
+        raise ConfigError(
+            f"{stage}: lr_scheduler_type is '{config.lr_scheduler_type}'; expected one of {', '.join(_SCHEDULERS)}."
+        )
+    if config.lr_scheduler_type == "constant" and config.warmup_ratio:
+        raise ConfigError(
+            f"{stage}: warmup_ratio is {config.warmup_ratio}, but lr_scheduler_type 'constant' has no warm-up. "
+            "Set warmup_ratio to 0, or lr_scheduler_type to 'constant_with_warmup'."
+        )
+
+
+def load_tokenizer(model_dir: Path, opening_role: OpeningRole) -> "tuple[PreTrainedTokenizerBase, ChatFamily]":
+    """The tokenizer of a checkpoint with our chat template, and its family.
+
+    Raises:
+        InputError: the family is not supported.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    family = detect_family(tokenizer)
+    install_template(tokenizer, family, opening_role)
+    return tokenizer, family
+
+
+def length_limit(model_dir: Path, config: TrainConfig) -> int:
+    """Tokens that a row may have: `max_length`, or the model's own context if that is shorter."""
+    context: int = json.loads((model_dir / "config.json").read_bytes())["max_position_embeddings"]
+    return min(config.max_length, context)
+
+
+def train(
+    stage: Stage,
+    config: TrainConfig,
+    trainer: Literal["sft", "dpo"],
+    rows: Mapping[str, Sequence[Any]],
+    model_dir: Path,
+    opening_role: OpeningRole,
+) -> dict[str, Any]:
+    """Train on tokenised rows and add the checkpoint, the log and the event files to the stage.
+
+    Args:
+        stage: whose checkpoints are kept and resumed.
+        rows: columns of equal length: the trainer's own, and `length`, the tokens of each row.
+        model_dir: the checkpoint to start from.
+        opening_role: the turn that a generation of the trained model opens.
+
+    Returns:
+        The stage's metrics: num_steps, num_tokens, last_loss, seconds.
+
+    Raises:
+        TrainingError: a loss or a gradient is not finite, or a training process died.
+        ConfigError: the libraries refuse a setting.
+    """
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
+    started = time.monotonic()
+    dataset_dir, output_dir = stage.work_dir / "dataset", stage.work_dir / "training"
+    Dataset.from_dict(dict(rows)).save_to_disk(dataset_dir)
+    job = TrainingJob(
+        stage=stage.name,
+        trainer=trainer,
+        config=config.model_dump(mode="json"),
+        inputs=stage.inputs,
+        extra={name: value for name, value in stage.config.items() if name not in type(config).model_fields},
+        store_uri=stage.store.uri,
+        model_dir=model_dir,
+        dataset_dir=dataset_dir,
+        output_dir=output_dir,
+        resume_from=stage.latest_checkpoint(output_dir),
+        opening_role=opening_role,
+    )
+    if config.num_processes == 1 and config.deepspeed is None:
+        from reasongenrm import trainers
+
+        trainers.run(job, stage.save_checkpoint)
+    else:
+        _torchrun(job, config.num_processes)
+    stage.add_folder(output_dir / "model")
+    log = json.loads((output_dir / "model" / LOG).read_bytes())
+    return {
+        "num_steps": log[-1]["step"],
+        "num_tokens": log[-1]["num_tokens"],
+        "last_loss": log[-1]["loss"],
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def write_log(rows: Sequence[Mapping[str, float]], folder: Path) -> None:
+    """Write training_log.json and, from the same figures, a TensorBoard event file.
+
+    The event file bears no time and no host name: equal runs leave equal bytes. Its "wall time" is the step.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    text = ",\n".join(json.dumps(row) for row in rows)
+    (folder / LOG).write_text(f"[\n{text}\n]\n", encoding="utf-8")
+    (folder / "tensorboard").mkdir(exist_ok=True)
+    with (folder / "tensorboard" / "events.out.tfevents.training").open("wb") as file:
+        events = RecordWriter(file)
+        events.write(Event(wall_time=0.0, file_version="brain.Event:2").SerializeToString())
+        for row in rows:
+            step = int(row["step"])
+            values = [Summary.Value(tag=f"train/{tag}", simple_value=row[tag]) for tag in row if tag != "step"]
+            events.write(Event(wall_time=step, step=step, summary=Summary(value=values)).SerializeToString())
+
+
+def _torchrun(job: TrainingJob, num_processes: int) -> None:
+    """Run a job in processes of their own, and raise here what the first of them raised."""
+    job.output_dir.mkdir(parents=True, exist_ok=True)
+    job_path, stderr_path = job.output_dir / "job.json", job.output_dir / "stderr.txt"
+    job_path.write_text(job.model_dump_json(indent=2), encoding="utf-8")
+    threads = max(1, (os.cpu_count() or 1) // num_processes)
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        # Processes of one machine talk over loopback; without this gloo asks a resolver for the host's own name.
+        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "reasongenrm.training",
+        "launch",
+        str(os.getpid()),
+        str(num_processes),
+        str(job_path),
+    ]
+    with stderr_path.open("wb") as stderr:
+        code = subprocess.run(command, env=env, stderr=stderr, check=False).returncode
+    if code:
+        raise _failure(job, f"torchrun with {num_processes} processes ended with exit code {code}", stderr_path)
+
+
+def _failure(job: TrainingJob, what: str, stderr_path: Path) -> ReasonGenRMError:
+    """The error that a process left behind, or what torchrun wrote at its end."""
+    kinds = {kind.__name__: kind for kind in ReasonGenRMError.__subclasses__()}
+    for path in sorted(job.output_dir.glob("error-*.json")):
+        error = json.loads(path.read_bytes())
+        return kinds[error["kind"]](error["message"])
+    tail = "\n".join(stderr_path.read_text(encoding="utf-8", errors="replace").splitlines()[-30:])
+    return TrainingError(
+        f"{job.stage}: {what}. The end of what it wrote:\n{tail}\n"
+        "If a process was killed for memory, lower per_device_train_batch_size or max_length."
+    )
+
+
+def _die_with(parent: int) -> None:
+    """Let the kernel kill this process when its parent ends: torchrun's workers are beyond a kill of our group."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _launch(parent: int, num_processes: int, job_path: str) -> None:
+    """Become torchrun."""
+    _die_with(parent)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
+    os.execv(sys.executable, [*torchrun, "-m", "reasongenrm.training", job_path])
+
+
+def _work(job: TrainingJob, rank: int) -> int:
+    """Be one of torchrun's processes. Only the first one talks to the store."""
+    keep: Callable[[int, Path], None] | None = None
+    if rank == 0:
+        keep = Stage(Store(job.store_uri), job.stage, job.section(), job.inputs, job.extra).save_checkpoint
+    from reasongenrm import trainers
+
+    try:
+        trainers.run(job, keep)
+    except ReasonGenRMError as error:
+        found = {"kind": type(error).__name__, "message": str(error)}
+        (job.output_dir / f"error-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "launch":
+        _launch(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    _die_with(os.getppid())
+    quiet_threads()
+    sys.exit(_work(TrainingJob.model_validate_json(Path(sys.argv[1]).read_bytes()), int(os.environ["RANK"])))
