@@ -1,0 +1,109 @@
+"""The gate as a stage: evaluations in, the decision and the report out.
+
+`decision.py` decides, `report.py` and `report_page.py` tell; this module reads what they need from the artifacts.
+"""
+
+from collections.abc import Mapping
+
+from pydantic import ValidationError
+
+from reasongenrm.config import GateConfig
+from reasongenrm.decision import check_same_rows, decide, decision_markdown
+from reasongenrm.errors import InputError
+from reasongenrm.metrics import Difference, Evaluation, RowResult, paired_difference, row_results
+from reasongenrm.records import Judgment, parse_records
+from reasongenrm.report import build_report, parse_training_log, trace_lineage
+from reasongenrm.report_page import render_html
+from reasongenrm.rewardbench import BenchmarkRow
+from reasongenrm.stage import Stage
+from reasongenrm.store import ArtifactRef, Store, read_file
+
+
+def select_winner(
+    store: Store, config: GateConfig, evaluations: Mapping[str, ArtifactRef], trainings: Mapping[str, ArtifactRef]
+) -> ArtifactRef:
+    """Stage: lay the variants side by side, choose the best candidate, say whether it is good enough.
+
+    Args:
+        store: where the artifact goes: decision.json, decision.md, report.json, report.html.
+        config: its section.
+        evaluations: by variant, in the order in which the report shows them.
+        trainings: by variant, the trained checkpoints, whose training_log.json gives the curves.
+
+    Returns:
+        The artifact; its metrics have `winner`, `passed`, `summary` and the winner's `accuracy`.
+
+    Raises:
+        ConfigError: a candidate, or the base model that must be beaten, was not evaluated.
+        InputError: the evaluations are of different benchmarks, or a file cannot be read.
+    """
+    inputs = {f"evaluation_{variant}": ref for variant, ref in evaluations.items()}
+    inputs |= {f"training_{variant}": ref for variant, ref in trainings.items()}
+    with Stage(store, "select_winner", config, inputs) as stage:
+        if stage.done:
+            return stage.done
+        figures = {variant: _read_evaluation(ref) for variant, ref in evaluations.items()}
+        judgments = {
+            variant: parse_records(read_file(ref, "judgments.jsonl"), Judgment, f"{ref.uri}/judgments.jsonl")
+            for variant, ref in evaluations.items()
+        }
+        results = {variant: row_results(judged) for variant, judged in judgments.items()}
+        check_same_rows(figures)
+        differences = differences_to_base(figures, results)
+        decision = decide(config, figures, differences)
+        first = next(iter(evaluations.values()))
+        report = build_report(
+            figures,
+            judgments,
+            parse_records(read_file(first, "rows.jsonl"), BenchmarkRow, f"{first.uri}/rows.jsonl"),
+            differences=differences,
+            decision=decision,
+            training_logs={
+                variant: parse_training_log(read_file(ref, "training_log.json"), f"{ref.uri}/training_log.json")
+                for variant, ref in trainings.items()
+            },
+            lineage=trace_lineage([*trainings.values(), *evaluations.values()]),
+        )
+        stage.add_bytes("decision.json", decision.model_dump_json(indent=2).encode() + b"\n")
+        stage.add_bytes("decision.md", decision_markdown(decision).encode())
+        stage.add_bytes("report.json", report.model_dump_json(indent=2).encode() + b"\n")
+        stage.add_bytes("report.html", render_html(report).encode())
+        metrics = {
+            "winner": decision.winner,
+            "passed": decision.passed,
+            "summary": decision.summary,
+            "accuracy": report.subject.accuracy,
+        }
+        return stage.finish({"num_in": len(evaluations), "num_out": 1}, metrics)
+
+
+def differences_to_base(
+    evaluations: Mapping[str, Evaluation], results: Mapping[str, list[RowResult]]
+) -> dict[str, Difference]:
+    """Every variant's accuracy minus the base model's, paired by row; empty without a base model.
+
+    Raises:
+        InputError: two variants judged different rows.
+    """
+    if "base" not in evaluations:
+        return {}
+    base = evaluations["base"]
+    return {
+        variant: paired_difference(
+            found, results["base"], confidence=base.confidence, num_bootstrap=base.num_bootstrap, seed=0
+        )
+        for variant, found in results.items()
+        if variant != "base"
+    }
+
+
+def _read_evaluation(ref: ArtifactRef) -> Evaluation:
+    try:
+        return Evaluation.model_validate_json(read_file(ref, "evaluation.json"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(
+            f"{ref.uri}/evaluation.json: {where}: {first['msg']}; expected an evaluation of this version. "
+            "Run evaluate_rewardbench again."
+        ) from error
