@@ -116,18 +116,19 @@ def _import_gguf(store: Store, config: ModelConfig, path: Path) -> ArtifactRef:
 
 
 def _import_hub(store: Store, config: ModelConfig, name: str) -> ArtifactRef:
-    import httpx
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+    import httpx2
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     wanted = f"{name} at {config.revision or 'its newest revision'}"
+    hub = HfApi()
     try:
-        commit = HfApi().model_info(name, revision=config.revision).sha
+        commit = hub.model_info(name, revision=config.revision).sha
         with Stage(store, "import_model", config, {"model": digest_bytes(f"{name}@{commit}".encode())}) as stage:
             if stage.done:
                 return stage.done
             patterns = ["config.json", "model*.safetensors", _INDEX, *_EXTRAS, "pytorch_model*.json"]
-            folder = Path(snapshot_download(name, revision=commit, allow_patterns=patterns))
+            folder = Path(hub.snapshot_download(name, revision=commit, allow_patterns=patterns))
             return _finish(stage, config, folder, name, commit)
     except HfHubHTTPError as error:
         reason = " ".join(str(error).split())
@@ -135,7 +136,7 @@ def _import_hub(store: Store, config: ModelConfig, name: str) -> ArtifactRef:
             f"{wanted}: the hub answers: {reason} Check the name and the revision (and, if the model is gated, log in with "
             "`hf auth login`)."
         ) from error
-    except (ConnectionError, httpx.TransportError) as error:
+    except (ConnectionError, httpx2.TransportError, LocalEntryNotFoundError) as error:
         raise InputError(
             f"{wanted}: there is no such folder here, and the hub cannot be reached ({error}). Check the path, or go online."
         ) from error
