@@ -143,35 +143,28 @@ def training_curves(variant: str, log: Iterable[Mapping[str, Any]]) -> list[Curv
 
 
 def trace_lineage(refs: Iterable[ArtifactRef]) -> list[LineageStep]:
-    """Every stage that led to these artifacts, inputs before what was made of them.
+    """Every stage that led to these artifacts, in the order of the artifacts, inputs before what was made of them.
 
     Raises:
         StoreError: an artifact on the way is gone or was made anew since.
     """
-    found: dict[str, Manifest] = {}
-    waiting = [ref.uri for ref in refs]
-    while waiting:
-        uri = waiting.pop()
-        if uri not in found:
-            found[uri] = open_artifact(uri)
-            waiting += found[uri].input_uris.values()
-    placed: dict[str, LineageStep] = {}
-    for uri in sorted(found, key=lambda uri: (found[uri].created_at, uri)):
-        _place(uri, found, placed)
-    return list(placed.values())
+    steps: dict[str, LineageStep] = {}
+    for ref in refs:
+        _place(ref.uri, steps)
+    return list(steps.values())
 
 
-def _place(uri: str, found: Mapping[str, Manifest], placed: dict[str, LineageStep]) -> None:
+def _place(uri: str, steps: dict[str, LineageStep]) -> None:
     """Append a stage after everything it reads."""
-    if uri in placed:
+    if uri in steps:
         return
-    manifest = found[uri]
+    manifest = open_artifact(uri)
     for source in manifest.input_uris.values():
-        _place(source, found, placed)
-    placed[uri] = LineageStep(
+        _place(source, steps)
+    steps[uri] = LineageStep(
         stage=manifest.stage,
         title=_title(manifest),
-        reads=tuple(dict.fromkeys(_title(found[source]) for source in manifest.input_uris.values())),
+        reads=tuple(dict.fromkeys(steps[source].title for source in manifest.input_uris.values())),
         uri=manifest.uri,
         digest=manifest.digest,
         created_at=manifest.created_at,

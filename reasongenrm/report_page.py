@@ -27,7 +27,7 @@ _CURVE_TITLES = {
     "margin": "reward margin, chosen minus rejected",
     "accuracy": "share of pairs ordered rightly",
 }
-# Where a curve starts before anything is learnt: sigmoid DPO loss is log 2, no margin, half of the pairs by chance.
+# Where a policy stands that prefers neither reason: sigmoid DPO loss log 2, no margin, half of the pairs by chance.
 _DPO_BASELINES = {"loss": math.log(2), "margin": 0.0, "accuracy": 0.5}
 _KIND_TITLES = {
     "flipped": "order flips the verdict",
@@ -172,7 +172,7 @@ def _by_backbone(report: Report) -> dict[str, list[object]]:
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{100 * value:.{digits}f}"
+    return "\N{EN DASH}" if value is None else f"{100 * value:.{digits}f}"
 
 
 def _points(value: float) -> str:

@@ -76,6 +76,7 @@ def test_lineage_follows_the_manifests_inputs_first(store: Store) -> None:
     sft = made("train_sft", {"model": model, "examples": prompts}, "sft")
     evaluation = made("evaluate_rewardbench", {"benchmark": "sha256:3", "model": sft}, "sft")
     steps = trace_lineage([evaluation, sft])
+    assert trace_lineage([sft, evaluation, model]) == steps
     assert [(step.title, step.reads) for step in steps] == [
         ("import_model", ()),
         ("prepare_pairs", ("import_model",)),

@@ -243,7 +243,7 @@ def test_curve_fills_its_box_from_the_first_step_to_the_last() -> None:
     assert (drawn.smooth, drawn.baseline) == ("", None)
 
 
-def test_dpo_curve_shows_where_an_untrained_policy_stands() -> None:
+def test_dpo_curve_shows_where_a_policy_without_preference_stands() -> None:
     drawn = plot(Curve(variant="dpo", name="loss", steps=(1, 2), values=(0.6, 0.4)))
     # log 2 = 0.693 between ticks 0.4 and 0.7
     assert drawn.baseline == pytest.approx(100 * (0.7 - math.log(2)) / 0.3, abs=0.01)
