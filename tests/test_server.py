@@ -407,7 +407,7 @@ def test_process_serves_and_ends_on_sigint_amid_a_generation(checkpoint: Path) -
                 except httpx.TransportError:
                     return False
 
-            wait_until(healthy, seconds=120)
+            wait_until(healthy, seconds=250)
             assert opened.get("/v1/models").status_code == 401
             body = QUESTION | RANDOM | {"stream": True, "n": 8}
             headers = {"Authorization": "Bearer secret"}

@@ -186,7 +186,7 @@ def say(model: Any, script: list[int]) -> None:
     def forward(*args: Any, **kwargs: Any) -> Any:
         nonlocal steps
         output = plain(*args, **kwargs)
-        if "past_key_values" not in kwargs:
+        if kwargs["input_ids"].shape[1] > 1:  # a prompt
             steps = iter(script)
         output.logits = torch.zeros_like(output.logits)
         output.logits[:, -1, next(steps)] = 2.0

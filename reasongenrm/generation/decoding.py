@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from reasongenrm.generation.cache import growing_cache
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -104,10 +106,15 @@ def decode(
         ids_PT[index, longest - len(prompt.ids) :] = torch.tensor(list(prompt.ids), device=device)
         mask_PT[index, longest - len(prompt.ids) :] = 1
     positions_PT = (mask_PT.cumsum(dim=-1) - 1).clamp(min=0)
+    cache = growing_cache()
     output = model(
-        input_ids=ids_PT, attention_mask=mask_PT, position_ids=positions_PT, use_cache=True, logits_to_keep=1
+        input_ids=ids_PT,
+        attention_mask=mask_PT,
+        position_ids=positions_PT,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
     )
-    cache = output.past_key_values
     if num_rows > 1:
         cache.batch_repeat_interleave(num_rows)
     mask_RT = mask_PT.repeat_interleave(num_rows, dim=0)
