@@ -1,0 +1,27 @@
+"""Adapter of reasongenrm.serving.deploy_kserve."""
+
+from kfp import dsl
+
+from components import images
+
+
+@dsl.component(base_image=images.CPU, install_kfp_package=False)
+def deploy_kserve(
+    store_uri: str,
+    config: dict,
+    decision: dsl.Input[dsl.Dataset],
+    base_model: dsl.Input[dsl.Model],
+    genrm_model: dsl.Input[dsl.Model],
+    sft_model: dsl.Input[dsl.Model],
+    dpo_model: dsl.Input[dsl.Model],
+    service: dsl.Output[dsl.Artifact],
+) -> None:
+    """Render the InferenceService of the winner."""
+    from reasongenrm.config import DeployConfig
+    from reasongenrm.serving import deploy_kserve as stage
+    from reasongenrm.task import Task
+
+    with Task("deploy_kserve", store_uri, service) as task:
+        models = {"base": base_model, "genrm": genrm_model, "sft": sft_model, "dpo": dpo_model}
+        section = task.section(DeployConfig, config)
+        task.publish(stage(task.store, section, task.input(decision), task.inputs(models)))

@@ -1,0 +1,24 @@
+"""Adapter of reasongenrm.scoring.score_reasons."""
+
+from kfp import dsl
+
+from components import images
+
+
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
+def score_reasons(
+    store_uri: str,
+    config: dict,
+    model: dsl.Input[dsl.Model],
+    prompts: dsl.Input[dsl.Dataset],
+    reasons: dsl.Input[dsl.Dataset],
+    scored: dsl.Output[dsl.Dataset],
+) -> None:
+    """Score each reason under a model: its fluency, signed by whether it leads to the labelled verdict."""
+    from reasongenrm.config import ScoreConfig
+    from reasongenrm.scoring import score_reasons as stage
+    from reasongenrm.task import Task
+
+    with Task("score_reasons", store_uri, scored) as task:
+        inputs = (task.input(model), task.input(prompts), task.input(reasons))
+        task.publish(stage(task.store, task.section(ScoreConfig, config), *inputs))

@@ -1,0 +1,23 @@
+"""Adapter of reasongenrm.selection.select_preferences."""
+
+from kfp import dsl
+
+from components import images
+
+
+@dsl.component(base_image=images.CPU, install_kfp_package=False)
+def select_preferences(
+    store_uri: str,
+    config: dict,
+    prompts: dsl.Input[dsl.Dataset],
+    scored: dsl.Input[dsl.Dataset],
+    preferences: dsl.Output[dsl.Dataset],
+) -> None:
+    """Choose a chosen and a rejected reason for each prompt: the pairs for DPO."""
+    from reasongenrm.config import PreferencesConfig
+    from reasongenrm.selection import select_preferences as stage
+    from reasongenrm.task import Task
+
+    with Task("select_preferences", store_uri, preferences) as task:
+        inputs = (task.input(prompts), task.input(scored))
+        task.publish(stage(task.store, task.section(PreferencesConfig, config), *inputs))

@@ -1,0 +1,22 @@
+"""Adapter of reasongenrm.selection.select_reasons."""
+
+from kfp import dsl
+
+from components import images
+
+
+@dsl.component(base_image=images.CPU, install_kfp_package=False)
+def select_reasons(
+    store_uri: str,
+    config: dict,
+    prompts: dsl.Input[dsl.Dataset],
+    scored: dsl.Input[dsl.Dataset],
+    examples: dsl.Output[dsl.Dataset],
+) -> None:
+    """Keep the best reason of each prompt (R*) if its score is high enough: the examples for SFT."""
+    from reasongenrm.config import SelectConfig
+    from reasongenrm.selection import select_reasons as stage
+    from reasongenrm.task import Task
+
+    with Task("select_reasons", store_uri, examples) as task:
+        task.publish(stage(task.store, task.section(SelectConfig, config), task.input(prompts), task.input(scored)))

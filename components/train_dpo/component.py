@@ -1,0 +1,24 @@
+"""Adapter of reasongenrm.dpo.train_dpo."""
+
+from kfp import dsl
+
+from components import images
+
+
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
+def train_dpo(
+    store_uri: str,
+    config: dict,
+    model: dsl.Input[dsl.Model],
+    preferences: dsl.Input[dsl.Dataset],
+    trained_model: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+) -> None:
+    """Move the SFT model's reasoning towards the chosen reasons; the reference model is the SFT model."""
+    from reasongenrm.config import DPOConfig
+    from reasongenrm.dpo import train_dpo as stage
+    from reasongenrm.task import Task
+
+    with Task("train_dpo", store_uri, trained_model) as task:
+        inputs = (task.input(model), task.input(preferences))
+        task.publish(stage(task.store, task.section(DPOConfig, config), *inputs), metrics)

@@ -1,0 +1,79 @@
+"""The command `reasongenrm`. Each command imports what it needs when it runs: the help is there in a fraction of a second.
+
+Exit codes: 0; 1 anything else; 2 bad input, config or usage; 3 store; 4 engine; 5 training; 6 nothing left; 130 stopped.
+"""
+
+import signal
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from reasongenrm.cli import contents, endpoint, judging, run, stages, tools
+from reasongenrm.cli.console import print_error, print_note
+from reasongenrm.errors import ReasonGenRMError
+
+
+class Group(TyperGroup):
+    """Ends a command that failed with the error's message and exit code instead of a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except ReasonGenRMError as error:
+            if ctx.params["debug"]:
+                raise
+            print_error(error)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            print_note("stopped; what is finished is kept, start again to go on")
+            raise typer.Exit(128 + signal.SIGINT) from error
+
+
+app = typer.Typer(
+    name="reasongenrm",
+    cls=Group,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Turn preference data into a judge that writes a reason, then a verdict, and serve it.
+
+    Start with [bold]reasongenrm doctor[/bold] and [bold]reasongenrm run --help[/bold].
+    """
+
+
+_PIPELINE, _JUDGE, _STORE, _TOOLS = "The pipeline", "Judging", "The store", "Tools"
+app.command("run", rich_help_panel=_PIPELINE)(run.run)
+app.command("prepare", rich_help_panel=_PIPELINE)(stages.prepare)
+app.command("distill", rich_help_panel=_PIPELINE)(stages.distill)
+app.command("sample", rich_help_panel=_PIPELINE)(stages.sample)
+app.command("score", rich_help_panel=_PIPELINE)(stages.score)
+app.command("train", rich_help_panel=_PIPELINE)(stages.train)
+app.command("evaluate", rich_help_panel=_JUDGE)(judging.evaluate)
+app.command("judge", rich_help_panel=_JUDGE)(judging.judge)
+app.command("serve", rich_help_panel=_JUDGE)(endpoint.serve)
+app.command("models", rich_help_panel=_STORE)(contents.models)
+app.command("runs", rich_help_panel=_STORE)(contents.runs)
+app.command("compile", rich_help_panel=_TOOLS)(tools.compile_pipeline)
+app.command("doctor", rich_help_panel=_TOOLS)(tools.doctor)
+app.command("version", rich_help_panel=_TOOLS)(tools.version)
+
+
+def main() -> None:
+    """Entry point. SIGTERM unwinds like an exit, so that what a command started is stopped."""
+    signal.signal(signal.SIGTERM, _terminate)
+    app()
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + signal.SIGTERM)

@@ -1,0 +1,40 @@
+"""What the commands print: results on stdout, progress and errors on stderr. Colours go when NO_COLOR is set or nobody looks."""
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from reasongenrm.errors import ReasonGenRMError
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def print_table(table: Table) -> None:
+    """A table whole, also where the lines of a narrow terminal or of a log are shorter."""
+    before = out.width
+    out.width = max(before, table.__rich_measure__(out, out.options.update(width=1000)).maximum)
+    out.print(table)
+    out.width = before
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout, for programs."""
+    out.print(json.dumps(value, indent=2, ensure_ascii=False), markup=False, soft_wrap=True)
+
+
+def print_error(error: ReasonGenRMError) -> None:
+    """The error's message in a panel, on stderr; plain lines where a program reads them."""
+    if err.is_terminal:
+        err.print(Panel(Text(str(error)), title="error", title_align="left", border_style="red"))
+    else:
+        err.print(Text(f"error: {error}"), soft_wrap=True)
+
+
+def print_note(text: str) -> None:
+    """One line for people, on stderr."""
+    err.print(Text(text), soft_wrap=True)

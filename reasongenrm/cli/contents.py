@@ -1,0 +1,126 @@
+"""models and runs: what is in a store, and where it comes from."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from reasongenrm.cli.console import out, print_json, print_note
+from reasongenrm.cli.settings import DEFAULT_STORE, JsonOption, StoreOption
+
+if TYPE_CHECKING:
+    from reasongenrm.runs import RunRecord
+    from reasongenrm.store import Manifest
+
+MODEL_STAGES = ("import_model", "train_sft", "train_dpo")
+
+
+def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """List the models in a store, each with what it was made from.
+
+    [bold]Examples[/bold]
+
+      reasongenrm models
+
+      reasongenrm models --store s3://my-bucket/judges --json
+    """
+    from reasongenrm.local_run import open_store
+    from reasongenrm.store import list_artifacts
+
+    with open_store(store) as opened:
+        artifacts = list_artifacts(opened)
+    found = [manifest for manifest in artifacts if manifest.stage in MODEL_STAGES]
+    if as_json:
+        print_json([{**manifest.model_dump(mode="json"), "uri": manifest.uri} for manifest in found])
+        return
+    if not found:
+        print_note(f"no models in {store} yet; `reasongenrm run` or `reasongenrm train` makes some")
+    by_digest = {manifest.digest: manifest for manifest in artifacts}
+    for manifest in found:
+        tree = Tree(Text(describe(manifest), style="bold"))
+        _add_inputs(tree, manifest, by_digest)
+        out.print(tree, soft_wrap=True)
+
+
+def _add_inputs(tree: Tree, manifest: "Manifest", by_digest: Mapping[str, "Manifest"]) -> None:
+    for name, digest in manifest.inputs.items():
+        made_by = by_digest.get(digest)
+        branch = tree.add(Text(f"{name}: {describe(made_by) if made_by else digest[:19]}"))
+        if made_by:
+            _add_inputs(branch, made_by, by_digest)
+
+
+def describe(manifest: "Manifest") -> str:
+    """An artifact in one line: its stage, its variant if it has one, its address, when it was made."""
+    variant = manifest.config.get("variant")
+    name = f"{manifest.stage} ({variant})" if variant else manifest.stage
+    return f"{name}  {manifest.uri}  {manifest.created_at[:19]}"
+
+
+def runs(
+    store: StoreOption = DEFAULT_STORE,
+    run_id: Annotated[str | None, typer.Option("--run", metavar="ID", help="Show one run with all its tasks.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the runs of a store, or show one.
+
+    A run that was killed stays "running"; start it again with the same arguments and it goes on.
+
+    [bold]Examples[/bold]
+
+      reasongenrm runs
+
+      reasongenrm runs --run 20261123-074612-3f2a
+    """
+    from reasongenrm.errors import InputError
+    from reasongenrm.local_run import open_store
+    from reasongenrm.runs import list_runs
+
+    with open_store(store) as opened:
+        found = list_runs(opened)
+    if run_id is not None:
+        chosen = [run for run in found if run.run_id == run_id]
+        if not chosen:
+            raise InputError(
+                f"{store}: no run '{run_id}'; it holds {', '.join(run.run_id for run in found) or 'none'}. Give --run one of them."
+            )
+        found = chosen
+    if as_json:
+        print_json([run.model_dump(mode="json") for run in found])
+        return
+    if not found:
+        print_note(f"no runs in {store} yet; `reasongenrm run` makes one")
+        return
+    out.print(_runs_table(found) if run_id is None else _run_tree(found[0]), soft_wrap=run_id is not None)
+
+
+def _runs_table(found: list["RunRecord"]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("run", no_wrap=True)
+    for column in ("state", "tasks", "winner", "gate", "preferences", "benchmark", "model"):
+        table.add_column(column, overflow="fold")
+    for run in found:
+        decision = run.decision.metrics if run.decision else {}
+        gate = {True: "passed", False: "not passed"}.get(decision.get("passed", ""), "")
+        uris = (run.inputs.preferences_uri, run.inputs.benchmark_uri, run.inputs.model_uri)
+        names = [uri.rstrip("/").rpartition("/")[2] for uri in uris]
+        table.add_row(run.run_id, run.state, str(len(run.tasks)), str(decision.get("winner", "")), gate, *names)
+    return table
+
+
+def _run_tree(run: "RunRecord") -> Tree:
+    tree = Tree(Text(f"{run.run_id}  {run.state}  {run.started_at} to {run.ended_at or '?'}", style="bold"))
+    if run.error:
+        tree.add(Text(run.error, style="red"))
+    inputs = tree.add("inputs")
+    for name, uri in run.inputs.model_dump().items():
+        inputs.add(Text(f"{name.removesuffix('_uri')}: {uri}"))
+    tasks = tree.add("tasks")
+    for task in run.tasks:
+        how = "reused" if task.reused else f"{task.seconds:.1f} s"
+        counts = ", ".join(f"{name.removeprefix('num_')} {n:,}" for name, n in task.ref.counts.items())
+        tasks.add(Text(f"{task.name}  {how}  {counts}")).add(Text(task.ref.uri, style="dim"))
+    return tree

@@ -1,0 +1,127 @@
+"""serve: an OpenAI-compatible endpoint for a checkpoint, by vLLM where it is installed, else by our small server."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reasongenrm.cli.console import print_note
+from reasongenrm.cli.settings import DEFAULT_STORE, StoreOption
+from reasongenrm.errors import EngineError
+
+START_SECONDS = 300.0  # vLLM on a cold machine; our own server needs a tenth
+SERVED_NAME = "reasongenrm"
+
+
+def serve(
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", metavar="URI", help="A checkpoint: a folder, or s3://... as `reasongenrm models` shows it."
+        ),
+    ],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; the key that clients must send: VLLM_API_KEY.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    max_model_len: Annotated[
+        int | None, typer.Option(min=1, help="Longest context in tokens; default: the model's own.")
+    ] = None,
+    name: Annotated[str, typer.Option("--name", help="The model's name in requests.")] = SERVED_NAME,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Serve a checkpoint behind an OpenAI-compatible endpoint until Ctrl-C.
+
+    vLLM serves it where it is installed; else a small server on transformers does, one generation at a time.
+
+    [bold]Examples[/bold]
+
+      reasongenrm serve --model .reasongenrm/winner
+
+      curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d '{"messages": [...]}'
+    """
+    from reasongenrm.config import EngineConfig
+    from reasongenrm.doctor import require
+    from reasongenrm.server import serve as serve_folder
+    from reasongenrm.stage import quiet_threads
+
+    require("serve")
+    quiet_threads()
+    folder = _fetch(model, store) if model.startswith("s3://") else Path(model).expanduser()
+    print_note(f"serving {model} as '{name}' at http://{host}:{port}/v1 (Ctrl-C stops)")
+    serve_folder(folder, name, host, port, EngineConfig(max_model_len=max_model_len))
+
+
+def _fetch(model: str, store: str) -> Path:
+    """A copy of a model in the store, over that of an earlier call; vLLM takes this process over, so nobody could remove it."""
+    from reasongenrm.local_run import local_folder, open_store
+    from reasongenrm.store import download
+
+    folder = local_folder(store) / "served"
+    with open_store(store):
+        shutil.rmtree(folder, ignore_errors=True)
+        return download(model, folder)
+
+
+@contextmanager
+def served(folder: Path, port: int = 0) -> Iterator[str]:
+    """Serve a checkpoint on loopback, from a process of its own, while the context lasts; yields the address, ending in /v1.
+
+    Raises:
+        EngineError: the server ended before it answered, or did not answer in time.
+    """
+    from reasongenrm.local_run import stop_tree
+
+    port = port or _free_port()
+    log_path = folder.parent / "endpoint.log"
+    command = [sys.executable, "-m", "reasongenrm", "serve", "--model", str(folder), "--port", str(port)]
+    env = {name: value for name, value in os.environ.items() if name != "VLLM_API_KEY"}  # nobody but this run asks
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=env)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not _is_up(f"http://127.0.0.1:{port}/health"):
+            if process.poll() is not None or time.monotonic() > deadline:
+                ended = process.returncode is not None
+                how = (
+                    f"ended with exit code {process.returncode}"
+                    if ended
+                    else f"did not answer in {START_SECONDS:.0f} s"
+                )
+                tail = "\n".join(log_path.read_text(encoding="utf-8", errors="replace").splitlines()[-5:])
+                raise EngineError(f"the endpoint for {folder} {how}. Its log, {log_path}, ends:\n{tail}")
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        stop_tree(process)
+
+
+def wait_for_stop() -> None:
+    """Sleep until Ctrl-C."""
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.pause()
+
+
+def _is_up(url: str) -> bool:
+    import httpx
+
+    try:
+        return httpx.get(url, timeout=5).is_success
+    except httpx.TransportError:
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

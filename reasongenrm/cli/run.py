@@ -1,0 +1,196 @@
+"""run: the whole pipeline on this machine, then the winner behind an endpoint, judging a pair."""
+
+import contextlib
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from reasongenrm.cli.console import err, out, print_json, print_note, print_table
+from reasongenrm.cli.settings import (
+    DEFAULT_STORE,
+    ConfigOption,
+    JsonOption,
+    SetOption,
+    StoreOption,
+    absolute,
+    make_config,
+)
+
+if TYPE_CHECKING:
+    from reasongenrm.config import EvaluateConfig
+    from reasongenrm.metrics import Evaluation
+    from reasongenrm.runs import RunRecord
+
+DEMO_TEACHER = "demo"
+REPORT_FILES = ("report.html", "report.json", "decision.md", "decision.json")
+
+
+def run(
+    preferences: Annotated[
+        str, typer.Option(metavar="URI", help="Preference pairs: a JSON Lines file, s3:// or a hub name.")
+    ],
+    benchmark: Annotated[
+        str,
+        typer.Option(
+            metavar="URI", help="RewardBench or a benchmark in its schema: JSON Lines file, s3:// or hub name."
+        ),
+    ],
+    model: Annotated[str, typer.Option(metavar="URI", help="Base model: a folder, GGUF file, s3:// or hub name.")],
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI|URL",
+            help="Who writes the reasons: a model, or an OpenAI-compatible endpoint (http://.../v1; key: OPENAI_API_KEY). "
+            "Default: the base model itself. 'demo': the demo's own program, which knows the demo's data only.",
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    assignments: SetOption = [],  # noqa: B006
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Take so many preference pairs and so many benchmark rows.")
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    try_it: Annotated[
+        bool, typer.Option("--try/--no-try", help="At the end, serve the winner and judge one pair.")
+    ] = True,
+    serve: Annotated[bool, typer.Option("--serve", help="Keep the endpoint up until Ctrl-C.")] = False,
+    port: Annotated[int, typer.Option(help="Port of the endpoint on 127.0.0.1; 0: any free one.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the whole pipeline on this machine.
+
+    Distils reasons, trains GenRM, ReasonGenRM-sft and ReasonGenRM-dpo, has all of them and the base model judge the
+    benchmark, and decides which to serve. What an earlier run finished is reused; what was killed goes on.
+
+    [bold]Examples[/bold]
+
+      reasongenrm run --preferences pairs.jsonl --benchmark rows.jsonl --model ./Qwen2.5-0.5B-Instruct --config small.yaml
+
+      reasongenrm run ... --teacher http://127.0.0.1:8000/v1 --set distill.num_samples=4 --limit 48 --serve
+    """
+    from reasongenrm.cli.results import evaluations_table
+    from reasongenrm.cli.run_view import ConsoleRunView
+    from reasongenrm.doctor import require
+    from reasongenrm.local_run import local_folder, open_store, run_local
+    from reasongenrm.runs import RunInputs
+
+    require("pipeline", "train", "local", "serve")
+    settings = make_config(config, assignments, limit)
+    folder = local_folder(store)
+    view = ConsoleRunView(err)
+    with open_store(store) as opened, _teacher(teacher or model) as teacher_uri:
+        inputs = RunInputs(
+            preferences_uri=absolute(preferences),
+            benchmark_uri=absolute(benchmark),
+            model_uri=absolute(model),
+            teacher_uri=absolute(teacher_uri),
+        )
+        with view.live():
+            record = run_local(inputs, settings, opened, folder, view)
+        results = _Results(record, folder / "report")
+        results.write()
+        if as_json:
+            print_json(record.model_dump(mode="json"))
+        else:
+            print_table(evaluations_table(results.evaluations))
+            results.print_decision()
+        if try_it or serve:
+            results.fetch_winner(folder / "winner")
+    if try_it or serve:
+        _try_winner(results, folder / "winner", settings.evaluate, port, keep_up=serve)
+
+
+@contextmanager
+def _teacher(teacher: str) -> Iterator[str]:
+    """The teacher's address; the demo's teacher is served as long as the context lasts."""
+    if teacher != DEMO_TEACHER:
+        yield teacher
+        return
+    from reasongenrm.demo import teacher_server
+
+    with teacher_server() as address:
+        yield address
+
+
+class _Results:
+    """What a finished run made, as files below one folder and as lines for people."""
+
+    def __init__(self, record: "RunRecord", folder: Path) -> None:
+        decision = record.decision
+        assert decision, "select_winner is part of every run"
+        self.record, self.folder, self.decision = record, folder, decision
+        self.winner = str(decision.metrics["winner"])
+        self.evaluations: list[Evaluation] = []
+
+    def write(self) -> None:
+        """Copy report, decision and InferenceService out of the store; those of an earlier run go."""
+        from reasongenrm.metrics import Evaluation
+        from reasongenrm.records import parse_records
+        from reasongenrm.rewardbench import BenchmarkRow
+        from reasongenrm.serving import FILE_NAME
+        from reasongenrm.store import read_file
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in REPORT_FILES:
+            (self.folder / name).write_bytes(read_file(self.decision, name))
+        service = self.record.output("deploy_kserve")
+        (self.folder / FILE_NAME).unlink(missing_ok=True)
+        self.service_path = self.folder / FILE_NAME if service else None
+        if service:
+            (self.folder / FILE_NAME).write_bytes(read_file(service, FILE_NAME))
+        refs = self.record.evaluations()
+        order = [variant for variant in ("base", "genrm", "sft", "dpo") if variant in refs]
+        rows = read_file(refs[self.winner], "rows.jsonl")
+        self.first_row = parse_records(rows, BenchmarkRow, "rows.jsonl")[0]
+        self.evaluations = [
+            Evaluation.model_validate_json(read_file(refs[variant], "evaluation.json")) for variant in order
+        ]
+
+    def print_decision(self) -> None:
+        """The gate's decision and where the files are."""
+        passed = bool(self.decision.metrics["passed"])
+        out.print(Text(str(self.decision.metrics["summary"]), style="bold green" if passed else "bold yellow"))
+        out.print(f"report: {self.folder / 'report.html'}", markup=False, soft_wrap=True)
+        service = (
+            f"InferenceService: {self.service_path}" if self.service_path else "InferenceService: none, see decision.md"
+        )
+        out.print(service, markup=False, soft_wrap=True)
+
+    def fetch_winner(self, folder: Path) -> None:
+        """Copy the winner's checkpoint to a local folder, over that of an earlier run."""
+        from reasongenrm.store import download, open_artifact
+
+        model_uri = open_artifact(self.record.evaluations()[self.winner]).input_uris["model"]
+        shutil.rmtree(folder, ignore_errors=True)
+        download(model_uri, folder)
+
+
+def _try_winner(results: _Results, model_folder: Path, config: "EvaluateConfig", port: int, keep_up: bool) -> None:
+    """Serve the winner, judge one benchmark pair through HTTP, print it; with `keep_up` serve on until Ctrl-C."""
+    from reasongenrm.cli.endpoint import served, wait_for_stop
+    from reasongenrm.cli.results import pair_panel
+    from reasongenrm.evaluation import VARIANT_STYLES
+    from reasongenrm.generation import open_engine
+    from reasongenrm.judging import judge_row
+    from reasongenrm.metrics import variant_name
+    from reasongenrm.prompts import question_text
+
+    row, is_vllm = results.first_row, find_spec("vllm") is not None
+    with served(model_folder, port) as address:
+        with (
+            contextlib.redirect_stdout(sys.stderr),
+            contextlib.closing(open_engine(address, config.engine, keep_markup=is_vllm)) as engine,
+        ):
+            judgment = judge_row(engine, row, config, VARIANT_STYLES[results.winner])
+        title = f"{variant_name(results.winner)} judges {row.row_id} at {address}"
+        out.print(pair_panel(question_text(row.question), row.chosen, row.rejected, judgment, title))
+        if keep_up:
+            print_note(f"serving {model_folder} at {address} until Ctrl-C")
+            wait_for_stop()

@@ -1,0 +1,78 @@
+"""Options that several commands share, and the run's configuration from a file and the command line."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from reasongenrm.config import RunConfig, load_config, parse_section
+from reasongenrm.errors import ConfigError
+
+DEFAULT_STORE = ".reasongenrm"
+
+StoreOption = Annotated[
+    str,
+    typer.Option(
+        "--store",
+        metavar="FOLDER|URI",
+        help="Where everything is kept: a folder with a server of its own, or s3://bucket/prefix (the AWS variables say "
+        "where and who).",
+    ),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="The run's YAML file; without it the reference's numbers are used."),
+]
+SetOption = Annotated[
+    list[str],
+    typer.Option(
+        "--set", metavar="SECTION.KEY=VALUE", help="Change one value of the config; may be given several times."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def make_config(path: Path | None, assignments: list[str], limit: int | None = None) -> RunConfig:
+    """The run's configuration: the file, then --set, then --limit.
+
+    Args:
+        path: a YAML file; None for the defaults.
+        assignments: "section.key=value", the value in YAML.
+        limit: so many preference pairs, and so many benchmark rows.
+
+    Raises:
+        ConfigError: a mistake in the file, or an assignment that does not fit; names it.
+    """
+    config = load_config(path)
+    if limit is not None:
+        assignments = [*assignments, f"pairs.limit={limit}", f"evaluate.limit={limit}"]
+    for assignment in assignments:
+        config = _assign(config, assignment)
+    return config
+
+
+def _assign(config: RunConfig, assignment: str) -> RunConfig:
+    key, equals, text = assignment.partition("=")
+    where = f"--set {assignment}"
+    path = key.split(".")
+    if not equals or len(path) < 2 or not all(path):
+        raise ConfigError(f"{where}: expected SECTION.KEY=VALUE, such as sft.learning_rate=1e-4.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: the value is not valid YAML: {' '.join(str(error).split())}. Quote it.") from error
+    values: dict[str, Any] = config.model_dump(mode="json")
+    section = values
+    for name in path[:-1]:
+        section = section.setdefault(name, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"{where}: '{name}' is a single value and has no keys of its own. Set it itself.")
+    section[path[-1]] = value
+    return parse_section(RunConfig, values, where)
+
+
+def absolute(uri: str) -> str:
+    """A local path made absolute, since tasks run elsewhere; URIs and hub names stay."""
+    path = Path(uri).expanduser()
+    return uri if "://" in uri or not path.exists() else str(path.resolve())

@@ -1,0 +1,82 @@
+"""compile, doctor, version: what is not about data or models."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from reasongenrm import __version__
+from reasongenrm.cli.console import out, print_json, print_note
+from reasongenrm.cli.settings import JsonOption
+from reasongenrm.errors import ConfigError
+
+COMPILED = Path("pipelines/compiled/reason_reward_model.yaml")
+
+
+def compile_pipeline(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="YAML file to write.")] = COMPILED,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; fail if the file is not what compiling gives.")
+    ] = False,
+) -> None:
+    """Compile the pipeline for a cluster.
+
+    The file can be uploaded in the KFP UI, or be given to `kfp pipeline create`.
+
+    [bold]Examples[/bold]
+
+      reasongenrm compile
+
+      reasongenrm compile --check
+    """
+    from pipelines.compile import compile_to, is_up_to_date
+    from reasongenrm.doctor import require
+
+    require("pipeline")
+    if not check:
+        compile_to(output)
+        print_note(f"wrote {output}")
+    elif not is_up_to_date(output):
+        raise ConfigError(
+            f"{output}: not what the pipeline compiles to. Run `reasongenrm compile` and commit the file."
+        )
+
+
+def doctor(
+    store: Annotated[
+        str | None, typer.Option("--store", metavar="FOLDER|URI", help="Also see whether this store can be reached.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what is missing on this machine and how to get it; exit code 1 if the loop cannot run.
+
+    [bold]Examples[/bold]
+
+      reasongenrm doctor
+
+      reasongenrm doctor --store s3://my-bucket/judges
+    """
+    from reasongenrm.doctor import examine
+
+    findings = examine(store)
+    if as_json:
+        print_json([finding.to_json() for finding in findings])
+    else:
+        table = Table(box=None, pad_edge=False)
+        for column in ("", "what", "found", "what to do"):
+            table.add_column(column, overflow="fold")
+        for finding in findings:
+            mark, style = ("ok", "green") if finding.ok else ("!!", "red") if finding.needed else ("--", "yellow")
+            table.add_row(
+                Text(mark, style=style), *(Text(text) for text in (finding.name, finding.found, finding.advice))
+            )
+        out.print(table)
+    if any(finding.needed and not finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def version() -> None:
+    """Print the version."""
+    out.print(f"reasongenrm {__version__}")
