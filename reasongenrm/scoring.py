@@ -151,7 +151,7 @@ def _token_logprobs(model: "PreTrainedModel", hidden_ND: "torch.Tensor", targets
         logits_CV = head(hidden_CD)
         logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
         picked_C = logits_CV.gather(-1, targets_C[:, None])[:, 0]
-        pieces.append((picked_C - logits_CV.logsumexp(-1)).clamp(max=0))  # rounding alone can lift it above log 1
+        pieces.append(picked_C - logits_CV.logsumexp(-1))
     return torch.cat(pieces).double()
 
 

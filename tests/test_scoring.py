@@ -201,6 +201,20 @@ def test_prompt_is_computed_once_and_logits_only_where_they_are_needed(monkeypat
     assert max(scored) == 7, "the logits of so many tokens at a time"
 
 
+def test_rows_of_one_reason_need_no_mask_that_grows_with_the_square_of_their_length() -> None:
+    tokenizer = make_tokenizer("chatml")
+    model = make_model("chatml", tokenizer)
+    prompts = judge_prompts(2)
+    rows = rows_of(tokenizer, prompts, written_reasons(prompts))
+    masked: list[bool] = []
+    model.get_decoder().register_forward_pre_hook(
+        lambda _module, _args, given: masked.append("attention_mask" in given), with_kwargs=True
+    )
+    score_batch(model, rows[:1])
+    score_batch(model, rows)
+    assert masked == [False, True]
+
+
 def test_model_that_gives_no_numbers_is_an_error() -> None:
     tokenizer = make_tokenizer("chatml")
     model = make_model("chatml", tokenizer)
