@@ -102,7 +102,10 @@ class EndpointEngine:
         self.base_url = base_url.rstrip("/")
         self._config = config
         self._keep_markup = keep_markup
-        self.model_name = model_name if model_name is not None else asyncio.run(self._only_model())
+        if model_name is None:
+            with start_blocking_portal() as portal:  # a loop of its own: a notebook has one running already
+                model_name = portal.call(self._only_model)
+        self.model_name = model_name
 
     def generate(
         self, requests: Sequence[GenerationRequest], sampling: Sampling, skip: Collection[str] = ()

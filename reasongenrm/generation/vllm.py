@@ -51,9 +51,16 @@ class VLLMEngine:
 
         self.model_name = model_name
         self.batch_size = config.batch_size
-        own_len = int(AutoConfig.from_pretrained(path).max_position_embeddings)
+        try:
+            own_len = int(AutoConfig.from_pretrained(path).max_position_embeddings)
+            tokenizer = AutoTokenizer.from_pretrained(path)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path}: cannot be loaded: {' '.join(str(error).split())} Expected the config, weights and tokenizer of "
+                "a causal language model."
+            ) from error
         self.max_model_len = min(config.max_model_len or own_len, own_len)
-        self.turns = Turns(AutoTokenizer.from_pretrained(path), load_end_ids(path))
+        self.turns = Turns(tokenizer, load_end_ids(path))
         try:
             self._llm = vllm.LLM(
                 model=str(path),

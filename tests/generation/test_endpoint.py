@@ -315,3 +315,13 @@ def test_addresses_that_are_neither_endpoint_nor_folder_are_refused() -> None:
         open_engine("/tmp/model", EngineConfig(), keep_markup=True)
     with pytest.raises(EngineError, match="expected a URL such as"):
         open_engine("http://127.0.0.1:port/v1", EngineConfig())
+
+
+def test_engine_works_where_an_event_loop_is_running() -> None:
+    async def notebook(url: str) -> Generation:
+        ((generation,),) = open_engine(url, EngineConfig()).generate([ask("q")], PLAIN)
+        return generation
+
+    fake = FakeEndpoint(echo)
+    with fake.running() as url:
+        assert asyncio.run(notebook(url)).answer.startswith("Which?")
