@@ -92,9 +92,7 @@ TASKS: dict[str, Task] = {
         r".*!",
         "an exclamation mark",
     ),
-    "json": Task(
-        "Answer with JSON.", lambda items, category: json.dumps({category: items}), r"\{.*\}", "JSON"
-    ),
+    "json": Task("Answer with JSON.", lambda items, category: json.dumps({category: items}), r"\{.*\}", "JSON"),
     "question": Task(
         "Phrase your answer as a question.",
         lambda items, _category: f"Could it be {_joined(items)}?",
