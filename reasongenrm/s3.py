@@ -4,8 +4,10 @@
 """
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +27,28 @@ from botocore.exceptions import (
 )
 
 from reasongenrm.errors import StoreError
+from reasongenrm.store import STORE_DIR
 
 MIB = 1 << 20
-_PART_BYTES = 32 * MIB  # S3 allows 10,000 parts; s3transfer enlarges them by itself beyond 312 GiB
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+_RESERVED_FRACTION = 0.02  # SeaweedFS stops writing at 1 % free; the other per cent is for what it has just written
+_PART_BYTES = 16 * MIB  # S3 allows 10,000 parts; s3transfer enlarges them by itself beyond 156 GiB
 
 
 def make_client() -> Any:
     """An S3 client of the standard AWS variables; a dead endpoint shows within seconds, not minutes.
 
+    One client serves all stores (it may be shared by threads): making one takes a quarter of a second.
+
     Raises:
         botocore errors: see `errors`.
     """
+    settings = ((name, value) for name, value in os.environ.items() if name.upper().startswith(("AWS_", *_PROXIES)))
+    return _client_of(tuple(sorted(settings)))
+
+
+@lru_cache(maxsize=4)
+def _client_of(settings: tuple[tuple[str, str], ...]) -> Any:  # noqa: ARG001 - boto3 reads them from the environment
     config = Config(
         connect_timeout=5,
         read_timeout=60,
@@ -49,12 +62,10 @@ def make_client() -> Any:
 def upload(client: Any, bucket: str, files: Mapping[str, Path]) -> None:
     """Write files to keys, large ones in parts, several parts at a time; a key appears whole or not at all.
 
-    Every request carries a CRC32 that the server compares with what arrived.
+    boto3 sends a CRC32 with every request; the server compares it with what arrived.
     """
     with create_transfer_manager(client, _transfer_config()) as manager:
-        futures = [
-            manager.upload(str(path), bucket, key, {"ChecksumAlgorithm": "CRC32"}) for key, path in files.items()
-        ]
+        futures = [manager.upload(str(path), bucket, key) for key, path in files.items()]
         for future in futures:
             future.result()
 
@@ -97,20 +108,17 @@ def errors(uri: str, action: str, name: str = "", num_bytes: int = 0) -> Iterato
     try:
         yield
     except (BotoCoreError, ClientError) as error:
-        raise StoreError(f"{what}: {_explain(error, uri)}") from error
+        raise StoreError(f"{what}: {_explain(error, uri, num_bytes)}") from error
     except OSError as error:
         raise StoreError(f"{what}: {error}. Free space or mend the rights of that file, and run again.") from error
 
 
 def _endpoint() -> str:
-    return (
-        os.environ.get("AWS_ENDPOINT_URL_S3")
-        or os.environ.get("AWS_ENDPOINT_URL")
-        or "AWS (AWS_ENDPOINT_URL is not set)"
-    )
+    named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return named or "AWS (AWS_ENDPOINT_URL is not set)"
 
 
-def _explain(error: BotoCoreError | ClientError, uri: str) -> str:
+def _explain(error: BotoCoreError | ClientError, uri: str, num_bytes: int) -> str:
     """What came back and what to do about it."""
     if isinstance(error, NoCredentialsError | PartialCredentialsError | ProfileNotFound):
         return f"{error}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
@@ -134,8 +142,14 @@ def _explain(error: BotoCoreError | ClientError, uri: str) -> str:
         return f"{found}. The credentials may not do this: check them, and the rights on the bucket of {uri}."
     if status(error) == 404:
         return "there is no such object. Re-run the stage that writes it, or check the URI."
+    if status(error) >= 500 and STORE_DIR in os.environ:
+        folder = os.environ[STORE_DIR]
+        usage = shutil.disk_usage(folder)
+        if usage.free < num_bytes + _RESERVED_FRACTION * usage.total:
+            return (
+                f"the disk of {folder} is full: {num_bytes / MIB:,.1f} MiB were needed, {usage.free / MIB:,.1f} MiB are free, "
+                f"of which the server keeps 1 % of the disk. Free some space and run again; finished work is kept."
+            )
     if status(error) >= 500:
-        return (
-            f"{found}, also when retried. Its disk may be full: free space there and run again; finished work is kept."
-        )
+        return f"{found}, also when retried. Look at its log; is its disk full? Run again: finished work is kept."
     return f"{found}. Check the URI and the AWS variables."

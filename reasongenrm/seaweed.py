@@ -8,7 +8,9 @@ import contextlib
 import fcntl
 import json
 import os
+import random
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,13 +24,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from reasongenrm.errors import StoreError
+from reasongenrm.store import STORE_DIR
 
 BUCKET = "reasongenrm"
-_PORTS = [
-    f"{server}.{port}" for server in ("master", "volume", "filer", "s3", "admin") for port in ("port", "port.grpc")
-]
+_SERVERS = ("master", "volume", "filer", "s3", "admin")
+_GRPC_OFFSET = 10_000  # the server's own rule: each gRPC port lies this far above the HTTP port
+_HTTP_PORTS = range(10_000, 22_000)  # with the gRPC ports below 32,768, where Linux picks ports for connections
 _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
+_LOCK_SECONDS = 2.0  # the server of a run that was just killed takes a moment to die
+_MEMORY_LIMIT = "512MiB"  # without it 910 MB while a checkpoint goes up, with it 440, in the same time
+_VACUUM_SECONDS = 30  # how often deleted bytes are given back; the default, 14 minutes, would pile up checkpoints
 _ATTEMPTS = 3  # another program may take a port between our look and the server's start
 
 # The server gets SIGKILL when the thread that started it ends, however that comes about. This program asks for it and
@@ -69,15 +75,17 @@ def embedded_store(data_dir: Path) -> Iterator[EmbeddedStore]:
         StoreError: another live server holds the folder, the server is not installed or does not start.
     """
     data_dir = data_dir.absolute()
-    program = _program()
-    with _locked(data_dir) as lock:
-        credentials = _write_credentials(data_dir)
-        process, ports = _start(program, data_dir, lock, credentials)
+    with contextlib.ExitStack() as stack:
         try:
-            yield EmbeddedStore(_env(data_dir, ports, credentials), f"s3://{BUCKET}", data_dir, process.pid)
-        finally:
-            _stop(process)
-            _remove_sockets(ports)
+            lock = stack.enter_context(_locked(data_dir))
+            process, ports, env = _start(_program(), data_dir, lock)
+        except OSError as error:
+            raise StoreError(
+                f"{data_dir}: cannot keep a store here: {error}. Mend this folder or free space, or choose another."
+            ) from error
+        stack.callback(_remove_sockets, ports)
+        stack.callback(_stop, process)
+        yield EmbeddedStore(env, f"s3://{BUCKET}", data_dir, process.pid)
 
 
 def _program() -> Path:
@@ -93,26 +101,29 @@ def _program() -> Path:
 @contextmanager
 def _locked(data_dir: Path) -> Iterator[IO[str]]:
     """Hold the folder; the server inherits the lock, so that it outlives us for exactly as long as the server does."""
-    try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = (data_dir / "lock").open("a+", encoding="utf-8")
-    except OSError as error:
-        raise StoreError(
-            f"{data_dir}: cannot keep a store here: {error}. Choose another folder, or mend this one."
-        ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise StoreError(
-                f"{data_dir}: another run (process {file.read().strip() or 'unknown'}) is using this store. "
-                "Wait for it, stop it, or choose another folder."
-            ) from error
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (data_dir / "lock").open("a+", encoding="utf-8") as file:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while not _lock(file):
+            if time.monotonic() > deadline:
+                file.seek(0)
+                raise StoreError(
+                    f"{data_dir}: another run (process {file.read().strip() or 'unknown'}) is using this store. "
+                    "Wait for it, stop it, or choose another folder."
+                )
+            time.sleep(0.05)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield file
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _write_credentials(data_dir: Path) -> tuple[str, str]:
@@ -131,42 +142,39 @@ def _write_credentials(data_dir: Path) -> tuple[str, str]:
 
 
 def _start(
-    program: Path, data_dir: Path, lock: IO[str], credentials: tuple[str, str]
-) -> tuple["subprocess.Popen[bytes]", dict[str, int]]:
+    program: Path, data_dir: Path, lock: IO[str]
+) -> tuple["subprocess.Popen[bytes]", dict[str, int], dict[str, str]]:
     """Start the server and wait until it takes requests; with new ports if it died, for one may have been taken."""
-    (data_dir / "objects").mkdir(exist_ok=True)
-    log = data_dir / "weed.log"
+    objects, log = data_dir / "objects", data_dir / "weed.log"
+    objects.mkdir(mode=0o700, exist_ok=True)
+    credentials = _write_credentials(data_dir)
     for attempt in range(_ATTEMPTS):
         ports = _choose_ports(data_dir, keep=attempt == 0)
+        env = _env(data_dir, ports, credentials)
+        command = [str(program), *_options(data_dir, ports)]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-I",
-                    "-S",
-                    "-c",
-                    _LAUNCHER,
-                    str(os.getpid()),
-                    str(program),
-                    *_options(data_dir, ports),
-                ],
+                [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command],
+                cwd=objects,
+                env={"HOME": str(objects), "GOMEMLIMIT": _MEMORY_LIMIT},  # SeaweedFS would read AWS and WEED variables
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 pass_fds=[lock.fileno()],
                 process_group=0,  # Ctrl-C is for the run, which then stops the server
             )
+        ready = False
         try:
-            if _wait_until_ready(process, ports, credentials):
-                return process, ports
-        except BaseException:
-            _stop(process)
-            raise
-        _stop(process)
-    tail = " | ".join(log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:])
+            ready = _wait_until_ready(process, env)
+        finally:
+            if not ready:
+                _stop(process)
+        if ready:
+            return process, ports, env
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     raise StoreError(
-        f"{data_dir}: the embedded store did not start in {_ATTEMPTS} attempts; its log ends: {tail or '(empty)'}. "
-        f"Is the disk full? See {log}."
+        f"{data_dir}: the embedded store did not start in {_ATTEMPTS} attempts; {_mib_free(data_dir)} MiB are free there; "
+        f"the log ends: {' | '.join(lines[-3:]) or '(empty)'}. Free space if the disk is full, or see {log}."
     )
 
 
@@ -180,12 +188,15 @@ def _options(data_dir: Path, ports: Mapping[str, int]) -> list[str]:
         "s3.config": data_dir / "s3.json",
         "s3.autoCreateBucket": "false",
         "s3.iam": "false",
+        "master.vacuumIntervalSeconds": _VACUUM_SECONDS,
+        "volume.preStopSeconds": 0,
         "s3.port.iceberg": 0,
         "s3.port.lance": 0,
         "webdav": "false",
         "admin.ui": "false",
     }
-    return ["mini", *(f"-{name}={value}" for name, value in {**options, **ports}.items())]
+    options |= {f"{server}.port": port for server, port in ports.items()}
+    return ["-logtostderr=true", "mini", *(f"-{name}={value}" for name, value in options.items())]
 
 
 def _choose_ports(data_dir: Path, keep: bool) -> dict[str, int]:
@@ -194,35 +205,31 @@ def _choose_ports(data_dir: Path, keep: bool) -> dict[str, int]:
     if keep and path.is_file():
         with contextlib.suppress(ValueError):
             ports: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
-            if [*ports] == _PORTS and all(_is_free(port) for port in ports.values()):
+            if [*ports] == [*_SERVERS] and all(_is_free(port) for port in ports.values()):
                 return ports
-    with contextlib.ExitStack() as stack:
-        ports = {}
-        for name in _PORTS:
-            held = stack.enter_context(socket.socket())
-            held.bind(("127.0.0.1", 0))
-            ports[name] = held.getsockname()[1]
+    free = (port for port in random.sample(_HTTP_PORTS, len(_HTTP_PORTS)) if _is_free(port))
+    ports = dict(zip(_SERVERS, free, strict=False))
     path.write_text(json.dumps(ports), encoding="utf-8")
     return ports
 
 
 def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
+    """Whether a server can listen on a port and on its gRPC twin."""
+    for number in (port, port + _GRPC_OFFSET):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", number))
+            except OSError:
+                return False
     return True
 
 
-def _wait_until_ready(
-    process: "subprocess.Popen[bytes]", ports: Mapping[str, int], credentials: tuple[str, str]
-) -> bool:
+def _wait_until_ready(process: "subprocess.Popen[bytes]", env: Mapping[str, str]) -> bool:
     """Wait for the bucket; False if the server died or took too long."""
     from botocore.exceptions import BotoCoreError, ClientError
 
-    client = _client(ports, credentials)
+    client = _client(env)
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -235,17 +242,21 @@ def _wait_until_ready(
     return False
 
 
-def _client(ports: Mapping[str, int], credentials: tuple[str, str]) -> Any:
-    """An impatient client of the server that is starting."""
+def _client(env: Mapping[str, str]) -> Any:
+    """An impatient client of the server that is starting; the user's own AWS settings have no say here either."""
     import boto3
+    import botocore.session
     from botocore.config import Config
 
-    return boto3.session.Session().client(
+    session = botocore.session.Session()
+    session.set_config_variable("config_file", env["AWS_CONFIG_FILE"])
+    session.set_config_variable("profile", env["AWS_PROFILE"])
+    return boto3.session.Session(botocore_session=session).client(
         "s3",
-        endpoint_url=f"http://127.0.0.1:{ports['s3.port']}",
-        aws_access_key_id=credentials[0],
-        aws_secret_access_key=credentials[1],
-        region_name="us-east-1",
+        endpoint_url=env["AWS_ENDPOINT_URL"],
+        aws_access_key_id=env["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=env["AWS_SECRET_ACCESS_KEY"],
+        region_name=env["AWS_REGION"],
         config=Config(connect_timeout=2, read_timeout=10, retries={"total_max_attempts": 1}, proxies={}),
     )
 
@@ -260,7 +271,7 @@ def _env(data_dir: Path, ports: Mapping[str, int], credentials: tuple[str, str])
     """Every variable that could lead boto3 elsewhere is set, so that the user's own AWS settings have no say."""
     config_path = data_dir / "aws.ini"
     config_path.write_text("[default]\n", encoding="utf-8")
-    endpoint = f"http://127.0.0.1:{ports['s3.port']}"
+    endpoint = f"http://127.0.0.1:{ports['s3']}"
     no_proxy = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
     no_proxy = ",".join(filter(None, (no_proxy, "127.0.0.1")))
     return {
@@ -275,6 +286,7 @@ def _env(data_dir: Path, ports: Mapping[str, int], credentials: tuple[str, str])
         "AWS_PROFILE": "default",
         "AWS_CONFIG_FILE": str(config_path),
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        STORE_DIR: str(data_dir),
         "NO_PROXY": no_proxy,
         "no_proxy": no_proxy,
     }
@@ -290,8 +302,13 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
+def _mib_free(folder: Path) -> str:
+    return f"{shutil.disk_usage(folder).free >> 20:,}"
+
+
 def _remove_sockets(ports: Mapping[str, int]) -> None:
     """Remove the sockets that the server leaves in /tmp, named after its ports."""
     for port in ports.values():
-        for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
-            path.unlink(missing_ok=True)
+        for number in (port, port + _GRPC_OFFSET):
+            for path in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):
+                path.unlink(missing_ok=True)

@@ -34,9 +34,9 @@ from reasongenrm.store import (
     Manifest,
     Store,
     digest_bytes,
+    fetch,
     parse_manifest,
     sha256_file,
-    verify,
 )
 
 _KEY_DIGITS = 16  # of 64: 2**32 different configs before two of a stage would share a key
@@ -92,6 +92,8 @@ class Stage:
     ) -> None:
         self.store = store
         self.name = name
+        overlap = extra.keys() & type(config).model_fields.keys()
+        assert not overlap, f"{name}: {sorted(overlap)} belongs to the config"
         self.config = {**config.model_dump(mode="json"), **extra}
         self.inputs = {name: ref if isinstance(ref, str) else ref.digest for name, ref in inputs.items()}
         self.input_uris = {name: ref.uri for name, ref in inputs.items() if isinstance(ref, ArtifactRef)}
@@ -158,10 +160,7 @@ class Stage:
         checkpoint = _Checkpoint.model_validate_json(self.store.get_bytes(names[-1]))
         start = names[-1].removesuffix(MANIFEST)
         target = into / f"checkpoint-{checkpoint.step}"
-        self.store.get_files({start + entry.path: target / entry.path for entry in checkpoint.files})
-        for entry in checkpoint.files:
-            path = target / entry.path
-            verify(entry, path.stat().st_size, sha256_file(path), self.store.uri_of(start))
+        fetch(Store(self.store.uri_of(start)), checkpoint.files, target)
         _say(f"{self.name}: goes on from step {checkpoint.step}")
         return target
 

@@ -6,17 +6,19 @@ last. Between stages travels an `ArtifactRef`, a small JSON that says where the 
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from reasongenrm.errors import ConfigError, InputError, StoreError
 
 MANIFEST = "manifest.json"
+STORE_DIR = "REASONGENRM_STORE_DIR"  # set by the embedded store alone, to tell a full disk from other failures
 SCHEMA_VERSION = 1
 _DELETE_BATCH = 1000  # DeleteObjects takes no more
 
@@ -122,8 +124,11 @@ class Store:
             self._s3.download(client, self.bucket, {self._key(name): path for name, path in files.items()})
 
     def exists(self, name: str) -> bool:
-        """Whether there is an object of exactly this name."""
-        return name in self.sizes(name)
+        """Whether there is an object of exactly this name (by listing: a HEAD cannot tell a missing bucket)."""
+        client = self._client
+        with self._s3.errors(self.uri, "look up", name):
+            page = client.list_objects_v2(Bucket=self.bucket, Prefix=self._key(name), MaxKeys=1)
+        return any(item["Key"] == self._key(name) for item in page.get("Contents", ()))
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Names that begin with `prefix`, sorted, each with its size in bytes."""
@@ -173,6 +178,14 @@ class FileEntry(_Json):
     path: str
     size: int
     sha256: str
+
+    @field_validator("path")
+    @classmethod
+    def _stays_inside(cls, path: str) -> str:
+        """A manifest from elsewhere must not lead a download out of its folder."""
+        if not path or path.startswith("/") or ".." in path.split("/") or "\\" in path:
+            raise ValueError(f"'{path}' does not stay inside the artifact's folder")
+        return path
 
 
 class ArtifactRef(_Json):
@@ -283,10 +296,43 @@ def download(ref: "ArtifactRef | str", into: Path) -> Path:
         StoreError: the artifact is unfinished, or a file is missing or damaged; the message names it.
     """
     manifest = open_artifact(ref)
-    store = Store(manifest.uri)
-    store.get_files({entry.path: into / entry.path for entry in manifest.files})
-    for entry in manifest.files:
-        verify(entry, (into / entry.path).stat().st_size, sha256_file(into / entry.path), manifest.uri)
+    fetch(Store(manifest.uri), manifest.files, into)
+    return into
+
+
+def fetch(store: Store, entries: Iterable[FileEntry], into: Path) -> None:
+    """Fetch files into a folder and compare each with its entry.
+
+    Raises:
+        StoreError: there is no room for them, or one is missing or damaged.
+    """
+    entries = [*entries]
+    into.mkdir(parents=True, exist_ok=True)
+    needed, free = sum(entry.size for entry in entries), shutil.disk_usage(into).free
+    if needed > free:
+        raise StoreError(
+            f"{store.uri}: no room for it in {into}: {needed / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free. "
+            "Free some, or set TMPDIR to a folder on a larger disk, and run again; finished work is kept."
+        )
+    store.get_files({entry.path: into / entry.path for entry in entries})
+    for entry in entries:
+        _verify(entry, (into / entry.path).stat().st_size, sha256_file(into / entry.path), store.uri)
+
+
+def download_folder(uri: str, into: Path) -> Path:
+    """Fetch everything below an s3:// folder: an artifact is verified, any other folder is taken as it is.
+
+    Raises:
+        InputError: there is nothing.
+        StoreError: see `download`.
+    """
+    store = Store(uri)
+    names = store.list()
+    if MANIFEST in names:
+        return download(uri, into)
+    if not names:
+        raise InputError(f"{uri}: nothing lies below this folder; expected its files. Check the URI.")
+    store.get_files({name: into / name for name in names})
     return into
 
 
@@ -300,7 +346,7 @@ def read_file(ref: "ArtifactRef | str", name: str) -> bytes:
     for entry in manifest.files:
         if entry.path == name:
             data = Store(manifest.uri).get_bytes(name)
-            verify(entry, len(data), hashlib.sha256(data).hexdigest(), manifest.uri)
+            _verify(entry, len(data), hashlib.sha256(data).hexdigest(), manifest.uri)
             return data
     raise StoreError(
         f"{manifest.uri}: has no file {name}; it holds {_few(entry.path for entry in manifest.files)}. "
@@ -308,7 +354,7 @@ def read_file(ref: "ArtifactRef | str", name: str) -> bytes:
     )
 
 
-def verify(entry: FileEntry, size: int, sha256: str, where: str) -> None:
+def _verify(entry: FileEntry, size: int, sha256: str, where: str) -> None:
     """Compare a file with its entry.
 
     Raises:
