@@ -23,7 +23,11 @@ endif
 MODEL ?= $(shell $(BIN)/python -c 'from reasongenrm.demo import smollm2_path; print(smollm2_path())' 2>/dev/null)
 STORE ?= .reasongenrm
 
-.PHONY: help install system demo run-demo test test-slow lint format types compile lock clean
+# The commands' own help as Markdown.
+CLI_DOCS = COLUMNS=120 $(BIN)/python -m typer reasongenrm.cli utils docs --name reasongenrm --title "The command line" \
+  | sed -e 's|<span style="font-weight: bold">\([^<]*\)</span>|**\1**|g' -e "s/&\#x27;/'/g" -e 's/&gt;/>/g'
+
+.PHONY: help install system demo run-demo test test-slow lint format compile docs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +68,7 @@ lint: install ## ruff, mypy, and the compiled pipeline against its golden copy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/reasongenrm compile --check
+	$(CLI_DOCS) | diff docs/cli.md - || { echo "make: docs/cli.md is not what the commands say; run: make docs"; exit 1; }
 
 format: install ## let ruff rewrite what it can
 	$(BIN)/ruff format .
@@ -71,6 +76,9 @@ format: install ## let ruff rewrite what it can
 
 compile: install ## write pipelines/compiled/ anew
 	$(BIN)/reasongenrm compile
+
+docs: install ## write docs/cli.md anew from the commands' own help
+	$(CLI_DOCS) > docs/cli.md
 
 lock: install ## pin every dependency anew in requirements.lock
 	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
