@@ -54,8 +54,8 @@ def encode_preferences(
 def train_dpo(store: Store, config: DPOConfig, model: ArtifactRef, preferences: ArtifactRef) -> ArtifactRef:
     """Train the SFT model by direct preference optimisation on reasons (METHOD section 6).
 
-    loss = -log sigmoid(beta * ((log pi(c) - log ref(c)) - (log pi(r) - log ref(r)))), where log pi and log ref are sums over the
-    tokens of the chosen and the rejected reason, closing token included, and ref is the model before training.
+    loss = -log sigmoid(beta * ((log pi(c) - log ref(c)) - (log pi(r) - log ref(r)))), where log pi and log ref are sums
+    over the tokens of the chosen and the rejected reason, closing token included, and ref is the model before training.
 
     Args:
         model: of train_sft, variant "sft".

@@ -58,8 +58,8 @@ def import_model(store: Store, config: ModelConfig, model_uri: str) -> ArtifactR
             or "organisation/name" on the hub, at `config.revision` or the newest, whose commit is recorded.
 
     Returns:
-        A model; metrics source, revision, chat_family, num_parameters, dtype. It is not imported again while its bytes (on the
-        hub: its commit; in S3: its objects' names, sizes and ETags) are the same.
+        A model; metrics source, revision, chat_family, num_parameters, dtype. It is not imported again while its bytes
+        (on the hub: its commit; in S3: its objects' names, sizes and ETags) are the same.
 
     Raises:
         InputError: there is no such model, or it is not whole, not safe, or of no supported chat family.
@@ -170,8 +170,8 @@ def check_folder(path: Path, where: str) -> ModelFolder:
         where: what messages call the folder.
 
     Raises:
-        InputError: config, weights or tokenizer are missing or damaged, the weights are pickles or quantised, or the model
-            needs code of its own.
+        InputError: config, weights or tokenizer are missing or damaged, the weights are pickles or quantised, or the
+            model needs code of its own.
     """
     config = _read_json(path / "config.json", where)
     if "model_type" not in config:

@@ -1,7 +1,7 @@
 """train_sft: a checkpoint learns to write a reason and a verdict (ReasonGenRM), or a verdict alone (GenRM).
 
-In: a model and training examples (a judge prompt, R*, the labelled verdict). Out: a checkpoint with our chat template, its
-training log and TensorBoard event files. METHOD section 3 says which tokens are learnt.
+In: a model and training examples (a judge prompt, R*, the labelled verdict). Out: a checkpoint with our chat template,
+its training log and TensorBoard event file. METHOD section 3 says which tokens are learnt.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ IGNORED = -100  # a label that bears no loss, in torch's cross-entropy and in TR
 def loss_labels(example: EncodedExample, mask: Mask) -> list[int]:
     """The token ids that are learnt, `IGNORED` everywhere else, shape (T,).
 
-    "one_generation": everything that the model writes: the reason, the opening of the assistant turn, the verdict, their
-    closing tokens, the end of the sequence. "reference": the reason and the verdict with their closing tokens.
+    "one_generation": everything that the model writes: the reason, the opening of the assistant turn, the verdict,
+    their closing tokens, the end of the sequence. "reference": the reason and the verdict with their closing tokens.
 
     Source: METHOD section 3; the second is that of ReasonGenRM, ReasonGenRM/src/sft at 0887f2e.
     """

@@ -1,7 +1,7 @@
-"""TRL's SFT and DPO trainers, held to what is asked: our order of rows, exact tokens, no silent fallback, no bad number.
+"""TRL's SFT and DPO trainers, held to what is asked: our order of rows, exact tokens, no silent fallback.
 
-Imported where training starts, because it needs torch, transformers and TRL. `run` trains one `training.TrainingJob`, in
-one process or as one of torchrun's, and leaves a checkpoint that plain `from_pretrained` loads.
+Imported where training starts, because it needs torch, transformers and TRL. `run` trains one `training.TrainingJob`,
+in one process or as one of torchrun's, and leaves a checkpoint that plain `from_pretrained` loads.
 """
 
 import math
@@ -77,7 +77,7 @@ class _Planned:
             raise TrainingError(
                 f"{self._stage}: step {step} of {self._plan.num_steps}: the loss is {loss:.4g} and the gradient's norm "
                 f"{float(norm):.4g}, at a learning rate of {rate:.4g}; expected finite numbers. Lower learning_rate or "
-                "max_grad_norm, raise warmup_ratio, or set dtype to float32. Nothing was written."
+                "max_grad_norm, raise warmup_ratio, or set dtype to float32. No model was written."
             )
         return norm
 
@@ -154,6 +154,7 @@ def run(job: TrainingJob, keep: KeepCheckpoint | None) -> None:
     _quiet()
     _score_trained_positions_only()
     config = job.section()
+    _check_gpus(config, job.stage)
     tokenizer, _ = load_tokenizer(job.model_dir, job.opening_role)
     dataset = load_from_disk(str(job.dataset_dir))
     packed = isinstance(config, SFTConfig) and config.packing
@@ -198,7 +199,7 @@ def _quiet() -> None:
 def _score_trained_positions_only() -> None:
     """Let TRL compute logits where a label is, on a CPU as it does on a GPU.
 
-    Without Triton it scores the prompt's positions too, for chips that compile once per shape, and multiplies them by zero.
+    Without Triton it scores the prompt's positions too, for chips that compile once per shape, and drops what it found.
     For SmolLM2 and 1,600 tokens of which 400 are trained that is a quarter of the step and a GB of memory.
     """
     assert callable(trl.trainer.utils._use_triton), "TRL has moved what decides this"
@@ -248,6 +249,16 @@ def _arguments(job: TrainingJob, config: TrainConfig, plan: BatchPlan) -> Traini
         raise ConfigError(
             f"{job.stage}: transformers refuses the settings: {reason}. Change the setting it names."
         ) from error
+
+
+def _check_gpus(config: TrainConfig, stage: str) -> None:
+    """Ask for one process a GPU: with fewer, transformers splits batches in threads; with more, NCCL hangs."""
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if num_gpus and config.num_processes != num_gpus:
+        raise ConfigError(
+            f"{stage}: num_processes is {config.num_processes}, but {num_gpus} GPU(s) are visible; expected one process a GPU. "
+            f"Set num_processes to {num_gpus}, or hide GPUs with CUDA_VISIBLE_DEVICES."
+        )
 
 
 def _check_processes(trainer: Any, config: TrainConfig, stage: str) -> None:

@@ -1,7 +1,7 @@
 """What SFT and DPO share: the order of the batches, one job in this process or under torchrun, and what it leaves.
 
-`sft.py` and `dpo.py` hand over tokenised rows; `trainers.py`, which needs torch, trains on them; back come a checkpoint,
-training_log.json and TensorBoard event files, made from the same figures. torchrun starts this module as a program.
+`sft.py` and `dpo.py` hand over tokenised rows; `trainers.py`, which needs torch, trains on them; back come a
+checkpoint, training_log.json and a TensorBoard event file of the same figures. torchrun starts this module as a program.
 """
 
 import ctypes

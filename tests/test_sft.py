@@ -1,6 +1,8 @@
 """train_sft: which tokens are learnt, what is dropped, what comes out."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from reasongenrm.chat import detect_family, encode_reason_example, install_templ
 from reasongenrm.config import SFTConfig
 from reasongenrm.errors import EmptyStageError, InputError
 from reasongenrm.sft import IGNORED, encode_examples, loss_labels, pack, train_sft
-from reasongenrm.store import ArtifactRef, Store, download, read_file
+from reasongenrm.store import ArtifactRef, Store, download, open_artifact, read_file
 from reasongenrm.training import LOG, plan_batches
 from tests.conftest import EmbeddedStore
 from tests.tiny import FAMILIES, Family, tiny_tokenizer
@@ -196,17 +198,20 @@ def test_checkpoint_loads_by_plain_transformers_and_stops_at_the_end_of_the_sequ
     assert ref.counts == {"num_in": 8, "num_out": 8}
 
 
-def test_same_training_is_not_done_twice(trained: tuple[Any, ...]) -> None:
+def test_same_training_is_not_done_twice_and_torch_is_not_needed_to_know(trained: tuple[Any, ...]) -> None:
     store, ref, _, _ = trained
-    model = ArtifactRef(stage="import_model", key="k", digest=manifest_inputs(ref)["model"], uri="s3://gone/x")
-    examples = ArtifactRef(stage="select_reasons", key="k", digest=manifest_inputs(ref)["examples"], uri="s3://gone/y")
-    assert train_sft(store, CONFIG, "sft", model, examples) == ref
-
-
-def manifest_inputs(ref: ArtifactRef) -> dict[str, str]:
-    from reasongenrm.store import open_artifact
-
-    return open_artifact(ref).inputs
+    inputs = open_artifact(ref).inputs
+    code = (
+        "import sys\nfrom reasongenrm.config import SFTConfig\nfrom reasongenrm.sft import train_sft\n"
+        "from reasongenrm.store import ArtifactRef, Store\n"
+        f"digests = {inputs!r}\n"
+        "refs = [ArtifactRef(stage=name, key='k', digest=digests[name], uri='s3://gone/x') for name in ('model', 'examples')]\n"
+        f"config = SFTConfig.model_validate_json({CONFIG.model_dump_json()!r})\n"
+        f"print(train_sft(Store({store.uri!r}), config, 'sft', *refs).uri)\n"
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
+    )
+    again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert again.stdout.strip() == ref.uri
 
 
 def test_genrm_is_saved_in_bfloat16_and_opens_the_assistant_turn(store: Store, tmp_path: Path) -> None:

@@ -164,6 +164,7 @@ _KILLED = """
 import os, signal, sys
 from reasongenrm.config import SFTConfig
 from reasongenrm.sft import train_sft
+from reasongenrm.stage import Stage
 from reasongenrm.store import ArtifactRef, Store
 
 keep = Stage.save_checkpoint
@@ -251,6 +252,20 @@ def test_fall_back_to_other_processes_is_noticed() -> None:
         trainers._check_processes(Fallen, with_settings(deepspeed={"zero_optimization": {"stage": 2}}), "train_sft")
     with pytest.raises(TrainingError, match=r"1 process\(es\) of kind NO; expected 2 of kind MULTI_CPU"):
         trainers._check_processes(Fallen, with_settings(num_processes=2), "train_sft")
+
+
+@pytest.mark.parametrize(("num_processes", "num_gpus"), [(1, 2), (4, 2)])
+def test_one_process_a_gpu_is_asked_for(monkeypatch: pytest.MonkeyPatch, num_processes: int, num_gpus: int) -> None:
+    from reasongenrm import trainers
+
+    monkeypatch.setattr(trainers.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(trainers.torch.cuda, "device_count", lambda: num_gpus)
+    config = with_settings(num_processes=num_processes, train_batch_size=8)
+    with pytest.raises(
+        ConfigError, match=rf"num_processes is {num_processes}, but {num_gpus} GPU.*CUDA_VISIBLE_DEVICES"
+    ):
+        trainers._check_gpus(config, "train_sft")
+    trainers._check_gpus(with_settings(num_processes=num_gpus), "train_sft")
 
 
 def job(folder: Path, config: TrainConfig) -> TrainingJob:

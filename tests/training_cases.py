@@ -1,4 +1,4 @@
-"""Small real inputs for the training tests: a tiny imported model, examples and preferences, as artifacts in a store."""
+"""Small real inputs for the training tests: a tiny model, examples and preferences, as artifacts in a store."""
 
 from pathlib import Path
 
