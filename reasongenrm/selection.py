@@ -101,8 +101,9 @@ def _any(reasons: Sequence[ScoredReason], numbers: random.Random) -> ScoredReaso
 # How the chosen is picked among the correct, and the rejected among the incorrect reasons of a prompt. A score far from 0
 # is a fluent reason, one near 0 an influent reason: reward_dpo_dataset.py at 0887f2e has the four picks by score (two of
 # them commented out), its README the two random ones. Results of each on RewardBench: METHOD section 5.
+BEST_AGAINST_WORST: Strategy = "correct_fluent+incorrect_fluent"
 STRATEGIES: dict[Strategy, tuple[Pick, Pick]] = {
-    "correct_fluent+incorrect_fluent": (_highest, _lowest),
+    BEST_AGAINST_WORST: (_highest, _lowest),
     "correct_fluent+incorrect_influent": (_highest, _highest),
     "correct_fluent+random_incorrect": (_highest, _any),
     "correct_influent+incorrect_fluent": (_lowest, _lowest),
@@ -116,24 +117,25 @@ def choose_preferences(
     """A chosen and a rejected reason of each prompt.
 
     Correct reasons score above `config.chosen_above`, incorrect ones below `config.rejected_below`; the strategy picks
-    one of each. The chosen goes with the right verdict, the rejected with the wrong one. Of equals, the earliest sample;
+    one of each. The chosen goes with the right verdict, the rejected with the wrong one. The default strategy also takes
+    ranges that overlap (a small model is sure of nothing): the best reason against the worst, wherever they lie. Of equals, the earliest sample;
     what is random depends on `config.seed`, the prompt and its reasons alone.
 
     Returns:
         Preferences in the order of the prompts; and the counts, in prompts: no_reason, no_correct_reason,
-        no_incorrect_reason, neither_correct_nor_incorrect.
+        no_incorrect_reason, neither_correct_nor_incorrect, best_is_worst.
 
     Raises:
-        ConfigError: a score could be correct and incorrect at once.
+        ConfigError: a score could be correct and incorrect at once, under a strategy that is not best against worst.
         InputError: a reason's prompt is not among `prompts`.
 
     Source: METHOD section 5; ReasonGenRM, ReasonGenRM/src/dpo/reward_dpo_dataset.py at 0887f2e, which knows one threshold
     for both.
     """
-    if config.chosen_above < config.rejected_below:
+    if config.chosen_above < config.rejected_below and config.strategy != BEST_AGAINST_WORST:
         raise ConfigError(
             f"preferences.chosen_above is {config.chosen_above} and rejected_below {config.rejected_below}: a reason between "
-            "them would be both. Expected chosen_above >= rejected_below."
+            f"them would be both. Expected chosen_above >= rejected_below, or the strategy {BEST_AGAINST_WORST}."
         )
     pick_chosen, pick_rejected = STRATEGIES[config.strategy]
     drops = Drops()
@@ -150,6 +152,9 @@ def choose_preferences(
             continue
         numbers = random.Random(f"{config.seed}/{prompt.prompt_id}")
         chosen, rejected = pick_chosen(correct, numbers), pick_rejected(incorrect, numbers)
+        if chosen.reason_score <= rejected.reason_score:  # only where the two ranges overlap
+            drops.drop("best_is_worst", f"prompt {prompt.prompt_id}: {chosen.reason_score:.3f}")
+            continue
         drops.num_out += 1
         preferences.append(
             Preference(

@@ -174,9 +174,20 @@ def test_scores_at_the_thresholds_are_neither_correct_nor_incorrect() -> None:
     }
 
 
-def test_thresholds_that_overlap_are_refused() -> None:
+def test_thresholds_that_overlap_are_refused_where_a_pick_could_be_both() -> None:
+    config = PreferencesConfig(strategy="random+random", chosen_above=-0.2, rejected_below=0.2)
     with pytest.raises(ConfigError, match=r"chosen_above is -0\.2 and rejected_below 0\.2"):
-        choose_preferences([prompt()], [], PreferencesConfig(chosen_above=-0.2, rejected_below=0.2))
+        choose_preferences([prompt()], [], config)
+
+
+def test_thresholds_that_overlap_take_the_best_against_the_worst_wherever_they_lie() -> None:
+    config = PreferencesConfig(chosen_above=-1, rejected_below=1)
+    pairs, _ = choose_preferences([prompt()], by_scores(0.3, 0.5, 0.4), config)
+    assert [(pair.chosen_score, pair.rejected_score) for pair in pairs] == [(0.5, 0.3)]
+    for scores in ([0.3], [0.3, 0.3]):
+        none, drops = choose_preferences([prompt()], by_scores(*scores), config)
+        assert none == []
+        assert drops.causes == {"best_is_worst": 1}
 
 
 def test_random_picks_depend_on_seed_and_prompt_alone() -> None:
