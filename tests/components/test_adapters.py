@@ -37,10 +37,16 @@ def component(name: str) -> Any:
 
 
 def test_there_is_one_adapter_for_every_stage() -> None:
-    assert NAMES == sorted(
-        "import_model prepare_pairs distill_reasons score_reasons select_reasons train_sft sample_reasons "
-        "select_preferences train_dpo evaluate_rewardbench select_winner deploy_kserve".split()
-    )
+    data = [
+        "prepare_pairs",
+        "distill_reasons",
+        "score_reasons",
+        "select_reasons",
+        "sample_reasons",
+        "select_preferences",
+    ]
+    models = ["import_model", "train_sft", "train_dpo"]
+    assert sorted([*data, *models, "evaluate_rewardbench", "select_winner", "deploy_kserve"]) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -90,7 +96,7 @@ class Flow:
         (self.folder / task).mkdir(exist_ok=True)
         return kind(name=name, uri=str(self.folder / task / name))
 
-    def __call__(self, name: str, section: str, main: Any, task: str = "", **arguments: Any) -> ArtifactRef:
+    def __call__(self, name: str, section: str, main: Any, **arguments: Any) -> ArtifactRef:
         result = component(name).python_func(
             store_uri=self.store_uri, config=self.sections[section], **{main.name: main}, **arguments
         )
