@@ -6,6 +6,7 @@ same folder and finds every object that had been acknowledged.
 
 import contextlib
 import fcntl
+import http.client
 import json
 import os
 import random
@@ -165,7 +166,7 @@ def _start(
             )
         ready = False
         try:
-            ready = _wait_until_ready(process, env)
+            ready = _wait_until_ready(process, ports, env)
         finally:
             if not ready:
                 _stop(process)
@@ -225,8 +226,8 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _wait_until_ready(process: "subprocess.Popen[bytes]", env: Mapping[str, str]) -> bool:
-    """Wait for the bucket; False if the server died or took too long."""
+def _wait_until_ready(process: "subprocess.Popen[bytes]", ports: Mapping[str, int], env: Mapping[str, str]) -> bool:
+    """Wait for the bucket and the volumes; False if the server died or took too long."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     client = _client(env)
@@ -234,12 +235,26 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", env: Mapping[str, str]
     while time.monotonic() < deadline and process.poll() is None:
         try:
             client.head_bucket(Bucket=BUCKET)
-        except (BotoCoreError, ClientError):
-            time.sleep(0.05)
-        else:
+            ready = _volumes_are_known(ports["master"])
+        except (BotoCoreError, ClientError, OSError, http.client.HTTPException):
+            ready = False
+        if ready:
             _abort_uploads(client)
             return True
+        time.sleep(0.05)
     return False
+
+
+def _volumes_are_known(master_port: int) -> bool:
+    """Whether the volume server has reported to the master; in about one start of ten that takes 5 s longer.
+
+    Until then the S3 gateway is up, but every read fails.
+    """
+    connection = http.client.HTTPConnection("127.0.0.1", master_port, timeout=2)
+    with contextlib.closing(connection):
+        connection.request("GET", "/dir/status")
+        topology = json.loads(connection.getresponse().read())["Topology"]
+    return any(rack["DataNodes"] for center in topology["DataCenters"] or () for rack in center["Racks"] or ())
 
 
 def _client(env: Mapping[str, str]) -> Any:
