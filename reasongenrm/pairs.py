@@ -87,7 +87,7 @@ def _is_hub_name(name: str) -> bool:
 
 def _read_hub(name: str) -> tuple[str, list[tuple[str, Any]]]:
     """Rows of a data set on the Hugging Face hub, split `train`; its commit is its address."""
-    import httpx
+    import httpx2
     from datasets import load_dataset
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -95,7 +95,7 @@ def _read_hub(name: str) -> tuple[str, list[tuple[str, Any]]]:
     try:
         commit = HfApi().dataset_info(name).sha
         rows = load_dataset(name, split="train", revision=commit)
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (HfHubHTTPError, httpx2.TransportError, OSError) as error:
         raise InputError(
             f"{name}: neither a local file nor a data set that the hub gives: {error}. "
             "Check the name and the network, or give a local file or s3:// URI."
