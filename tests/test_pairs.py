@@ -186,3 +186,10 @@ def test_stage_with_nothing_left_names_the_causes(tmp_path, store):
     with pytest.raises(EmptyStageError, match=r"none of 1 records is left: 1 equal_answers \(first: .*line 1\)"):
         prepare_pairs(store, PairsConfig(), path, MODEL)
     assert store.list() == []
+
+
+def test_hub_name_that_cannot_be_had_says_so(store):
+    with pytest.raises(
+        InputError, match=r"no-such-owner/no-such-set: neither a local file nor a data set that the hub gives"
+    ):
+        prepare_pairs(store, PairsConfig(), "no-such-owner/no-such-set", MODEL)
