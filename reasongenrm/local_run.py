@@ -23,8 +23,9 @@ from reasongenrm.config import RunConfig
 from reasongenrm.errors import ReasonGenRMError, StoreError
 from reasongenrm.runs import RunInputs, RunRecord, TaskRecord, end_run, new_run, save_run
 from reasongenrm.store import Store
-from reasongenrm.task import ENDED, OUTCOME, STARTED, TaskOutcome
+from reasongenrm.task import DEFECT, ENDED, OUTCOME, STARTED, TaskOutcome
 
+PIPELINE = ("-u", "-m", "pipelines.local")  # what Python runs; one argument follows, the file with the arguments
 STOP_SECONDS = 10.0  # for tasks to clean up after SIGTERM, before SIGKILL
 _TAIL_LINES = 15
 
@@ -154,7 +155,7 @@ class _Follower:
             text = line.rstrip().removeprefix("    ")  # the runner indents what a task writes
             if text.startswith((STARTED, ENDED)):
                 inside = text.startswith(STARTED)
-                self._read_outcomes()
+                self._read_outcomes(starting=inside)
             else:
                 if inside and text:
                     self._view.task_line(text)
@@ -166,7 +167,7 @@ class _Follower:
         Raises:
             TaskFailedError: it did not.
         """
-        self._read_outcomes()
+        self._read_outcomes(starting=False)
         running = [path for path, state in self._states.items() if state == "running"]
         if running:
             raise self._killed(running[0])
@@ -175,26 +176,27 @@ class _Follower:
                 f"the pipeline's process ended with exit code {exit_code}. Its last lines:\n{self._last_lines()}", 1
             )
 
-    def _read_outcomes(self) -> None:
+    def _read_outcomes(self, starting: bool) -> None:
+        """Take up what the tasks have left; a task that is just `starting` may have ended already, but is yet to be heard."""
         for path in sorted(self._root.rglob(OUTCOME), key=lambda path: path.stat().st_mtime_ns):
             outcome = TaskOutcome.model_validate_json(path.read_bytes())
-            if self._states.get(path) == outcome.state:
-                continue
-            if path not in self._states:
+            is_new = path not in self._states
+            if is_new:
                 died = [other for other, state in self._states.items() if state == "running"]
                 if died:  # KFP went on to another task
                     raise self._killed(died[0])
-                self._view.task_started(self._name(path), len(self._states) + 1, len(self._names))
+                self._states[path] = "running"
+                self._view.task_started(self._name(path), len(self._states), len(self._names))
+            if outcome.state == self._states[path] or (is_new and starting):
+                continue
             self._states[path] = outcome.state
             if outcome.state == "failed":
                 raise self._failed(path, outcome)
-            if outcome.state == "done" and outcome.ref:
-                task = TaskRecord(
-                    name=self._name(path), seconds=outcome.seconds, reused=outcome.reused, ref=outcome.ref
-                )
-                self.record = self.record.model_copy(update={"tasks": (*self.record.tasks, task)})
-                save_run(self._store, self.record)
-                self._view.task_ended(task)
+            assert outcome.ref, f"{path} is done without an artifact"
+            task = TaskRecord(name=self._name(path), seconds=outcome.seconds, reused=outcome.reused, ref=outcome.ref)
+            self.record = self.record.model_copy(update={"tasks": (*self.record.tasks, task)})
+            save_run(self._store, self.record)
+            self._view.task_ended(task)
 
     def _name(self, outcome_path: Path) -> str:
         if not self._names:
@@ -203,7 +205,7 @@ class _Follower:
 
     def _failed(self, path: Path, outcome: TaskOutcome) -> TaskFailedError:
         message = f"{outcome.error}"
-        if outcome.exit_code == 70:
+        if outcome.exit_code == DEFECT:
             message = (
                 f"{self._name(path)} broke: {outcome.error}. Not your doing, unless something is not installed (try "
                 f"`reasongenrm doctor`). The traceback is in {self._log.name}."
@@ -231,7 +233,7 @@ def _pipeline_process(arguments_path: Path, work_dir: Path) -> Iterator[subproce
     scratch = work_dir / "tmp"
     scratch.mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "pipelines.local", str(arguments_path)],
+        [sys.executable, *PIPELINE, str(arguments_path)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

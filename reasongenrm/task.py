@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from traceback import print_exception
 from types import FrameType, TracebackType
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -22,6 +23,7 @@ from reasongenrm.stage import quiet_threads
 from reasongenrm.store import ArtifactRef, Store, open_artifact, read_file
 
 OUTCOME = "outcome.json"
+DEFECT = 70  # exit code (EX_SOFTWARE) of what no ReasonGenRMError foresaw
 # First words of a task's first and last line; what a local run shows of a task's log is what stands between them.
 STARTED, ENDED = "reasongenrm task started:", "reasongenrm task ended:"
 
@@ -62,8 +64,8 @@ class TaskOutcome(Record):
 class Task:
     """Context of one pipeline task.
 
-    A ReasonGenRMError of the stage ends the process with the error's message and exit code instead of a traceback; so does
-    SIGTERM (an evicted pod, a stopped run), after the stage has cleaned up. Any other exception passes through.
+    A ReasonGenRMError of the stage ends the process with the error's message and exit code instead of a traceback; any other
+    exception with its traceback and DEFECT. SIGTERM (an evicted pod, a stopped run) unwinds the stage, which cleans up.
 
     Args:
         name: of the stage.
@@ -99,21 +101,19 @@ class Task:
             raise SystemExit(128 + signal.SIGINT) from None
         if isinstance(error, SystemExit):
             return
+        if error is None:
+            self._leave(TaskOutcome(task=self.name, state="done", seconds=seconds, reused=self._reused, ref=self._ref))
+            _say(f"{ENDED} {self.name}")
+            return
         if isinstance(error, ReasonGenRMError):
             message, exit_code = str(error), error.exit_code
-        elif error is not None:
-            message, exit_code = f"{type(error).__name__}: {error}", 70  # EX_SOFTWARE: a defect, not the user's doing
-        if error is not None:
-            self._leave(
-                TaskOutcome(task=self.name, state="failed", seconds=seconds, error=message, exit_code=exit_code)
-            )
-            _say(f"{ENDED} {self.name} failed")
-            if isinstance(error, ReasonGenRMError):
-                print(f"error: {message}", file=sys.stderr, flush=True)  # noqa: T201 - the last line of the pod's log
-                raise SystemExit(exit_code) from None
-            return
-        self._leave(TaskOutcome(task=self.name, state="done", seconds=seconds, reused=self._reused, ref=self._ref))
-        _say(f"{ENDED} {self.name}")
+        else:
+            print_exception(error)
+            message, exit_code = f"{type(error).__name__}: {error}", DEFECT
+        self._leave(TaskOutcome(task=self.name, state="failed", seconds=seconds, error=message, exit_code=exit_code))
+        _say(f"{ENDED} {self.name} failed")  # the last that a local run waits for
+        print(f"error: {message}", file=sys.stderr, flush=True)  # noqa: T201 - the last line of the pod's log
+        raise SystemExit(exit_code) from error
 
     def section(self, kind: type[S], values: dict[str, Any]) -> S:
         """Validate the stage's config section again: KFP made a float of every int in it.

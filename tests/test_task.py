@@ -105,9 +105,10 @@ def test_error_ends_the_task_with_its_message_and_exit_code(
     assert (left["state"], left["error"], left["exit_code"]) == ("failed", "the disk is full; free some", 3)
 
 
-def test_defect_keeps_its_traceback(store: Store, output: Artifact) -> None:
-    with pytest.raises(KeyError), Task("toy", store.uri, output):
+def test_defect_keeps_its_traceback(store: Store, output: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), Task("toy", store.uri, output):
         raise KeyError("lost")
+    assert "Traceback" in capsys.readouterr().err
     left = outcome(output)
     assert (left["state"], left["error"], left["exit_code"]) == ("failed", "KeyError: 'lost'", 70)
 
@@ -123,6 +124,7 @@ def test_sigterm_unwinds_the_task(tmp_path: Path) -> None:
 
         with Task("toy", "s3://nowhere", Output()):
             try:
+                print("working", flush=True)
                 time.sleep(60)
             finally:
                 pathlib.Path(sys.argv[1]).with_name("cleaned").touch()
@@ -132,7 +134,7 @@ def test_sigterm_unwinds_the_task(tmp_path: Path) -> None:
         [sys.executable, "-c", program, str(tmp_path / "output")], stdout=subprocess.PIPE, text=True, env={**os.environ}
     )
     assert process.stdout
-    assert process.stdout.readline() == "reasongenrm task started: toy\n"
+    assert [process.stdout.readline() for _ in range(2)] == ["reasongenrm task started: toy\n", "working\n"]
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 128 + signal.SIGTERM
     process.stdout.close()
