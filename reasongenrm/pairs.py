@@ -19,7 +19,7 @@ from reasongenrm.errors import InputError
 from reasongenrm.prompts import judge_prompt
 from reasongenrm.records import Drops, JudgePrompt, Message, PreferencePair, dump_records
 from reasongenrm.stage import Stage
-from reasongenrm.store import ArtifactRef, Store, digest_bytes, download, read_uri
+from reasongenrm.store import ArtifactRef, Store, digest_bytes, download, is_hub_name, read_uri
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,11 +41,7 @@ def read_rows(preferences_uri: str) -> tuple[str, list[tuple[str, Any]]]:
     Raises:
         InputError: no such file, an empty file, a line that is not JSON.
     """
-    if (
-        not preferences_uri.startswith("s3://")
-        and not Path(preferences_uri).expanduser().exists()
-        and _is_hub_name(preferences_uri)
-    ):
+    if is_hub_name(preferences_uri):
         return _read_hub(preferences_uri)
     data = read_uri(preferences_uri)
     return digest_bytes(data), list(parse_json_lines(data, preferences_uri))
@@ -79,10 +75,6 @@ def parse_json_lines(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
                 f"{name} line {number}: not JSON ({error.msg} at column {error.colno}: {line[:40]!r}); "
                 f"expected {_SHAPE}, one a line. Mend or remove the line."
             ) from error
-
-
-def _is_hub_name(name: str) -> bool:
-    return name.count("/") == 1 and not name.endswith((".jsonl", ".json")) and not name.startswith((".", "/", "~"))
 
 
 def _read_hub(name: str) -> tuple[str, list[tuple[str, Any]]]:

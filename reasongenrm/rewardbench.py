@@ -8,7 +8,6 @@ score. A benchmark with subsets of its own works too: it has subsets, and no sec
 import difflib
 import json
 import random
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +16,12 @@ from typing import Any, Literal
 from reasongenrm.errors import InputError
 from reasongenrm.records import JudgePrompt, Message, Order, Record, Verdict, dump_records
 from reasongenrm.sections import SECTION_OF, Coverage, coverage_of
-from reasongenrm.store import digest_bytes, read_uri
+from reasongenrm.store import digest_bytes, is_hub_name, read_uri
 
 ORDERS: tuple[Order, Order] = ("chosen_first", "rejected_first")
 LABELS: dict[Order, Verdict] = {"chosen_first": "[[A]]", "rejected_first": "[[B]]"}
 HUB_SPLIT = "filtered"  # the split that RewardBench's scores are made from
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SCHEMA = "prompt, chosen, rejected, subset (text) and id (text or a whole number), as in allenai/reward-bench"
 
 
@@ -107,8 +105,7 @@ def load_benchmark(uri: str, limit: int | None = None, seed: int = 0) -> Benchma
     Raises:
         InputError: nothing is there, it is not JSON Lines, or a row does not fit the schema; names file and row.
     """
-    is_on_hub = _HUB_NAME.fullmatch(uri) and not uri.endswith((".jsonl", ".json"))
-    raw = _read_hub(uri) if is_on_hub else _parse_lines(read_uri(uri), uri)
+    raw = _read_hub(uri) if is_hub_name(uri) else _parse_lines(read_uri(uri), uri)
     rows = _checked_rows(raw, uri)
     return Benchmark(uri, tuple(spread(rows, limit, seed)), len(rows), rows_digest(rows))
 

@@ -6,6 +6,7 @@ last. Between stages travels an `ArtifactRef`, a small JSON that says where the 
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -20,6 +21,7 @@ from reasongenrm.errors import ConfigError, InputError, StoreError
 MANIFEST = "manifest.json"
 STORE_DIR = "REASONGENRM_STORE_DIR"  # set by the embedded store alone, to tell a full disk from other failures
 SCHEMA_VERSION = 1
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DELETE_BATCH = 1000  # DeleteObjects takes no more
 
 
@@ -397,6 +399,11 @@ def read_uri(uri: str) -> bytes:
     if not path.is_file():
         raise InputError(f"{uri}: no such file; expected a local file or s3://bucket/name. Check the path.")
     return path.read_bytes()
+
+
+def is_hub_name(uri: str) -> bool:
+    """Whether a data set's URI is a name on the Hugging Face hub: its form alone decides, `owner/name`."""
+    return _HUB_NAME.fullmatch(uri) is not None and not uri.endswith((".jsonl", ".json"))
 
 
 def digest_bytes(data: bytes) -> str:

@@ -24,9 +24,9 @@ from reasongenrm.cli.settings import (
 )
 
 if TYPE_CHECKING:
-    from reasongenrm.config import EvaluateConfig
+    from reasongenrm.config import EvaluateConfig, RunConfig
     from reasongenrm.metrics import Evaluation
-    from reasongenrm.runs import RunRecord
+    from reasongenrm.runs import RunInputs, RunRecord
 
 DEMO_TEACHER = "demo"
 REPORT_FILES = ("report.html", "report.json", "decision.md", "decision.json")
@@ -92,6 +92,7 @@ def run(
             model_uri=absolute(model),
             teacher_uri=absolute(teacher_uri),
         )
+        _check_inputs(inputs, settings)
         with view.live():
             record = run_local(inputs, settings, opened, folder, view)
         results = _Results(record, folder / "report")
@@ -105,6 +106,25 @@ def run(
             results.fetch_winner(folder / "winner")
     if try_it or serve:
         _try_winner(results, folder / "winner", settings.evaluate, port, keep_up=serve)
+
+
+def _check_inputs(inputs: "RunInputs", settings: "RunConfig") -> None:
+    """Read what is at hand before anything starts: a bad row should not show after minutes of other work.
+
+    The stages look again, and at what is on a hub too.
+
+    Raises:
+        InputError: a row of the preferences or the benchmark is not what was expected.
+    """
+    from reasongenrm.pairs import parse_pairs, read_rows
+    from reasongenrm.records import Drops
+    from reasongenrm.rewardbench import load_benchmark
+    from reasongenrm.store import is_hub_name
+
+    if not is_hub_name(inputs.preferences_uri):
+        parse_pairs(read_rows(inputs.preferences_uri)[1], Drops(), settings.pairs.bad_rows)
+    if not is_hub_name(inputs.benchmark_uri):
+        load_benchmark(inputs.benchmark_uri)
 
 
 @contextmanager
