@@ -105,6 +105,17 @@ def test_error_is_one_message_with_its_own_exit_code_and_no_traceback(tmp_path: 
     assert result.stdout == ""
 
 
+def test_run_finds_a_bad_row_before_anything_starts(store: Store, tmp_path: Path) -> None:
+    preferences, benchmark = tmp_path / "pairs.jsonl", tmp_path / "rows.jsonl"
+    preferences.write_text('{"chosen": []}\n', encoding="utf-8")
+    write_rows(benchmark, [row("own", 1)])
+    given = ["--preferences", str(preferences), "--benchmark", str(benchmark), "--model", str(tmp_path)]
+    result = invoke("run", *given, "--store", store.uri)
+    assert result.exit_code == 2
+    assert re.search(r"pairs.jsonl line 1: .*'chosen'", result.output.replace("\n", " "))
+    assert store.list() == []
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     result = invoke("--debug", *RUN, "--config", str(tmp_path / "none.yaml"), "--store", str(tmp_path))
     assert isinstance(result.exception, ConfigError)
