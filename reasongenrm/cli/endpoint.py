@@ -3,13 +3,13 @@
 import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -73,9 +73,28 @@ def _fetch(model: str, store: str) -> Path:
         return download(model, folder)
 
 
+@dataclass(frozen=True)
+class Endpoint:
+    """A running endpoint; `address` ends in /v1."""
+
+    address: str
+    log_path: Path
+    process: "subprocess.Popen[bytes]"
+
+    def wait_for_stop(self) -> None:
+        """Wait until Ctrl-C.
+
+        Raises:
+            EngineError: the server ended by itself.
+        """
+        with contextlib.suppress(KeyboardInterrupt):
+            exit_code = self.process.wait()
+            raise EngineError(f"the endpoint at {self.address} ended with exit code {exit_code}; see {self.log_path}.")
+
+
 @contextmanager
-def served(folder: Path, port: int = 0) -> Iterator[str]:
-    """Serve a checkpoint on loopback, from a process of its own, while the context lasts; yields the address, ending in /v1.
+def served(folder: Path, port: int = 0) -> Iterator[Endpoint]:
+    """Serve a checkpoint on loopback, from a process of its own, while the context lasts.
 
     Raises:
         EngineError: the server ended before it answered, or did not answer in time.
@@ -101,15 +120,9 @@ def served(folder: Path, port: int = 0) -> Iterator[str]:
                 tail = "\n".join(log_path.read_text(encoding="utf-8", errors="replace").splitlines()[-5:])
                 raise EngineError(f"the endpoint for {folder} {how}. Its log, {log_path}, ends:\n{tail}")
             time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/v1"
+        yield Endpoint(f"http://127.0.0.1:{port}/v1", log_path, process)
     finally:
         stop_tree(process)
-
-
-def wait_for_stop() -> None:
-    """Sleep until Ctrl-C."""
-    with contextlib.suppress(KeyboardInterrupt):
-        signal.pause()
 
 
 def _is_up(url: str) -> bool:

@@ -194,7 +194,7 @@ class _Results:
 
 def _try_winner(results: _Results, model_folder: Path, config: "EvaluateConfig", port: int, keep_up: bool) -> None:
     """Serve the winner, judge one benchmark pair through HTTP, print it; with `keep_up` serve on until Ctrl-C."""
-    from reasongenrm.cli.endpoint import served, wait_for_stop
+    from reasongenrm.cli.endpoint import served
     from reasongenrm.cli.results import pair_panel
     from reasongenrm.evaluation import VARIANT_STYLES
     from reasongenrm.generation import open_engine
@@ -203,14 +203,17 @@ def _try_winner(results: _Results, model_folder: Path, config: "EvaluateConfig",
     from reasongenrm.prompts import question_text
 
     row, is_vllm = results.first_row, find_spec("vllm") is not None
-    with served(model_folder, port) as address:
+    with served(model_folder, port) as endpoint:
         with (
             contextlib.redirect_stdout(sys.stderr),
-            contextlib.closing(open_engine(address, config.engine, keep_markup=is_vllm)) as engine,
+            contextlib.closing(open_engine(endpoint.address, config.engine, keep_markup=is_vllm)) as engine,
         ):
             judgment = judge_row(engine, row, config, VARIANT_STYLES[results.winner])
-        title = f"{variant_name(results.winner)} judges {row.row_id} at {address}"
+        title = f"{variant_name(results.winner)} judges {row.row_id} at {endpoint.address}"
         out.print(pair_panel(question_text(row.question), row.chosen, row.rejected, judgment, title))
         if keep_up:
-            print_note(f"serving {model_folder} at {address} until Ctrl-C")
-            wait_for_stop()
+            print_note(f"serving {model_folder} at {endpoint.address} until Ctrl-C; judge a pair of your own:")
+            print_note(
+                f"  reasongenrm judge --endpoint {endpoint.address} --question ... --answer-a ... --answer-b ..."
+            )
+            endpoint.wait_for_stop()

@@ -1,25 +1,38 @@
-"""How a run looks: one line a task when it starts and when it ends, the running task's own lines below it."""
+"""How a run looks: a line for each task when it starts and when it ends, the running task's own lines below it.
 
-import time
+On a terminal the last line is alive: the running task, a bar, its rate and time left, and how long it has been at work.
+"""
+
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.status import Status
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from reasongenrm.runs import TaskRecord
 
+_PROGRESS = re.compile(r"[^:]+: (?P<done>\d+)/(?P<total>\d+) (?P<rest>.+)")  # Tracker.line in progress.py
 _SKIPPED_LINES = (" wrote s3://", " reused s3://")  # the task's closing line says as much
 
 
 class ConsoleRunView:
-    """Prints a run to a console; on a terminal its last line tells the running task and its time."""
+    """Prints a run to a console."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._status: Status | None = None
-        self._number, self._total, self._started = 0, 0, time.monotonic()
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[said]}", markup=False),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self._row = self._bar.add_task("starting the pipeline", total=None, said="")
+        self._place = ""
 
     @contextmanager
     def live(self) -> Iterator[None]:
@@ -27,39 +40,38 @@ class ConsoleRunView:
         if not self._console.is_terminal:
             yield
             return
-        with Status("starting the pipeline", console=self._console) as self._status:
+        with self._bar:
             yield
 
     def task_started(self, name: str, number: int, total: int) -> None:
         """A task has started."""
-        self._number, self._total, self._started = number, total, time.monotonic()
-        if self._status:
-            self._status.update(Text(f"{self._place()} {name}"))
+        self._place = f"[{number:2}/{total}]"
+        if self._console.is_terminal:
+            self._bar.reset(self._row, description=f"{self._place} {name}", total=None, said="")
         else:
-            self._print(f"{self._place()} {name}")
+            self._print(f"{self._place} {name}")
 
     def task_line(self, line: str) -> None:
         """The running task wrote a line."""
-        if not any(skipped in line for skipped in _SKIPPED_LINES):
-            self._print(f"{' ' * len(self._place())}   {line}", style="dim")
+        found = _PROGRESS.fullmatch(line)
+        if found and self._console.is_terminal:
+            said = f"{found['done']}/{found['total']} {found['rest']}"
+            self._bar.update(
+                self._row, total=int(found["total"]), completed=int(found["done"]), said=said, refresh=True
+            )
+        elif not any(skipped in line for skipped in _SKIPPED_LINES):
+            self._print(f"{' ' * len(self._place)}   {line}", style="dim")
 
     def task_ended(self, task: TaskRecord) -> None:
         """The running task ended well."""
-        counts = ", ".join(f"{n:,} {name.removeprefix('num_')}" for name, n in _in_and_out(task.ref.counts))
         how = "reused" if task.reused else f"done in {clock(task.seconds)}"
         mark = Text("= " if task.reused else "+ ", style="cyan" if task.reused else "green")
-        line = Text(f"{self._place()} ").append_text(mark).append(task.name, style="bold").append(f": {how}")
-        self._console.print(line.append(f"; {counts}" if counts else ""), soft_wrap=True)
-
-    def _place(self) -> str:
-        return f"[{self._number:2}/{self._total}]"
+        line = Text(f"{self._place} ").append_text(mark).append(task.name, style="bold").append(f": {how}")
+        counts = [f"{task.ref.counts[name]:,} {name[4:]}" for name in ("num_in", "num_out") if name in task.ref.counts]
+        self._console.print(line.append(f"; {', '.join(counts)}" if counts else ""), soft_wrap=True)
 
     def _print(self, line: str, style: str = "") -> None:
         self._console.print(Text(line, style=style), soft_wrap=True)
-
-
-def _in_and_out(counts: dict[str, int]) -> list[tuple[str, int]]:
-    return [(name, n) for name, n in counts.items() if name in ("num_in", "num_out")]
 
 
 def clock(seconds: float) -> str:
