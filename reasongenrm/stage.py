@@ -13,8 +13,8 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -27,6 +27,7 @@ from rich.console import Console
 from reasongenrm import __version__
 from reasongenrm.config import Section
 from reasongenrm.errors import StoreError
+from reasongenrm.scratch import scratch_folder
 from reasongenrm.store import (
     MANIFEST,
     ArtifactRef,
@@ -102,8 +103,9 @@ class Stage:
         self._files: dict[str, Path] = {}
 
     def __enter__(self) -> "Stage":
-        self.work_dir = Path(tempfile.mkdtemp(prefix=f"reasongenrm-{self.name}-"))
         self.done = self._find_done()
+        self._scratch = ExitStack()
+        self.work_dir = self._scratch.enter_context(scratch_folder(self.name))
         if self.done:
             _say(f"{self.name}: reused {self.done.uri}")
         return self
@@ -112,10 +114,10 @@ class Stage:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         free = shutil.disk_usage(self.work_dir).free
-        shutil.rmtree(self.work_dir)
+        self._scratch.close()
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise StoreError(
-                f"{self.name}: the disk of {self.work_dir.parent} is full ({free >> 20:,} MiB were free): {error}. "
+                f"{self.name}: the disk of {self.work_dir.parent.parent} is full ({free >> 20:,} MiB were free): {error}. "
                 "Free some, or set TMPDIR to a folder on a larger disk, and run again; finished work is kept."
             ) from error
 
