@@ -124,6 +124,18 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 RUN = ("run", "--preferences", "p.jsonl", "--benchmark", "b.jsonl", "--model", "m")
 
 
+def test_ctrl_c_is_no_error_and_has_the_exit_code_of_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    from reasongenrm import doctor
+
+    def interrupted(_store: str | None) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "examine", interrupted)
+    result = invoke("doctor")
+    assert result.exit_code == 130
+    assert result.stderr == "stopped; what is finished is kept, start again to go on\n"
+
+
 @pytest.mark.parametrize(("no_color", "coloured"), [("1", False), ("", True)])
 def test_no_color_is_respected(no_color: str, coloured: bool, tmp_path: Path) -> None:
     env = {**os.environ, "FORCE_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": "300"} | (

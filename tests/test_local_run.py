@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -157,6 +158,28 @@ def test_store_that_cannot_be_reached_is_an_error_before_anything_starts(monkeyp
         pass
     with pytest.raises(ConfigError, match="expected s3://bucket"), open_store("s3://"):
         pass
+
+
+@pytest.mark.parametrize(("stop", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_to_the_command_stops_its_tasks_and_its_store(
+    tmp_path: Path, stop: signal.Signals, exit_code: int
+) -> None:
+    program = f"from reasongenrm import cli, local_run\nlocal_run.PIPELINE = ('-u', {SCRIPTED!r})\ncli.main()"
+    demo = Path(__file__).parents[1] / "examples" / "demo"
+    command = [sys.executable, "-c", program, "run", "--model", "work hang", "--store", str(tmp_path), "--teacher", "t"]
+    command += ["--preferences", str(demo / "preferences.jsonl"), "--benchmark", str(demo / "benchmark.jsonl")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    while "hanging" not in process.stderr.readline():
+        assert process.poll() is None
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 4  # the store's server, the pipeline, a task and its child
+    process.send_signal(stop)
+    told = process.stderr.read()
+    assert process.wait(timeout=60) == exit_code
+    assert "Traceback" not in told
+    assert psutil.wait_procs(family, timeout=10)[1] == []
+    process.stderr.close()
 
 
 def test_kfp_run_fails_with_the_words_of_the_stage(

@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -76,14 +77,14 @@ def run(
       reasongenrm run ... --teacher http://127.0.0.1:8000/v1 --set distill.num_samples=4 --limit 48 --serve
     """
     from reasongenrm.cli.results import evaluations_table
-    from reasongenrm.cli.run_view import ConsoleRunView
+    from reasongenrm.cli.run_view import ConsoleRunView, clock
     from reasongenrm.doctor import require
     from reasongenrm.local_run import local_folder, open_store, run_local
     from reasongenrm.runs import RunInputs
 
     require("pipeline", "train", "local", "serve")
     settings = make_config(config, assignments, limit)
-    folder = local_folder(store)
+    folder, started = local_folder(store), time.monotonic()
     view = ConsoleRunView(err)
     with open_store(store) as opened, _teacher(teacher or model) as teacher_uri:
         inputs = RunInputs(
@@ -95,6 +96,9 @@ def run(
         _check_inputs(inputs, settings)
         with view.live():
             record = run_local(inputs, settings, opened, folder, view)
+        num_reused = sum(task.reused for task in record.tasks)
+        took = clock(time.monotonic() - started)
+        print_note(f"run {record.run_id} finished in {took}; {num_reused} of {len(record.tasks)} tasks reused")
         results = _Results(record, folder / "report")
         results.write()
         if as_json:
