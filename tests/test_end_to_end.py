@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ import yaml
 from tests.tiny import tiny_checkpoint
 
 ROOT = Path(__file__).parents[1]
-SECOND_RUN_SECONDS = 120.0  # the promise; 15 s of work
 
 
 @pytest.mark.slow
@@ -39,10 +37,8 @@ def test_run_ends_with_a_judged_pair_and_a_second_run_reuses_every_stage(tmp_pat
     assert service["kind"] == "InferenceService"
     assert list((store / "work").iterdir()) == [store / "work" / "lock"]
 
-    started = time.monotonic()
     second = subprocess.run([*command, "--no-try", "--json"], capture_output=True, text=True, env=env, check=False)
     assert second.returncode == 0, second.stderr[-3000:]
-    assert time.monotonic() - started < SECOND_RUN_SECONDS
     assert second.stderr.count(": reused") == 17
     record = json.loads(second.stdout)
     assert (record["state"], record["exit_code"]) == ("finished", 0)
