@@ -164,7 +164,9 @@ def test_store_that_cannot_be_reached_is_an_error_before_anything_starts(monkeyp
 def test_signal_to_the_command_stops_its_tasks_and_its_store(
     tmp_path: Path, stop: signal.Signals, exit_code: int
 ) -> None:
-    program = f"from reasongenrm import cli, local_run\nlocal_run.PIPELINE = ('-u', {SCRIPTED!r})\ncli.main()"
+    # As in a terminal's foreground: what a shell starts in the background inherits an ignored SIGINT.
+    program = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    program += f"from reasongenrm import cli, local_run\nlocal_run.PIPELINE = ('-u', {SCRIPTED!r})\ncli.main()"
     demo = Path(__file__).parents[1] / "examples" / "demo"
     command = [sys.executable, "-c", program, "run", "--model", "work hang", "--store", str(tmp_path), "--teacher", "t"]
     command += ["--preferences", str(demo / "preferences.jsonl"), "--benchmark", str(demo / "benchmark.jsonl")]
