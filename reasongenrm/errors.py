@@ -6,7 +6,8 @@
     |- StoreError                 the object store refused, failed, or holds something damaged; exit code 3
     |- EngineError                a generation engine or endpoint failed for good; exit code 4
     |- TrainingError              a loss became NaN or infinite, or nothing was left to train on; exit code 5
-    `- EmptyStageError            a stage dropped every record; exit code 6
+    |- EmptyStageError            a stage dropped every record; exit code 6
+    `- ClusterError               Kubernetes or Kubeflow refused, failed, or does not hold what was expected; exit code 7
 
 A message stands alone: where, what was found, what was expected, what to do.
 """
@@ -52,3 +53,9 @@ class EmptyStageError(ReasonGenRMError):
     """A stage has nothing left to hand on; the message counts the causes."""
 
     exit_code = 6
+
+
+class ClusterError(ReasonGenRMError):
+    """The Kubernetes API, KServe, Kubeflow Trainer or Kubeflow Pipelines refused or failed."""
+
+    exit_code = 7

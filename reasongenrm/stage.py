@@ -74,7 +74,7 @@ class Stage:
     Args:
         store: where everything goes.
         name: the stage's name, a verb.
-        config: its section; part of the key.
+        config: its section; part of the key, but for what only says where the work is done (`Section.placement`).
         inputs: by name, artifacts or content digests ("sha256:...") of raw input.
         extra: further things that belong in the key and the manifest (a variant's name).
 
@@ -95,7 +95,7 @@ class Stage:
         self.name = name
         overlap = extra.keys() & type(config).model_fields.keys()
         assert not overlap, f"{name}: {sorted(overlap)} belongs to the config"
-        self.config = {**config.model_dump(mode="json"), **extra}
+        self.config = {**config.model_dump(mode="json", exclude=set(config.placement)), **extra}
         self.inputs = {name: ref if isinstance(ref, str) else ref.digest for name, ref in inputs.items()}
         self.input_uris = {name: ref.uri for name, ref in inputs.items() if isinstance(ref, ArtifactRef)}
         self.key = stage_key(name, self.config, self.inputs)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from reasongenrm.config import SelectConfig
+from reasongenrm.config import Section, SelectConfig
 from reasongenrm.errors import StoreError
 from reasongenrm.stage import Stage, count_lines, source_sha256, stage_key
 from reasongenrm.store import ArtifactRef, Store, digest_bytes, download, list_artifacts, open_artifact, read_file
@@ -22,7 +22,7 @@ INPUTS = {"prompts": digest_bytes(b"prompts")}
 # "manifest" instead of a number it is killed when all files are up and only the manifest is missing.
 KILLED = """
 import os, signal, sys
-from reasongenrm.config import SelectConfig
+from reasongenrm.config import Section, SelectConfig
 from reasongenrm.stage import Stage
 from reasongenrm.store import Store, digest_bytes
 
@@ -259,3 +259,20 @@ def test_metrics_travel_with_the_reference(store: Store, tmp_path: Path) -> None
     }
     with _new(store) as again:
         assert again.done == ref
+
+
+class Placed(Section):
+    """A section one field of which says only where the work is done."""
+
+    placement = frozenset({"num_pods"})
+
+    limit: int = 1
+    num_pods: int = 1
+
+
+def test_where_a_stage_works_is_no_part_of_what_is_asked(store: Store) -> None:
+    def key(config: Placed) -> str:
+        return Stage(store, "prepare_pairs", config, {}).key
+
+    assert key(Placed()) == key(Placed(num_pods=8))
+    assert key(Placed()) != key(Placed(limit=2))
