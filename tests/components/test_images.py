@@ -17,7 +17,7 @@ def test_every_image_of_the_table_has_the_package_version_as_its_tag() -> None:
 def test_an_image_can_be_replaced_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REASONGENRM_IMAGE_VLLM", "localhost:5000/judge:7")
     try:
-        assert (reload(images).VLLM, images.CPU) == ("localhost:5000/judge:7", images.read_table()["cpu"])
+        assert ("localhost:5000/judge:7", images.read_table()["cpu"]) == (reload(images).VLLM, images.CPU)
     finally:
         monkeypatch.undo()
         reload(images)
