@@ -27,7 +27,7 @@ STORE ?= .reasongenrm
 CLI_DOCS = COLUMNS=120 $(BIN)/python -m typer reasongenrm.cli utils docs --name reasongenrm --title "The command line" \
   | sed -e 's|<span style="font-weight: bold">\([^<]*\)</span>|**\1**|g' -e "s/&\#x27;/'/g" -e 's/&gt;/>/g'
 
-.PHONY: help install system demo run-demo test test-slow lint format compile docs lock clean
+.PHONY: help install system demo run-demo test test-slow lint format compile docs lock clean images lock-images image-wheels test-container
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +84,20 @@ lock: install ## pin every dependency anew in requirements.lock
 	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
 	  $(if $(FIND_LINKS),--find-links $(FIND_LINKS)) pyproject.toml --extra train --extra pipeline --extra local --extra cluster --extra serve --extra deepspeed --extra dev -o requirements.lock
 	sed -i 's/^\(torch==[0-9.]*\)+cpu$$/\1/' requirements.lock # the machine's own build, CPU or CUDA, satisfies the plain version
+
+images: install ## build and check the images (IMAGES="cpu train vllm" REGISTRY= PUSH=1 TORCH=cpu|cuda; more in images/build.sh)
+	PYTHON=$(BIN)/python images/build.sh
+
+lock-images: install ## pin every dependency of the images anew
+	$(BIN)/python images/lock.py $(BIN)/uv
+
+image-wheels: install ## fetch what the images install into images/wheels, for a build without a network (IMAGES=)
+	for name in $(or $(IMAGES),cpu train vllm); do $(BIN)/python -m pip download --quiet --no-deps --require-hashes \
+	  -r images/$$name/requirements.lock -d images/wheels; done
+	$(BIN)/python -m pip download --quiet --no-deps --require-hashes -r images/build.lock -d images/wheels
+
+test-container: install ## build the cpu image from local parts and run a component in it (root, Debian's docker.io and debootstrap)
+	$(BIN)/python -m pytest -q -m container --timeout 1800
 
 clean: ## remove .venv and caches (the store, .reasongenrm, stays)
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

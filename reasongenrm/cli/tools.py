@@ -48,6 +48,9 @@ def doctor(
     store: Annotated[
         str | None, typer.Option("--store", metavar="FOLDER|URI", help="Also see whether this store can be reached.")
     ] = None,
+    image: Annotated[
+        str | None, typer.Option("--image", metavar="cpu|train|vllm", help="Inside this image: is it as it should be?")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what is missing on this machine and how to get it; exit code 1 if the loop cannot run.
@@ -57,10 +60,17 @@ def doctor(
       reasongenrm doctor
 
       reasongenrm doctor --store s3://my-bucket/judges
+
+      reasongenrm doctor --image cpu
     """
     from reasongenrm.doctor import examine
+    from reasongenrm.image_check import EXTRAS, examine_image
 
-    findings = examine(store)
+    if image is not None and (image not in EXTRAS or store is not None):
+        raise ConfigError(
+            f"--image: got {image!r}{' with --store' if store else ''}; expected one of {', '.join(EXTRAS)} and no --store."
+        )
+    findings = examine(store) if image is None else examine_image(image)
     if as_json:
         print_json([finding.to_json() for finding in findings])
     else:
