@@ -1,0 +1,431 @@
+"""One request to the Kubernetes API server: credentials, time-outs, retries, and what each refusal means.
+
+The `kubernetes` package (30.1: kfp wants less than 31) reads the kubeconfig, runs its login plugins and sets up TLS. The
+requests themselves go straight to its urllib3 pool: its own call drops time-outs that are fractions of a second, repeats
+requests without a word, and its models drop fields that they do not know.
+"""
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay
+
+from reasongenrm import __version__
+from reasongenrm.errors import ClusterError
+
+if TYPE_CHECKING:
+    from kubernetes.client import Configuration
+    from urllib3 import BaseHTTPResponse
+
+logger = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 5.0
+READ_SECONDS = 30.0  # of one answer; KServe's and Kueue's webhooks may take 10 s each
+MAX_ATTEMPTS = 6
+FIRST_WAIT_SECONDS = 0.5  # doubled at every retry: five retries wait 15.5 s in all
+MAX_WAIT_SECONDS = 60.0  # also of a server's Retry-After
+SERVICE_ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # as the kubelet mounts it
+
+_TRANSIENT = frozenset({429, 500, 502, 503, 504})  # 500 is what a webhook that does not answer yet becomes
+_ACCOUNT = re.compile(r'[Uu]ser "([^"]+)" cannot ')
+
+
+Settle = Callable[[ClusterError], Any]
+
+
+class NotFoundError(ClusterError):
+    """There is no such object."""
+
+
+class AlreadyExistsError(ClusterError):
+    """An object of this name exists."""
+
+
+class ConflictError(ClusterError):
+    """The object is not the one that was meant: it has changed, or another manager owns a field."""
+
+
+class ForbiddenError(ClusterError):
+    """The API server, or an admission rule of the cluster, does not allow it."""
+
+
+class GoneError(ClusterError):
+    """A watch asked for changes that the server has forgotten: list again."""
+
+
+class UnavailableError(ClusterError):
+    """The API server could not be reached, or was overloaded, also when retried."""
+
+
+class _Transient(Exception):
+    """A failure that may pass.
+
+    Attributes:
+        retry_after_seconds: what the server asked for, if it did.
+        unclear: the request may have been carried out although no answer came.
+    """
+
+    def __init__(self, what: str, retry_after_seconds: float | None = None, *, unclear: bool = False) -> None:
+        super().__init__(what)
+        self.retry_after_seconds = retry_after_seconds
+        self.unclear = unclear
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request, in the words of RBAC and in those of HTTP.
+
+    Attributes:
+        verb: as RBAC names it: get, list, watch, create, update, patch, delete.
+        resource: plural with its group, as RBAC and kubectl name it ("trainjobs.trainer.kubeflow.org", "pods/log").
+        path: from the host on.
+    """
+
+    verb: str
+    resource: str
+    namespace: str | None
+    name: str | None
+    method: str
+    path: str
+    query: Mapping[str, str] = field(default_factory=dict)
+    body: Any = None
+    content_type: str = "application/json"
+
+    def __str__(self) -> str:
+        place = "/".join(part for part in (self.namespace, self.name) if part)
+        return f"cannot {self.verb} {self.resource}" + (f" {place}" if place else "")
+
+
+class Connection:
+    """Speaks to one API server as one account; may be shared by threads.
+
+    Args:
+        configuration: of the kubernetes package: host, TLS and credentials.
+        login: in messages, where the credentials come from and how to renew them.
+        seconds: all that one request may take with its retries; None: MAX_ATTEMPTS decides.
+    """
+
+    def __init__(self, configuration: "Configuration", login: str, seconds: float | None = None) -> None:
+        from kubernetes.client import ApiClient
+
+        self._configuration, self._login, self._seconds = configuration, login, seconds
+        self._api = ApiClient(configuration)
+        self.host: str = configuration.host
+
+    def within(self, seconds: float) -> "Connection":
+        """The same server and account; a request and its retries are given up after `seconds`."""
+        return Connection(self._configuration, self._login, seconds)
+
+    def request(self, call: Call, settle: Settle | None = None) -> Any:
+        """Send a request, again after a 429 (as late as Retry-After says), a 5xx or a lost connection.
+
+        Args:
+            settle: asked when an attempt ended without an answer, so that it may have been carried out, and a later one
+                was refused: the answer, if that refusal only shows our own work; else None.
+
+        Returns:
+            The answer's JSON.
+
+        Raises:
+            ClusterError: the kind says what was refused (see the classes above).
+        """
+        started, unclear = time.monotonic(), False
+        retrying = Retrying(
+            retry=retry_if_exception_type(_Transient),
+            stop=stop_after_attempt(MAX_ATTEMPTS) if self._seconds is None else stop_after_delay(self._seconds),
+            wait=self._wait_of(started),
+            before_sleep=lambda state: _say_retry(call, state),
+            reraise=True,
+        )
+        try:
+            for attempt in retrying:
+                with attempt:
+                    try:
+                        return self._request_once(call, self._left(started))
+                    except _Transient as error:
+                        unclear = unclear or error.unclear
+                        raise
+        except _Transient as error:
+            raise UnavailableError(
+                f"{call}: {error}, also when retried. Is the API server {self.host} up and reachable from here? Run again; "
+                "finished work is kept."
+            ) from error
+        except ClusterError as error:
+            settled = settle(error) if settle is not None and unclear else None
+            if settled is None:
+                raise
+            return settled
+        raise AssertionError("tenacity returns or raises")
+
+    @contextmanager
+    def lines(self, call: Call, read_seconds: float) -> Iterator[Iterator[bytes]]:
+        """Open a stream (a watch, a log) and read it line by line, without its line ends; one attempt, no retry.
+
+        A line that the connection breaks off in is not handed out; a last line without a line end is, if the server ended
+        the stream in order.
+
+        Args:
+            read_seconds: silence after which the connection counts as lost.
+
+        Raises:
+            UnavailableError: the connection broke or was silent for too long, at its start or on the way.
+            ClusterError: the server refused.
+        """
+        try:
+            response = self._send(call, read_seconds)
+            try:
+                yield _lines_of(response)
+            finally:
+                response.close()
+        except _Transient as error:
+            raise UnavailableError(f"{call}: {error}.") from error
+
+    def _left(self, started: float) -> float:
+        return READ_SECONDS if self._seconds is None else max(0.1, self._seconds - (time.monotonic() - started))
+
+    def _wait_of(self, started: float) -> Any:
+        def wait(state: RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome else None
+            asked = error.retry_after_seconds if isinstance(error, _Transient) else None
+            seconds = FIRST_WAIT_SECONDS * 2 ** (state.attempt_number - 1) if asked is None else asked
+            left = MAX_WAIT_SECONDS if self._seconds is None else self._left(started)
+            return min(seconds, left, MAX_WAIT_SECONDS)
+
+        return wait
+
+    def _request_once(self, call: Call, read_seconds: float) -> Any:
+        from urllib3.exceptions import HTTPError
+
+        response = self._send(call, min(read_seconds, READ_SECONDS))
+        try:
+            return json.loads(response.data)
+        except HTTPError as error:
+            raise _Transient(f"the answer broke off ({_words(error)})", unclear=True) from error
+        except ValueError as error:
+            raise ClusterError(
+                f"{call}: {self.host} answered {response.data[:80]!r}; expected JSON. Is that address a Kubernetes API "
+                "server? Check the kubeconfig."
+            ) from error
+        finally:
+            response.release_conn()
+
+    def _send(self, call: Call, read_seconds: float) -> "BaseHTTPResponse":
+        """Send once; the answer's body is not read yet."""
+        from urllib3 import Timeout
+        from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
+
+        headers = {"accept": "application/json", "user-agent": f"reasongenrm/{__version__}"}
+        self._api.update_params_for_auth(headers, [], ["BearerToken"])
+        body = None
+        if call.body is not None:
+            headers["content-type"] = call.content_type
+            body = json.dumps(call.body, allow_nan=False).encode()
+        url = self.host + call.path + ("?" + _encoded(call.query) if call.query else "")
+        timeout = Timeout(connect=min(CONNECT_SECONDS, read_seconds), read=read_seconds)
+        try:
+            response: BaseHTTPResponse = self._api.rest_client.pool_manager.request(
+                call.method,
+                url,
+                body=body,
+                headers=headers,
+                timeout=timeout,
+                retries=False,  # ours are counted and logged
+                preload_content=False,
+            )
+        except SSLError as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise ClusterError(
+                    f"{call}: the certificate of {self.host} is not trusted ({_words(error)}). Check "
+                    "certificate-authority(-data) of the kubeconfig, or write it anew."
+                ) from error
+            raise _Transient(f"no TLS connection to {self.host} ({_words(error)})") from error
+        except (NewConnectionError, ConnectTimeoutError) as error:
+            raise _Transient(f"nobody answers at {self.host} ({_words(error)})") from error
+        except HTTPError as error:
+            raise _Transient(f"{self.host} did not answer ({_words(error)})", unclear=True) from error
+        if 200 <= response.status < 300:
+            return response
+        try:
+            raise self._refusal(call, response)
+        except HTTPError as error:
+            raise _Transient(f"the answer broke off ({_words(error)})", unclear=True) from error
+        finally:
+            response.release_conn()
+
+    def _refusal(self, call: Call, response: "BaseHTTPResponse") -> Exception:
+        """The error that an answer means."""
+        code, status = response.status, _status_of(response.data)
+        message = str(status.get("message") or response.data[:200].decode("utf-8", "replace") or response.reason)
+        if code in _TRANSIENT:
+            after = response.headers.get("Retry-After", "")
+            wait = float(after) if after.isdigit() else None
+            return _Transient(f"{self.host} answered {code}: {message}".rstrip(". "), wait, unclear=code == 504)
+        return refusal(call, code, status, message, self._login)
+
+
+def refusal(call: Call, code: int, status: Mapping[str, Any], message: str, login: str) -> ClusterError:
+    """The error of an answer that no retry changes, from its HTTP code and its Status object."""
+    message = message.rstrip(". ")
+    if code == 401 or (code == 403 and '"system:anonymous"' in message):
+        return ClusterError(f"{call}: the API server does not accept the credentials ({code}: {message}). {login}")
+    if code == 403:
+        return ForbiddenError(f"{call}: {_explain_forbidden(call, message)}")
+    if code == 404 and status.get("kind") != "Status":
+        return ClusterError(
+            f"{call}: the API server does not know {call.resource}. Install what brings it (docs/install.md lists the "
+            "versions), or check that this is the right cluster: kubectl api-resources."
+        )
+    if code == 404:
+        return NotFoundError(f"{call}: {message}. Check the name and the namespace.")
+    if code == 409 and status.get("reason") == "AlreadyExists":
+        return AlreadyExistsError(f"{call}: it exists already. Delete it, or use another name.")
+    if code == 409:
+        return ConflictError(f"{call}: {message}. Read it again and repeat.")
+    if code == 410:
+        return GoneError(f"{call}: {message}. List again.")
+    if code == 422:
+        return ClusterError(
+            f"{call}: the API server finds the object invalid: {message}. Mend the field that it names."
+        )
+    return ClusterError(f"{call}: the API server answered {code}: {message}. Mend what it names.")
+
+
+def _explain_forbidden(call: Call, message: str) -> str:
+    account = _ACCOUNT.search(message)
+    if account is None:  # a quota, Pod Security, a webhook
+        return f"an admission rule of the cluster refuses it: {message}. Change what it names, or ask who runs the cluster."
+    where = f"in namespace {call.namespace}" if call.namespace else "in the whole cluster"
+    role = f"kubectl create role NAME --verb={call.verb} --resource={call.resource} --namespace={call.namespace}"
+    if not call.namespace:
+        role = f"kubectl create clusterrole NAME --verb={call.verb} --resource={call.resource}"
+    return (
+        f"account {account[1]} may not {call.verb} {call.resource} {where} ({message}). Apply our manifests, whose Role and "
+        f"RoleBinding grant it to the pipeline's accounts, or grant it: {role}, and bind that to the account."
+    )
+
+
+def service_account() -> tuple[Connection, str]:
+    """The connection of this pod's own account, and the pod's namespace. The token is read at every request: it rotates.
+
+    Raises:
+        ClusterError: the pod has no token or no CA.
+    """
+    client = _kubernetes()
+    token_path, ca_path = SERVICE_ACCOUNT_DIR / "token", SERVICE_ACCOUNT_DIR / "ca.crt"
+    for path in (token_path, ca_path):
+        if not path.is_file():
+            raise ClusterError(
+                f"{path}: no such file, but KUBERNETES_SERVICE_HOST is set, so this is a pod; expected its service account "
+                "there. Set automountServiceAccountToken: true and a serviceAccountName, or unset KUBERNETES_SERVICE_HOST "
+                "to use a kubeconfig."
+            )
+    host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+
+    def read_token(configuration: "Configuration") -> None:
+        configuration.api_key["authorization"] = f"Bearer {token_path.read_text().strip()}"
+
+    configuration = client.Configuration()
+    configuration.host = f"https://{f'[{host}]' if ':' in host else host}:{port}"
+    configuration.ssl_ca_cert = str(ca_path)
+    configuration.refresh_api_key_hook = read_token
+    read_token(configuration)
+    namespace_path = SERVICE_ACCOUNT_DIR / "namespace"
+    namespace = os.environ.get("POD_NAMESPACE") or namespace_path.read_text().strip()
+    login = f"They are those of this pod's service account ({token_path}): does the account still exist?"
+    return Connection(configuration, login), namespace
+
+
+def kubeconfig(context: str | None) -> tuple[Connection, str]:
+    """The connection of a kubeconfig's context, and the context's namespace.
+
+    Raises:
+        ClusterError: there is no kubeconfig, it cannot be read, or it has no such context.
+    """
+    client = _kubernetes()
+    from kubernetes.config import list_kube_config_contexts, load_kube_config
+    from kubernetes.config.config_exception import ConfigException
+    from yaml import YAMLError
+
+    # Read here: the kubernetes package looks at KUBECONFIG once, when it is imported.
+    path = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
+    if not any(Path(part).is_file() for part in path.split(os.pathsep) if part):
+        raise ClusterError(
+            f"no cluster to talk to: KUBERNETES_SERVICE_HOST is not set, so this is no pod, and there is no kubeconfig at "
+            f"{path}. Set KUBECONFIG to one, or run this in a pod of the cluster."
+        )
+    configuration = client.Configuration()
+    try:
+        contexts, active = list_kube_config_contexts(path)
+        named = {entry["name"]: entry for entry in contexts}
+        if context is not None and context not in named:
+            raise ClusterError(f"{path}: no context '{context}'; expected one of: {', '.join(sorted(named))}.")
+        load_kube_config(path, context, configuration, persist_config=False)
+    except (ConfigException, YAMLError, OSError) as error:
+        words = " ".join(str(error).split())
+        raise ClusterError(
+            f"{path}: not a usable kubeconfig: {words}. Mend it, or set KUBECONFIG to another."
+        ) from error
+    chosen = named[context] if context is not None else active
+    login = (
+        f"They come from context '{chosen['name']}' of {path}: log in again or write it anew "
+        "(kubectl auth whoami shows whether they work)."
+    )
+    return Connection(configuration, login), chosen["context"].get("namespace") or "default"
+
+
+def _kubernetes() -> Any:
+    try:
+        from kubernetes import client
+    except ImportError as error:
+        raise ClusterError(
+            "the Python package kubernetes is not installed here; it is needed to talk to a cluster. "
+            "Install reasongenrm with the extra 'cluster'."
+        ) from error
+    return client
+
+
+def _encoded(query: Mapping[str, str]) -> str:
+    from urllib.parse import urlencode
+
+    return urlencode(query)
+
+
+def _lines_of(response: "BaseHTTPResponse") -> Iterator[bytes]:
+    from urllib3.exceptions import HTTPError
+
+    rest = b""
+    try:
+        for data in response.stream(1 << 16):
+            *whole, rest = (rest + data).split(b"\n")
+            yield from whole
+    except HTTPError as error:
+        raise _Transient(f"the connection broke ({_words(error)})") from error
+    if rest:
+        yield rest
+
+
+def _status_of(data: bytes) -> Mapping[str, Any]:
+    try:
+        status = json.loads(data)
+    except ValueError:
+        return {}
+    return status if isinstance(status, dict) else {}
+
+
+def _say_retry(call: Call, state: RetryCallState) -> None:
+    assert state.outcome is not None
+    assert state.next_action is not None
+    logger.warning("%s: %s; trying again in %.1f s", call, state.outcome.exception(), state.next_action.sleep)
+
+
+def _words(error: Exception) -> str:
+    """An error of urllib3 without the object addresses in it."""
+    return re.sub(r"<[^>]*>: |HTTPS?ConnectionPool\([^)]*\): ", "", str(error)).strip() or type(error).__name__

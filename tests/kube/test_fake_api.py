@@ -1,0 +1,177 @@
+"""The fake API server keeps and refuses what a real one does; what others test against it rests on this."""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.kube.fake_api import FakeCluster
+from tests.kube.objects import RESOURCES, matches
+
+CRDS = Path(__file__).parents[3] / "shared" / "crds"
+PATH = "/api/v1/namespaces/kubeflow/configmaps"
+
+
+def config_map(name: str = "a", **metadata: Any) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "kubeflow", **metadata}}
+
+
+def deployment(replicas: int = 1) -> dict[str, Any]:
+    body = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a", "namespace": "kubeflow"}}
+    return {**body, "spec": {"replicas": replicas}}
+
+
+def ask(
+    cluster: FakeCluster, method: str, path: str, body: Any = None, kind: str = "application/json"
+) -> httpx.Response:
+    headers = {"authorization": "Bearer laptop-token", "content-type": kind}
+    content = json.dumps(body) if body else None
+    # Plain http: reading the certificates of the machine would be most of the time.
+    return httpx.request(method, cluster.url + path, headers=headers, content=content, verify=False)
+
+
+def apply(cluster: FakeCluster, body: Any, manager: str, force: bool = False) -> httpx.Response:
+    path = f"{PATH}/{body['metadata']['name']}?fieldManager={manager}&force={str(force).lower()}"
+    return ask(cluster, "PATCH", path, body, "application/apply-patch+yaml")
+
+
+@pytest.mark.skipif(not CRDS.is_dir(), reason="the CRDs of ../shared/crds are not here")
+def test_kinds_are_those_of_the_published_crds() -> None:
+    for resource in RESOURCES:
+        if "." not in resource.group or resource.group == "apiextensions.k8s.io":
+            continue
+        crd = yaml.safe_load((CRDS / f"{resource.group}_{resource.plural}.yaml").read_text())["spec"]
+        assert crd["names"]["kind"] == resource.kind
+        assert (crd["scope"] == "Namespaced") == resource.namespaced
+        version = next(version for version in crd["versions"] if version["name"] == resource.version)
+        assert version["served"]
+        assert ("status" in version.get("subresources", {})) == resource.has_status, resource.kind
+
+
+def test_generation_counts_changes_of_the_spec_and_resource_version_all_changes() -> None:
+    with FakeCluster() as cluster:
+        path = "/apis/apps/v1/namespaces/kubeflow/deployments"
+        made = ask(cluster, "POST", path, {**deployment(), "status": {"replicas": 9}}).json()
+        assert "status" not in made  # it has a way of its own
+        assert made["metadata"]["generation"] == 1
+        labelled = ask(
+            cluster, "PATCH", f"{path}/a", {"metadata": {"labels": {"x": "y"}}}, "application/merge-patch+json"
+        )
+        assert labelled.json()["metadata"]["generation"] == 1
+        scaled = ask(cluster, "PATCH", f"{path}/a", {"spec": {"replicas": 2}}, "application/merge-patch+json").json()
+        assert scaled["metadata"]["generation"] == 2
+        status = ask(cluster, "PUT", f"{path}/a/status", {**scaled, "status": {"replicas": 2}, "spec": {}}).json()
+        assert (status["status"], status["spec"]) == ({"replicas": 2}, {"replicas": 2})
+        versions = [int(item["metadata"]["resourceVersion"]) for item in (made, labelled.json(), scaled, status)]
+        assert versions == sorted(set(versions))
+
+
+def test_write_that_changes_nothing_makes_no_version() -> None:
+    with FakeCluster() as cluster:
+        made = cluster.put(config_map())
+        assert ask(cluster, "PUT", f"{PATH}/a", made).json() == made
+
+
+def test_object_with_a_finalizer_stays_marked_until_it_is_taken_off() -> None:
+    with FakeCluster() as cluster:
+        cluster.put(config_map(finalizers=["x/keep"]))
+        assert ask(cluster, "DELETE", f"{PATH}/a").status_code == 200
+        marked = cluster.find("configmaps", "kubeflow", "a")
+        assert marked is not None
+        assert marked["metadata"]["deletionTimestamp"]
+        ask(cluster, "PATCH", f"{PATH}/a", {"metadata": {"finalizers": None}}, "application/merge-patch+json")
+        assert cluster.find("configmaps", "kubeflow", "a") is None
+
+
+def test_what_an_object_owns_goes_with_it() -> None:
+    with FakeCluster() as cluster:
+        owner = cluster.put(config_map("owner"))
+        reference = {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner["metadata"]["uid"]}
+        cluster.put(config_map("owned", ownerReferences=[reference]))
+        cluster.put(config_map("other", ownerReferences=[{**reference, "uid": "of an earlier owner"}]))
+        cluster.remove("configmaps", "kubeflow", "owner")
+        assert [item["metadata"]["name"] for item in cluster.objects("configmaps")] == ["other"]
+
+
+def test_apply_keeps_what_others_own_and_names_a_conflict() -> None:
+    with FakeCluster() as cluster:
+        assert apply(cluster, {**config_map(), "data": {"x": "1", "y": "1"}}, "us").status_code == 200
+        assert apply(cluster, {**config_map(), "data": {"z": "1"}}, "them").json()["data"] == {
+            "x": "1",
+            "y": "1",
+            "z": "1",
+        }
+        refused = apply(cluster, {**config_map(), "data": {"x": "2"}}, "them")
+        assert (refused.status_code, refused.json()["reason"]) == (409, "Conflict")
+        assert 'conflict with "us": .data.x' in refused.json()["message"]
+        assert apply(cluster, {**config_map(), "data": {"x": "2"}}, "them", force=True).json()["data"] == {
+            "x": "2",
+            "y": "1",
+        }
+        assert apply(cluster, {**config_map(), "data": {"y": "1"}}, "us").json()["data"] == {"x": "2", "y": "1"}
+
+
+def test_named_things_in_lists_merge_by_their_name_in_apply() -> None:
+    with FakeCluster() as cluster:
+        apply(cluster, {**config_map(), "list": [{"name": "a", "v": 1}, {"name": "b", "v": 1}]}, "us")
+        apply(cluster, {**config_map(), "list": [{"name": "c", "v": 1}]}, "them")
+        after = apply(cluster, {**config_map(), "list": [{"name": "b", "v": 2}]}, "us").json()
+        assert after["list"] == [{"name": "b", "v": 2}, {"name": "c", "v": 1}]
+
+
+def test_what_the_validator_refuses_is_422_and_not_stored() -> None:
+    def no_data(body: dict[str, Any]) -> None:
+        assert "data" not in body, "data is not allowed"
+
+    with FakeCluster(validate=no_data) as cluster:
+        refused = ask(cluster, "POST", PATH, {**config_map(), "data": {}})
+        assert (refused.status_code, refused.json()["reason"]) == (422, "Invalid")
+        assert "data is not allowed" in refused.json()["message"]
+        assert not cluster.objects("configmaps")
+
+
+def test_names_labels_namespaces_and_kinds_are_checked() -> None:
+    with FakeCluster() as cluster:
+        bad = [config_map("Upper"), config_map(labels={"x": "not a value"}), config_map(labels={"x": 1})]
+        assert [ask(cluster, "POST", PATH, body).status_code for body in bad] == [422, 422, 422]
+        assert ask(cluster, "POST", PATH, {**config_map(), "kind": "Secret"}).status_code == 400
+        assert ask(cluster, "GET", "/apis/none.io/v1/namespaces/kubeflow/things").text == "404 page not found\n"
+        other = {**config_map(), "metadata": {"name": "a"}}
+        assert ask(cluster, "POST", "/api/v1/namespaces/nowhere/configmaps", other).status_code == 404
+
+
+def test_selectors_read_as_the_real_ones_do() -> None:
+    item = {"metadata": {"name": "a", "labels": {"app": "x", "tier": "b"}}, "status": {"phase": "Running"}}
+    fitting = ["app=x", "app==x,tier!=c", "tier in (a, b)", "tier notin (c)", "app", "!other", "other!=x", ""]
+    other = ["app=y", "app=x,tier=c", "tier in (c)", "tier notin (b)", "other", "!app", "app!=x"]
+    assert [matches(item, labels, "") for labels in fitting] == [True] * len(fitting)
+    assert [matches(item, labels, "") for labels in other] == [False] * len(other)
+    assert matches(item, "", "metadata.name=a,status.phase=Running")
+    assert not matches(item, "", "metadata.name=b")
+
+
+def test_error_of_a_scripted_controller_fails_the_test() -> None:
+    def controller(_: str, item: dict[str, Any]) -> None:
+        raise RuntimeError(item["metadata"]["name"])
+
+    with ExitStack() as stack:
+        cluster = stack.enter_context(FakeCluster())
+        cluster.on_change("configmaps", controller)
+        cluster.put(config_map())
+        with pytest.raises(AssertionError, match="a scripted controller failed"):
+            stack.close()
+
+
+def test_controllers_see_every_change_in_order() -> None:
+    seen = []
+    with FakeCluster() as cluster:
+        cluster.on_change("configmaps", lambda kind, item: seen.append((kind, item.get("data"))))
+        cluster.put(config_map())
+        cluster.put({**config_map(), "data": {"x": "1"}})
+        cluster.forget_history()
+        cluster.remove("configmaps", "kubeflow", "a")
+    assert seen == [("ADDED", None), ("MODIFIED", {"x": "1"}), ("DELETED", {"x": "1"})]
