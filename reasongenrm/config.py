@@ -92,6 +92,40 @@ class SelectConfig(Section):
     min_score: Annotated[float, Field(ge=-1, le=1)] = 0.1  # reference: kept if the score > 0.1
 
 
+# pattern of resource.Quantity in the published CRDs
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([KMGTPE]i|[mkMGTPE])?$")]
+
+
+class Toleration(Section):
+    """As a Pod's spec.tolerations has it, with Kubernetes' own names."""
+
+    key: str | None = None  # None with operator Exists: every taint
+    operator: Literal["Equal", "Exists"] = "Equal"
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None  # None: every effect
+    tolerationSeconds: Annotated[int, Field(ge=0)] | None = None
+
+
+class TrainJobConfig(Section):
+    """Where a training with `mode: trainjob` runs: pods of their own, made by Kubeflow Trainer."""
+
+    num_nodes: PositiveInt = 1
+    gpus_per_node: Annotated[int, Field(ge=0)] = 8  # also the processes of a node; 0: `num_processes` on CPUs
+    gpu_resource: str = "nvidia.com/gpu"
+    cpu: Quantity = "32"  # of one node
+    memory: Quantity = "256Gi"  # of one node
+    runtime: str = "reasongenrm-torch"  # a TrainingRuntime in the run's namespace: image, volumes, security context
+    image: str | None = None  # None: the runtime's
+    queue: str | None = None  # a Kueue LocalQueue
+    s3_secret: str = "reasongenrm-s3"
+    node_selector: dict[str, str] = {}
+    tolerations: tuple[Toleration, ...] = ()
+    failing_pod_seconds: Annotated[float, Field(ge=0)] = (
+        60.0  # an image that cannot be pulled, a Secret that is missing
+    )
+    report_seconds: Annotated[float, Field(gt=0)] = 60.0  # how often it is said what is waited for: quota, free GPUs
+
+
 class TrainConfig(Section):
     """What SFT and DPO share. `train_batch_size` is global: per device x gradient accumulation x processes."""
 
@@ -113,6 +147,10 @@ class TrainConfig(Section):
     num_processes: PositiveInt = 1  # more than one: torchrun
     deepspeed: dict[str, Any] | None = None  # a DeepSpeed config (reference: ZeRO-3)
     seed: int = 0
+    mode: Literal["pod", "trainjob"] = "pod"  # in this pod (or on this machine), or in pods that Kubeflow Trainer makes
+    trainjob: TrainJobConfig = TrainJobConfig()
+
+    placement: ClassVar[frozenset[str]] = frozenset({"mode", "trainjob", "num_processes"})
 
 
 class SFTConfig(TrainConfig):

@@ -67,7 +67,8 @@ def train_dpo(store: Store, config: DPOConfig, model: ArtifactRef, preferences: 
     Raises:
         ConfigError: settings contradict each other, or have no effect.
         EmptyStageError: every pair is longer than `max_length`.
-        TrainingError: a loss or a gradient was not finite.
+        TrainingError: a loss or a gradient was not finite; or the TrainJob failed.
+        ClusterError: with `mode: trainjob`, the cluster refused or failed.
 
     Source: METHOD section 6; arXiv 2305.18290.
     """
@@ -75,6 +76,10 @@ def train_dpo(store: Store, config: DPOConfig, model: ArtifactRef, preferences: 
     with Stage(store, "train_dpo", config, {"model": model, "preferences": preferences}) as stage:
         if stage.done:
             return stage.done
+        if config.mode == "trainjob":
+            from reasongenrm.cluster.trainjob import run_as_trainjob
+
+            return run_as_trainjob(stage, config, {"model": model, "preferences": preferences})
         records = parse_records(read_file(preferences, "preferences.jsonl"), Preference, "preferences.jsonl")
         model_dir = download(model, stage.work_dir / "model")
         tokenizer, family = load_tokenizer(model_dir, "reason")

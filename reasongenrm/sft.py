@@ -113,12 +113,17 @@ def train_sft(
     Raises:
         ConfigError: settings contradict each other, or have no effect.
         EmptyStageError: every example is longer than `max_length`.
-        TrainingError: a loss or a gradient was not finite.
+        TrainingError: a loss or a gradient was not finite; or the TrainJob failed.
+        ClusterError: with `mode: trainjob`, the cluster refused or failed.
     """
     check_config(config, "train_sft")
     with Stage(store, "train_sft", config, {"model": model, "examples": examples}, {"variant": variant}) as stage:
         if stage.done:
             return stage.done
+        if config.mode == "trainjob":
+            from reasongenrm.cluster.trainjob import run_as_trainjob
+
+            return run_as_trainjob(stage, config, {"model": model, "examples": examples})
         records = parse_records(read_file(examples, "examples.jsonl"), TrainingExample, "examples.jsonl")
         model_dir = download(model, stage.work_dir / "model")
         opening_role: Literal["reason", "assistant"] = "reason" if variant == "sft" else "assistant"

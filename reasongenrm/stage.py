@@ -103,7 +103,7 @@ class Stage:
         self._files: dict[str, Path] = {}
 
     def __enter__(self) -> "Stage":
-        self.done = self._find_done()
+        self.done = self.find_done()
         self._scratch = ExitStack()
         self.work_dir = self._scratch.enter_context(scratch_folder(self.name))
         if self.done:
@@ -121,7 +121,7 @@ class Stage:
                 "Free some, or set TMPDIR to a folder on a larger disk, and run again; finished work is kept."
             ) from error
 
-    def _find_done(self) -> ArtifactRef | None:
+    def find_done(self) -> ArtifactRef | None:
         """The finished artifact of this key; of several (two runs at once, different bytes) everyone takes the same."""
         sizes = self.store.sizes(f"{self.folder}/{_DIGEST_START}")
         for name in sizes:
@@ -197,17 +197,15 @@ class Stage:
         Raises:
             StoreError: the store refused or is full; nothing that looks finished is left.
         """
-        ref = self._find_done()
+        ref = self.find_done()
         if ref is None:
             try:
                 self._upload(dict(counts), dict(metrics))
             except StoreError:
-                ref = (
-                    self._find_done()
-                )  # another run of this key may have finished, and cleaned up what we were writing
+                ref = self.find_done()  # another run of this key may have finished, and cleaned up what we were writing
                 if ref is None:
                     raise
-            ref = ref or self._find_done()
+            ref = ref or self.find_done()
             assert ref, f"{self.folder} has just been written"
         self._clean_up()
         for line in count_lines(ref.counts):

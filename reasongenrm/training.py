@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from reasongenrm.chat import ChatFamily, detect_family, install_template
-from reasongenrm.config import DPOConfig, Section, SFTConfig, TrainConfig
+from reasongenrm.config import DPOConfig, Section, SFTConfig, TrainConfig, TrainJobConfig
 from reasongenrm.errors import ConfigError, ReasonGenRMError, TrainingError
 from reasongenrm.generation.seam import OpeningRole
 from reasongenrm.stage import Stage, quiet_threads
@@ -144,6 +144,11 @@ def check_config(config: TrainConfig, stage: str) -> None:
     Raises:
         ConfigError: with the setting, its value, and one that would do.
     """
+    if config.mode == "pod" and config.trainjob != TrainJobConfig():
+        raise ConfigError(
+            f"{stage}: trainjob has settings, but mode is 'pod', where they have no effect. Set mode to 'trainjob', or leave "
+            "the section trainjob out."
+        )
     at_once = config.per_device_train_batch_size * config.num_processes
     if config.train_batch_size % at_once:
         raise ConfigError(

@@ -42,6 +42,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Objects = list[dict[str, Any]]
+Lines = list[str]
 
 FIELD_MANAGER = "reasongenrm"
 WATCH_SECONDS = 60.0  # one request of a watch; a connection that died without a word is noticed soon after
@@ -278,6 +279,18 @@ class Cluster:
                 if time.monotonic() >= deadline:
                     return
                 outage.wait(error, deadline)
+
+    def read_log(self, namespace: str, pod: str, container: str, tail_lines: int) -> Lines:
+        """The last lines of a container's log as it is now.
+
+        Raises:
+            NotFoundError: the pod is gone.
+            ClusterError: refused; see `connection`.
+        """
+        query = {"container": container, "tailLines": str(tail_lines)}
+        call = Call("get", "pods/log", namespace, pod, "GET", POD.path(namespace, pod) + "/log", query)
+        with self._connection.lines(call, connection.READ_SECONDS) as lines:
+            return [line.decode("utf-8", "replace") for line in lines]
 
     def follow_log(self, namespace: str, pod: str, container: str) -> Iterator[str]:
         """Lines of a container's log as they come, from the first one to its end.

@@ -42,8 +42,8 @@ def pod(name: str = "worker", phase: str = "Running", **state: Any) -> dict[str,
     }
 
 
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+def wait_until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "what the test waits for did not happen"
         time.sleep(0.005)

@@ -66,7 +66,7 @@ class FakeCluster:
         self._bookmarks = self._bookmarks_sent = 0
         self._streams: list[tuple[str, str]] = []
         self._sockets: set[socket.socket] = set()
-        self._callbacks: list[tuple[str, Callable[[str, Object], None]]] = []
+        self._callbacks: list[tuple[int, str, Callable[[str, Object], None]]] = []
         self._changes: queue.Queue[Change | None] = queue.Queue()
         self._errors: list[BaseException] = []
         self._clock = datetime.now(UTC)
@@ -152,11 +152,11 @@ class FakeCluster:
             self._objects.changed.notify_all()
 
     def on_change(self, plural: str, callback: Callable[[str, Object], None]) -> None:
-        """Let a scripted controller see every change of a kind, in order: ("ADDED", "MODIFIED" or "DELETED", the object).
+        """Let a scripted controller see every later change of a kind, in order: ("ADDED", "MODIFIED" or "DELETED", the object).
 
         One thread calls all controllers, one after the other; what one raises fails the test at the end of the context.
         """
-        self._callbacks.append((plural, callback))
+        self._callbacks.append((self._objects.version, plural, callback))
 
     def asked(self, verb: str, resource: str) -> list[Request]:
         """The requests of one kind, in order."""
@@ -177,6 +177,10 @@ class FakeCluster:
     def delay_next(self, verb: str, resource: str, seconds: float, times: int = 1) -> None:
         """Answer the next requests of this kind late."""
         self._faults.append(Fault(verb, resource, times, status=200, delay_seconds=seconds))
+
+    def before_next(self, verb: str, resource: str, act: Callable[[], object]) -> None:
+        """Do something after the next request of this kind has come in and before it is carried out: lose a race."""
+        self._faults.append(Fault(verb, resource, 1, status=200, act=act))
 
     def deny(self, verb: str, resource: str) -> None:
         """Take a right away from every account."""
@@ -250,8 +254,8 @@ class FakeCluster:
 
     def _control(self) -> None:
         while (change := self._changes.get()) is not None:
-            for plural, callback in list(self._callbacks):
-                if plural == change.plural and not self._errors:
+            for since, plural, callback in list(self._callbacks):
+                if plural == change.plural and change.version > since and not self._errors:
                     try:
                         callback(change.type, change.object)
                     except BaseException as error:  # noqa: BLE001 - raised at the end of the context

@@ -6,7 +6,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -51,6 +51,7 @@ class Fault:
     message: str = ""
     delay_seconds: float = 0.0
     carried_out: bool = False  # cut only after the request was carried out
+    act: Callable[[], object] | None = None  # done before the request is carried out
 
 
 @dataclass
@@ -129,6 +130,8 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.cluster._fault_of(verb, named)
         if fault is not None:
             time.sleep(fault.delay_seconds)
+            if fault.act is not None:
+                fault.act()
             if fault.status == 0 and not fault.carried_out:
                 raise _Cut
             if fault.status > 200:
