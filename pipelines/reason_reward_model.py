@@ -115,6 +115,7 @@ def reason_reward_model(
     decided = select_winner(
         store_uri=store_uri,
         config=gate,
+        deploy=deploy,
         genrm_model=genrm_model,
         sft_model=sft_model,
         dpo_model=dpo_model,

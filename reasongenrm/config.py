@@ -191,6 +191,7 @@ class GateConfig(Section):
     min_consistent_fraction: Probability = 0.6  # rows whose two orders agree on the answer
     max_unparsed_fraction: Probability = 0.05
     beat_base: bool = True  # accuracy above the base model's
+    beat_champion: bool = True  # accuracy above that of the judge that is served now, if there is one
 
 
 class DeployConfig(Section):

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Literal
 
+from pydantic import Field
+
 from reasongenrm.bootstrap import Interval
 from reasongenrm.config import GateConfig
 from reasongenrm.errors import ConfigError, InputError
@@ -18,9 +20,27 @@ from reasongenrm.records import Record
 class Check(Record):
     """One threshold held against one candidate."""
 
-    name: Literal["accuracy", "consistency", "unparsed", "beats_base"]
+    name: Literal["accuracy", "consistency", "unparsed", "beats_base", "beats_champion"]
     passed: bool
     text: str
+
+
+class Champion(Record):
+    """The judge that is served while the gate decides, as far as its own deployment wrote it down.
+
+    Attributes:
+        service: NAMESPACE/NAME of its InferenceService.
+        model_digest: of its checkpoint.
+        evaluation: on the benchmark of its own time; None if it was deployed without one.
+        differences: by candidate, accuracy minus the champion's, paired by row; empty where the rows are not the same.
+    """
+
+    service: str
+    variant: str
+    model_digest: str
+    served_since: str
+    evaluation: Evaluation | None
+    differences: Mapping[str, Difference] = Field(default_factory=dict)
 
 
 class Candidate(Record):
@@ -42,6 +62,7 @@ class Decision(Record):
             fraction, the fewer tokens a judgment, and the place in the config's list decide.
         passed: whether the winner passed every check, and so may be served.
         candidates: best first.
+        champion: the judge that was served when this was decided, None if there was none.
         remarks: what a reader should know beside the checks.
     """
 
@@ -50,12 +71,17 @@ class Decision(Record):
     passed: bool
     summary: str
     candidates: tuple[Candidate, ...]
+    champion: Champion | None = None
     remarks: tuple[str, ...]
     thresholds: GateConfig
 
 
 def decide(
-    config: GateConfig, evaluations: Mapping[str, Evaluation], differences: Mapping[str, Difference]
+    config: GateConfig,
+    evaluations: Mapping[str, Evaluation],
+    differences: Mapping[str, Difference],
+    champion: Champion | None = None,
+    model_digests: Mapping[str, str] = {},
 ) -> Decision:
     """Choose the best candidate and say whether it is good enough.
 
@@ -63,6 +89,8 @@ def decide(
         config: candidates and thresholds.
         evaluations: by variant; the candidates, and "base" if it must be beaten.
         differences: by variant, accuracy minus the base model's on the same rows; may lack variants.
+        champion: the judge that is served now; None: nothing is served yet, and any candidate may be the first.
+        model_digests: by variant, of the checkpoints; tells a candidate that is the champion itself.
 
     Raises:
         ConfigError: a candidate or the base model was not evaluated.
@@ -70,7 +98,16 @@ def decide(
     """
     _check_evaluated(config, evaluations)
     check_same_rows(evaluations)
-    judged = [_judge_candidate(variant, config, evaluations, differences.get(variant)) for variant in config.candidates]
+    judged = [
+        _judge_candidate(
+            variant,
+            config,
+            evaluations,
+            differences.get(variant),
+            _against_champion(variant, config, evaluations, champion, model_digests),
+        )
+        for variant in config.candidates
+    ]
     # A stable sort: among equals the config's order stays.
     ranked = sorted(judged, key=lambda candidate: _rank(candidate, evaluations[candidate.variant]))
     winner = ranked[0]
@@ -79,6 +116,7 @@ def decide(
         passed=winner.passed,
         summary=_summary(winner, ranked),
         candidates=tuple(ranked),
+        champion=champion,
         remarks=_remarks(winner, ranked, evaluations),
         thresholds=config,
     )
@@ -107,6 +145,8 @@ def decision_markdown(decision: Decision) -> str:
         lines += [f"## {variant_name(candidate.variant)}: {_percent(candidate.accuracy)}, {verdict}", ""]
         lines += [f"- {'for' if check.passed else '**against**'}: {check.text}" for check in candidate.checks]
         lines.append("")
+    if decision.champion:
+        lines += ["## Served now", "", _champion_line(decision.champion), ""]
     if decision.remarks:
         lines += ["## Remarks", "", *(f"- {remark}" for remark in decision.remarks), ""]
     return "\n".join(lines)
@@ -126,7 +166,11 @@ def _check_evaluated(config: GateConfig, evaluations: Mapping[str, Evaluation]) 
 
 
 def _judge_candidate(
-    variant: str, config: GateConfig, evaluations: Mapping[str, Evaluation], difference: Difference | None
+    variant: str,
+    config: GateConfig,
+    evaluations: Mapping[str, Evaluation],
+    difference: Difference | None,
+    against_champion: Check | None,
 ) -> Candidate:
     evaluation = evaluations[variant]
     checks = [
@@ -161,6 +205,8 @@ def _judge_candidate(
                 f"{_percent(base.accuracy)}{paired}",
             )
         )
+    if against_champion:
+        checks.append(against_champion)
     return Candidate(
         variant=variant,
         accuracy=evaluation.accuracy,
@@ -168,6 +214,40 @@ def _judge_candidate(
         difference=None if variant == "base" else difference,
         passed=all(check.passed for check in checks),
         checks=tuple(checks),
+    )
+
+
+def _against_champion(
+    variant: str,
+    config: GateConfig,
+    evaluations: Mapping[str, Evaluation],
+    champion: Champion | None,
+    model_digests: Mapping[str, str],
+) -> Check | None:
+    """Hold a candidate against the judge that is served now; one that cannot be compared does not replace it."""
+    if champion is None or not config.beat_champion:
+        return None
+    ours, served = evaluations[variant], f"the judge served now ({champion.service}, {variant_name(champion.variant)})"
+    theirs = champion.evaluation
+    if model_digests.get(variant) == champion.model_digest:
+        return Check(name="beats_champion", passed=True, text=f"it is {served} itself")
+    if theirs is None:
+        why = f"{served} has no evaluation on record, so nothing says that this one is better"
+    elif theirs.benchmark.rows_digest != ours.benchmark.rows_digest:
+        why = (
+            f"{served} was judged on {theirs.benchmark.num_rows} rows of {theirs.benchmark.uri}, this one on "
+            f"{ours.benchmark.num_rows} rows of {ours.benchmark.uri}: they cannot be compared"
+        )
+    else:
+        beats = ours.accuracy > theirs.accuracy
+        difference = champion.differences.get(variant)
+        paired = f" ({_difference(difference, ours)})" if difference else ""
+        text = f"{_percent(ours.accuracy)} is {'above' if beats else 'not above'} the {_percent(theirs.accuracy)} of {served}{paired}"
+        return Check(name="beats_champion", passed=beats, text=text)
+    return Check(
+        name="beats_champion",
+        passed=False,
+        text=f"{why}; run the benchmark of its deployment, or set gate.beat_champion to false to replace it all the same",
     )
 
 
@@ -206,6 +286,19 @@ def _remarks(winner: Candidate, ranked: Sequence[Candidate], evaluations: Mappin
             f"The difference between {variant_name(winner.variant)} and the base model is not clear: its interval holds 0."
         )
     return (*remarks, *evaluations[winner.variant].notes)
+
+
+def _champion_line(champion: Champion) -> str:
+    evaluation = champion.evaluation
+    figures = (
+        f"{_percent(evaluation.accuracy)} on {evaluation.benchmark.num_rows} rows of {evaluation.benchmark.uri}"
+        if evaluation
+        else "without an evaluation on record"
+    )
+    return (
+        f"{champion.service}: {variant_name(champion.variant)} ({champion.model_digest[:19]}), since "
+        f"{champion.served_since}, {figures}."
+    )
 
 
 def _difference(difference: Difference, evaluation: Evaluation) -> str:

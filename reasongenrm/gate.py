@@ -1,26 +1,32 @@
 """The gate as a stage: evaluations in, the decision and the report out.
 
-`decision.py` decides, `report.py` and `report_page.py` tell; this module reads what they need from the artifacts.
+`decision.py` decides, `report.py` and `report_page.py` tell; this module reads what they need from the artifacts, and from
+`served.py`'s record who is served now.
 """
 
 from collections.abc import Mapping
 
 from pydantic import ValidationError
 
-from reasongenrm.config import GateConfig
-from reasongenrm.decision import check_same_rows, decide, decision_markdown
+from reasongenrm.config import DeployConfig, GateConfig
+from reasongenrm.decision import Champion, check_same_rows, decide, decision_markdown
 from reasongenrm.errors import InputError
 from reasongenrm.metrics import Difference, Evaluation, RowResult, paired_difference, row_results
 from reasongenrm.records import Judgment, parse_records
 from reasongenrm.report import build_report, parse_training_log, trace_lineage
 from reasongenrm.report_page import render_html
 from reasongenrm.rewardbench import BenchmarkRow
+from reasongenrm.served import ServedJudge, served_judge
 from reasongenrm.stage import Stage
-from reasongenrm.store import ArtifactRef, Store, read_file
+from reasongenrm.store import ArtifactRef, Store, open_artifact, read_file
 
 
 def select_winner(
-    store: Store, config: GateConfig, evaluations: Mapping[str, ArtifactRef], trainings: Mapping[str, ArtifactRef]
+    store: Store,
+    config: GateConfig,
+    evaluations: Mapping[str, ArtifactRef],
+    trainings: Mapping[str, ArtifactRef],
+    deploy: DeployConfig,
 ) -> ArtifactRef:
     """Stage: lay the variants side by side, choose the best candidate, say whether it is good enough.
 
@@ -29,6 +35,7 @@ def select_winner(
         config: its section.
         evaluations: by variant, in the order in which the report shows them.
         trainings: by variant, the trained checkpoints, whose training_log.json gives the curves.
+        deploy: names the InferenceService that the winner would take over; whom it serves now is the champion.
 
     Returns:
         The artifact; its metrics have `winner`, `passed`, `summary` and the winner's `accuracy`.
@@ -39,7 +46,12 @@ def select_winner(
     """
     inputs = {f"evaluation_{variant}": ref for variant, ref in evaluations.items()}
     inputs |= {f"training_{variant}": ref for variant, ref in trainings.items()}
-    with Stage(store, "select_winner", config, inputs) as stage:
+    served = served_judge(store, deploy.namespace, deploy.name)
+    if served:
+        inputs |= {"champion_model": served.model}
+        inputs |= {"champion_evaluation": served.evaluation} if served.evaluation else {}
+    extra = {"replaces": f"{deploy.namespace}/{deploy.name}"} if served else {}
+    with Stage(store, "select_winner", config, inputs, extra) as stage:
         if stage.done:
             return stage.done
         figures = {variant: _read_evaluation(ref) for variant, ref in evaluations.items()}
@@ -50,7 +62,9 @@ def select_winner(
         results = {variant: row_results(judged) for variant, judged in judgments.items()}
         check_same_rows(figures)
         differences = differences_to_base(figures, results)
-        decision = decide(config, figures, differences)
+        champion = _read_champion(served, figures, results) if served else None
+        digests = {variant: open_artifact(ref).inputs.get("model", "") for variant, ref in evaluations.items()}
+        decision = decide(config, figures, differences, champion, digests)
         first = next(iter(evaluations.values()))
         report = build_report(
             figures,
@@ -75,6 +89,32 @@ def select_winner(
             "accuracy": report.subject.accuracy,
         }
         return stage.finish({"num_in": len(evaluations), "num_out": 1}, metrics)
+
+
+def _read_champion(
+    served: ServedJudge, evaluations: Mapping[str, Evaluation], results: Mapping[str, list[RowResult]]
+) -> Champion:
+    """The served judge with its figures, and how far the variants are from it on the same rows."""
+    evaluation = _read_evaluation(served.evaluation) if served.evaluation else None
+    differences = {}
+    if served.evaluation and evaluation:
+        where = f"{served.evaluation.uri}/judgments.jsonl"
+        theirs = row_results(parse_records(read_file(served.evaluation, "judgments.jsonl"), Judgment, where))
+        differences = {
+            variant: paired_difference(
+                found, theirs, confidence=evaluation.confidence, num_bootstrap=evaluation.num_bootstrap, seed=0
+            )
+            for variant, found in results.items()
+            if evaluations[variant].benchmark.rows_digest == evaluation.benchmark.rows_digest
+        }
+    return Champion(
+        service=f"{served.namespace}/{served.name}",
+        variant=served.variant,
+        model_digest=served.model.digest,
+        served_since=served.served_since,
+        evaluation=evaluation,
+        differences=differences,
+    )
 
 
 def differences_to_base(

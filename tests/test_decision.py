@@ -1,3 +1,4 @@
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -6,7 +7,7 @@ import pytest
 
 from reasongenrm.bootstrap import Interval
 from reasongenrm.config import GateConfig
-from reasongenrm.decision import Decision, decide, decision_markdown
+from reasongenrm.decision import Champion, Decision, decide, decision_markdown
 from reasongenrm.errors import ConfigError, InputError
 from reasongenrm.metrics import Difference, Evaluation
 from tests.judges import benchmark_of, evaluated, oracle
@@ -165,3 +166,55 @@ def test_markdown_tells_every_reason_for_and_against(evaluation: Evaluation) -> 
 def test_decision_survives_its_json(evaluation: Evaluation) -> None:
     decision = chosen(evaluation, {"base": {"accuracy": 0.5}, "sft": {"accuracy": 0.8}, "dpo": {"accuracy": 0.85}})
     assert Decision.model_validate_json(decision.model_dump_json()) == decision
+
+
+def champion(evaluation: Evaluation | None, model_digest: str = "sha256:" + "c" * 64) -> Champion:
+    return Champion(
+        service="judges/judge",
+        variant="dpo",
+        model_digest=model_digest,
+        served_since="2026-11-24T10:00:00.000+00:00",
+        evaluation=evaluation,
+    )
+
+
+@pytest.mark.parametrize(("theirs", "passed"), [(0.79, True), (0.8, False), (0.81, False)])
+def test_candidate_must_be_above_the_judge_that_is_served(evaluation: Evaluation, theirs: float, passed: bool) -> None:
+    figures = variants(
+        evaluation, {"base": {"accuracy": 0.5}, "sft": {"accuracy": 0.8}, "served": {"accuracy": theirs}}
+    )
+    served = champion(figures.pop("served"))
+    config = GateConfig(candidates=("sft",))
+    decision = decide(config, figures, {}, served)
+    (check,) = [check for check in decision.candidates[0].checks if check.name == "beats_champion"]
+    assert (decision.passed, check.passed, decision.champion) == (passed, passed, served)
+    assert check.text == (
+        f"80.0 % is {'above' if passed else 'not above'} the {100 * theirs:.1f} % of the judge served now (judges/judge, ReasonGenRM-dpo)"
+    )
+    assert decide(GateConfig(candidates=("sft",), beat_champion=False), figures, {}, served).passed
+    assert decide(config, figures, {}).passed
+    assert "judges/judge: ReasonGenRM-dpo (sha256:cccccccccccc), since 2026-11-24" in decision_markdown(decision)
+
+
+def test_candidate_does_not_replace_a_judge_that_it_cannot_be_compared_with(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    figures = variants(evaluation, {"base": {"accuracy": 0.5}, "sft": {"accuracy": 0.9}})
+    other_rows = evaluated(benchmark_of(tmp_path, {"sums": 7}, "other.jsonl"), oracle)
+    for served, why in (
+        (champion(None), "has no evaluation on record"),
+        (champion(other_rows), "was judged on 7 rows of .*other.jsonl, this one on 20 rows of .*cannot be compared"),
+    ):
+        decision = decide(GateConfig(candidates=("sft",)), figures, {}, served)
+        (check,) = [check for check in decision.candidates[0].checks if not check.passed]
+        assert re.search(why, check.text)
+        assert "set gate.beat_champion to false to replace it all the same" in check.text
+        assert not decision.passed
+
+
+def test_candidate_that_is_served_already_need_not_beat_itself(evaluation: Evaluation) -> None:
+    figures = variants(evaluation, {"base": {"accuracy": 0.5}, "sft": {"accuracy": 0.8}})
+    served = champion(figures["sft"], "sha256:" + "5" * 64)
+    config = GateConfig(candidates=("sft",))
+    assert decide(config, figures, {}, served, {"sft": "sha256:" + "5" * 64}).passed
+    assert not decide(config, figures, {}, served, {"sft": "sha256:" + "6" * 64}).passed

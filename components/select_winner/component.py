@@ -9,6 +9,7 @@ from components import images
 def select_winner(
     store_uri: str,
     config: dict,
+    deploy: dict,
     base_evaluation: dsl.Input[dsl.Dataset],
     genrm_evaluation: dsl.Input[dsl.Dataset],
     sft_evaluation: dsl.Input[dsl.Dataset],
@@ -21,14 +22,14 @@ def select_winner(
     report: dsl.Output[dsl.HTML],
 ) -> bool:
     """Lay the four variants side by side, name the best candidate, and say whether it is good enough to serve."""
-    from reasongenrm.config import GateConfig
+    from reasongenrm.config import DeployConfig, GateConfig
     from reasongenrm.gate import select_winner as stage
     from reasongenrm.task import Task
 
     with Task("select_winner", store_uri, decision) as task:
         evaluations = {"base": base_evaluation, "genrm": genrm_evaluation, "sft": sft_evaluation, "dpo": dpo_evaluation}
         models = {"genrm": genrm_model, "sft": sft_model, "dpo": dpo_model}
-        section = task.section(GateConfig, config)
-        ref = task.publish(stage(task.store, section, task.inputs(evaluations), task.inputs(models)))
+        sections = task.section(GateConfig, config), task.section(DeployConfig, deploy)
+        ref = task.publish(stage(task.store, sections[0], task.inputs(evaluations), task.inputs(models), sections[1]))
         task.copy(ref, {"decision.md": summary, "report.html": report})
     return bool(ref.metrics["passed"])

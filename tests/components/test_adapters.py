@@ -168,6 +168,7 @@ def done(store_env: EmbeddedStore, tmp_path_factory: pytest.TempPathFactory) -> 
     made["passed"] = component("select_winner").python_func(
         store_uri=flow.store_uri,
         config=flow.sections["gate"],
+        deploy=flow.sections["deploy"],
         decision=decision,
         summary=made["summary"],
         report=made["report"],
