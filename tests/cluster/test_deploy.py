@@ -138,7 +138,7 @@ def test_judge_that_cannot_start_is_taken_back(world: World, how: str, reason: s
     world.deploy("good")
     old = world.service()
     assert old is not None
-    with pytest.raises(ClusterError, match=f"{reason}[\\s\\S]*served before is back. It is ready again"):
+    with pytest.raises(ClusterError, match=rf"{reason}[\s\S]*served before is back. It is ready again"):
         world.deploy(how)
     now = world.service()
     assert now is not None
@@ -148,7 +148,7 @@ def test_judge_that_cannot_start_is_taken_back(world: World, how: str, reason: s
 
 
 def test_first_judge_that_fails_leaves_nothing(world: World) -> None:
-    with pytest.raises(ClusterError, match="cannot be pulled[\\s\\S]*what was created is deleted"):
+    with pytest.raises(ClusterError, match=r"cannot be pulled[\s\S]*what was created is deleted"):
         world.deploy("bad_image")
     assert world.service() is None
     assert served_judge(world.store, NAMESPACE, "judge") is None
@@ -157,7 +157,7 @@ def test_first_judge_that_fails_leaves_nothing(world: World) -> None:
 def test_pod_without_a_node_is_waited_for_until_the_time_is_over(world: World) -> None:
     config = CONFIG.model_copy(update={"rollout_timeout_seconds": 0.6})
     with pytest.raises(
-        ClusterError, match="not ready after 1 s: 0 of 1 new pods ready; pod .* waits for a node: 0/3 nodes"
+        ClusterError, match=r"not ready after 1 s: 0 of 1 new pods ready; pod .* waits for a node: 0/3 nodes"
     ):
         world.deploy("stuck", config)
     assert world.service() is None
@@ -177,7 +177,7 @@ def test_judge_that_judges_wrongly_is_taken_back(world: World) -> None:
 
 def test_key_that_the_judge_refuses_is_named(world: World) -> None:
     world.endpoint.reply = lambda *_: refusal(401, "wrong key")
-    with pytest.raises(ClusterError, match="HTTP 401: wrong key. Set VLLM_API_KEY to a key"):
+    with pytest.raises(ClusterError, match=r"HTTP 401: wrong key. Set VLLM_API_KEY to a key"):
         world.deploy("good")
 
 
@@ -195,7 +195,7 @@ def test_judge_put_there_by_hand_is_saved_and_comes_back(world: World) -> None:
         "spec": {"predictor": {"model": {"modelFormat": {"name": "huggingface"}, "storageUri": "s3://b/hand/"}}},
     }
     world.fake.put(by_hand)
-    with pytest.raises(ClusterError, match="is back. It is ready again"):
+    with pytest.raises(ClusterError, match=r"is back. It is ready again"):
         world.deploy("crash")
     now = world.service()
     assert now is not None
@@ -222,7 +222,7 @@ def test_too_many_requests_and_lost_answers_are_survived(world: World) -> None:
 
 def test_missing_right_is_named_and_nothing_is_changed(world: World) -> None:
     world.fake.deny("create", "inferenceservices")
-    with pytest.raises(ClusterError, match="create inferenceservices[\\s\\S]*Nothing was changed"):
+    with pytest.raises(ClusterError, match=r"create inferenceservices[\s\S]*Nothing was changed"):
         world.deploy("good")
     assert world.service() is None
 
@@ -260,7 +260,7 @@ def test_change_by_somebody_else_is_left_alone(world: World) -> None:
             world.fake.put(other)
 
     world.fake.on_change("inferenceservices", interfere)
-    with pytest.raises(ClusterError, match="somebody else changed it[\\s\\S]*it was left as it is"):
+    with pytest.raises(ClusterError, match=r"somebody else changed it[\s\S]*it was left as it is"):
         world.deploy("stuck", config)
 
 
@@ -269,7 +269,7 @@ def test_stage_looks_at_the_cluster_even_if_its_artifact_is_there(world: World) 
     first = deploy_kserve(world.store, CONFIG, world.decision, models)
     assert first.metrics["changed"]
     assert json.loads(read_file(first, "golden.json"))["agreement"] == 1.0
-    assert [entry["what"] for entry in json.loads(read_file(first, "rollout.json"))["timeline"]][0] == "created"
+    assert next(entry["what"] for entry in json.loads(read_file(first, "rollout.json"))["timeline"]) == "created"
     asked = len(world.endpoint.bodies)
     assert deploy_kserve(world.store, CONFIG, world.decision, models) == first
     assert len(world.endpoint.bodies) == asked + 6
