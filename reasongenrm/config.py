@@ -233,18 +233,31 @@ class GateConfig(Section):
 
 
 class DeployConfig(Section):
-    """deploy_kserve: the InferenceService of the winner."""
+    """deploy_kserve: the InferenceService of the winner, and when the new judge counts as served."""
 
     name: Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$")] = "reasongenrm"
     namespace: str = "reasongenrm"
+    apply: bool = True  # false: the manifest is rendered, no cluster is asked
     service_account: str = "reasongenrm-serving"
+    runtime: str = "reasongenrm-vllm"  # the ServingRuntime, in the same namespace
+    server: Literal["vllm", "transformers"] = "vllm"  # what that runtime starts: vLLM, or `reasongenrm serve`
+    judge_secret: str | None = None  # Secret with VLLM_API_KEY for the predictor; None: what the runtime says
     gpu_resource: str = "nvidia.com/gpu"
-    gpu_count: Annotated[int, Field(ge=0)] = 1
+    gpu_count: Annotated[int, Field(ge=0)] = 1  # of one replica; vLLM spreads the model over all of them
     cpu: str = "4"
     memory: str = "32Gi"
     max_model_len: PositiveInt = 32768
     min_replicas: Annotated[int, Field(ge=0)] = 1
     max_replicas: PositiveInt = 1
+    autoscaler: Literal["hpa", "external", "none"] = "hpa"  # external: a KEDA ScaledObject or HPA of one's own
+    strategy: Literal["Recreate", "RollingUpdate"] = "Recreate"  # a rolling update needs room for a replica more
+    canary_percent: Annotated[int, Field(ge=0, le=100)] | None = None  # traffic of a canary; None: no canary
+    canary_promote: bool = True  # false: the canary stays beside the judge that is served
+    rollout_timeout_seconds: Annotated[float, Field(gt=0)] = 3600.0  # 28 GiB of a 14B model, image and start included
+    num_golden: PositiveInt = 8  # rows of the winner's own evaluation that the new pods judge, in both orders
+    min_golden_agreement: Probability = 0.75  # below 1: another engine, batch or GPU changes some greedy tokens
+    golden_timeout_seconds: Annotated[float, Field(gt=0)] = 300.0  # of one request
+    golden_endpoint: str | None = None  # http(s)://host[:port] that leads to the new pods; None: what KServe reports
 
 
 class RunConfig(Section):

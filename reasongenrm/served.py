@@ -75,6 +75,11 @@ def served_history(store: Store, namespace: str, name: str) -> list[ServedJudge]
     return [_parse(store, found) for found in store.list(f"{_folder(namespace, name)}/")]
 
 
+def forget_served(store: Store, namespace: str, name: str) -> None:
+    """Nothing of ours is served any more: the history stays, the record of now goes."""
+    store.delete([f"{_folder(namespace, name)}.json"])
+
+
 def _parse(store: Store, name: str) -> ServedJudge:
     try:
         return ServedJudge.model_validate_json(store.get_bytes(name))

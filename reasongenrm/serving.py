@@ -1,10 +1,13 @@
-"""deploy_kserve: the InferenceService that a cluster gets for the winner, rendered as YAML.
+"""deploy_kserve: the InferenceService that serves the winner, and the stage that renders it and brings it out.
 
-In go the decision of the gate and the models it chose from; out comes `inferenceservice.yaml`. KServe's Standard mode, our
-own namespaced ServingRuntime (vLLM), the checkpoint straight from S3. Nothing here talks to a cluster.
+In go the decision of the gate and the models it chose from; out comes `inferenceservice.yaml`, and with `deploy.apply` a
+judge that has proven itself. KServe's Standard mode, our own namespaced ServingRuntime, the checkpoint straight from S3.
+Rendering is pure; `cluster/deploy.py` talks to the cluster.
 """
 
-import re
+import copy
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,24 +15,29 @@ import yaml
 
 from reasongenrm import __version__
 from reasongenrm.config import DeployConfig
-from reasongenrm.errors import ConfigError, InputError
+from reasongenrm.errors import InputError
+from reasongenrm.preflight import AUTOSCALER, MODE, check_admission, check_settings
 
 if TYPE_CHECKING:
     from reasongenrm.store import ArtifactRef, Store
 
-RUNTIME = "reasongenrm-vllm"  # the ServingRuntime, in the InferenceService's own namespace
 MODEL_FORMAT = "huggingface"  # what the runtime says it can serve: a folder as `save_pretrained` writes it
 FILE_NAME = "inferenceservice.yaml"
 
-# Kubernetes quantities as people write them. The CRD's schema takes any text ("8GiB" passes), the API server does not.
-_QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?")
+# Annotations. KServe copies an InferenceService's annotations to its pods, so a change of any of them starts new pods.
+OWN = "reasongenrm.io/"
+VARIANT, DIGEST, DECISION = f"{OWN}variant", f"{OWN}model-digest", f"{OWN}decision"
+REPLACED = f"{OWN}replaced"  # JSON: digest, decision and store object of what this one replaced
+ROLLOUT = f"{OWN}rollout"  # a hash of spec and model: the pods that carry it are the pods of this manifest
+
+_MARK_DIGITS = 16
 
 
 def render_inference_service(config: DeployConfig, model: "ArtifactRef", decision: "ArtifactRef") -> dict[str, Any]:
     """The InferenceService (serving.kserve.io/v1beta1) that serves one checkpoint.
 
     Args:
-        config: name, place, resources and replicas.
+        config: name, place, runtime, resources and replicas.
         model: the checkpoint; its folder becomes `storageUri`, which must end with "/" for S3.
         decision: the gate's decision, recorded beside the model's digest as an annotation.
 
@@ -37,26 +45,23 @@ def render_inference_service(config: DeployConfig, model: "ArtifactRef", decisio
         The manifest as plain dicts and lists.
 
     Raises:
-        ConfigError: a quantity that Kubernetes cannot read, or min_replicas above max_replicas, which KServe's webhook
-            would refuse.
+        ConfigError: settings that do not go together, or what KServe's webhook would refuse (see `preflight`).
 
-    Source: KServe 0.21, config/crd/full and its validating webhook; what that refuses besides (a non-empty model.name,
-        PYTHONPATH, storageUri beside storageUris, other autoscaler classes) is never rendered.
+    Source: KServe 0.21, config/crd/full and its validating webhook.
     """
-    for key, quantity in (("cpu", config.cpu), ("memory", config.memory)):
-        if not _QUANTITY.fullmatch(quantity):
-            raise ConfigError(
-                f"deploy.{key} is '{quantity}': expected a Kubernetes quantity such as 4, 500m, 32Gi. Change the config."
-            )
-    if config.min_replicas > config.max_replicas:
-        raise ConfigError(
-            f"deploy: min_replicas {config.min_replicas} is above max_replicas {config.max_replicas}; KServe refuses that. "
-            "Raise max_replicas or lower min_replicas."
-        )
-    resources = {"cpu": config.cpu, "memory": config.memory}
-    if config.gpu_count:
-        resources[config.gpu_resource] = str(config.gpu_count)
-    return {
+    check_settings(config)
+    predictor: dict[str, Any] = {
+        "serviceAccountName": config.service_account,
+        "minReplicas": config.min_replicas,
+        "maxReplicas": config.max_replicas,
+        "deploymentStrategy": {"type": config.strategy},
+        "model": _model(config, model),
+    }
+    own = {VARIANT: str(decision.metrics["winner"]), DIGEST: model.digest, DECISION: decision.uri}
+    own[ROLLOUT] = _mark(predictor, config, model.digest)
+    predictor["annotations"] = dict(own)  # said once more for the pods: a canary's are not those of the service
+    predictor["labels"] = {"app.kubernetes.io/version": __version__}
+    service = {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
         "metadata": {
@@ -69,45 +74,85 @@ def render_inference_service(config: DeployConfig, model: "ArtifactRef", decisio
                 "app.kubernetes.io/managed-by": "reasongenrm",
             },
             "annotations": {
-                "serving.kserve.io/deploymentMode": "Standard",  # KServe's shipped default is serverless
-                "reasongenrm.io/variant": str(decision.metrics["winner"]),
-                "reasongenrm.io/model-digest": model.digest,
-                "reasongenrm.io/decision": decision.uri,
+                MODE: "Standard",  # KServe's shipped default is serverless
+                **({AUTOSCALER: config.autoscaler} if config.autoscaler != "hpa" else {}),
+                **own,
             },
         },
-        "spec": {
-            "predictor": {
-                "serviceAccountName": config.service_account,
-                "minReplicas": config.min_replicas,
-                "maxReplicas": config.max_replicas,
-                "deploymentStrategy": {"type": "Recreate"},  # a rolling update waits for ever where every GPU is taken
-                "model": {
-                    "modelFormat": {"name": MODEL_FORMAT},
-                    "runtime": RUNTIME,
-                    "storageUri": model.uri.rstrip("/") + "/",
-                    "args": [f"--max-model-len={config.max_model_len}"],
-                    "resources": {"requests": dict(resources), "limits": dict(resources)},
-                },
-            }
-        },
+        "spec": {"predictor": predictor},
     }
+    check_admission(service)
+    return service
+
+
+def _model(config: DeployConfig, model: "ArtifactRef") -> dict[str, Any]:
+    args = [f"--max-model-len={config.max_model_len}"]
+    if config.server == "vllm" and config.gpu_count > 1:
+        args.append(f"--tensor-parallel-size={config.gpu_count}")
+    resources = {"cpu": config.cpu, "memory": config.memory}
+    if config.gpu_count:
+        resources[config.gpu_resource] = str(config.gpu_count)
+    rendered: dict[str, Any] = {
+        "modelFormat": {"name": MODEL_FORMAT},
+        "runtime": config.runtime,
+        "storageUri": model.uri.rstrip("/") + "/",
+        "args": args,
+        "resources": {"requests": dict(resources), "limits": dict(resources)},
+    }
+    if config.judge_secret is not None:
+        key = {"name": config.judge_secret, "key": "VLLM_API_KEY"}
+        rendered["env"] = [{"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": key}}]
+    return rendered
+
+
+def _mark(predictor: Mapping[str, Any], config: DeployConfig, digest: str) -> str:
+    asked = json.dumps([predictor, config.autoscaler, digest], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(asked.encode()).hexdigest()[:_MARK_DIGITS]
+
+
+def mark_of(item: Mapping[str, Any]) -> str | None:
+    """The rollout's mark on a manifest, a pod or a pod template; None if we did not make it."""
+    mark: str | None = item.get("metadata", {}).get("annotations", {}).get(ROLLOUT)
+    return mark
+
+
+def canary_name(service: Mapping[str, Any]) -> str:
+    """What the canary of this manifest is called; once promoted, its pods keep the name."""
+    return f"c{mark_of(service) or ''}"[:9]
+
+
+def as_canary(service: Mapping[str, Any], stable: Mapping[str, Any], percent: int) -> dict[str, Any]:
+    """The object that is there now, with the rendered service as a canary beside it; the stable pods are left alone.
+
+    Source: KServe 0.21: the canary's predictor is laid over the stable one, has fixed replicas, and the CRD asks for an
+    empty `model.name` in it that the webhook wants empty.
+    """
+    predictor = copy.deepcopy(service["spec"]["predictor"])
+    predictor.pop("maxReplicas")
+    predictor["name"], predictor["minReplicas"], predictor["model"]["name"] = canary_name(service), 1, ""
+    beside = copy.deepcopy(dict(stable))
+    beside["spec"]["canary"] = [{"trafficPercent": percent, "predictor": predictor}]
+    return beside
 
 
 def deploy_kserve(
     store: "Store", config: DeployConfig, decision: "ArtifactRef", models: Mapping[str, "ArtifactRef"]
 ) -> "ArtifactRef":
-    """Render the InferenceService of the winner into the store.
+    """Stage: render the InferenceService of the winner and, with `config.apply`, bring it out (see `cluster.deploy`).
 
     Args:
         decision: of select_winner; `metrics["winner"]` names the variant, `metrics["passed"]` says whether to deploy it.
         models: variant -> checkpoint; holds the winner.
 
     Returns:
-        The artifact with `inferenceservice.yaml`; metrics: variant, model_uri.
+        The artifact with `inferenceservice.yaml` and, if it was applied, golden.jsonl, golden.json and rollout.json; metrics:
+        variant, model_uri, and changed, golden_agreement, seconds. An artifact that is found again was checked again: a
+        finished stage says nothing about what a cluster serves now.
 
     Raises:
         InputError: the gate did not pass, or there is no model of the winner.
         ConfigError: see `render_inference_service`.
+        ClusterError: the new judge did not start or did not judge as expected; what was served before is back.
     """
     from reasongenrm.stage import Stage
 
@@ -123,10 +168,26 @@ def deploy_kserve(
             "Hand over the winner's model."
         )
     model = models[winner]
-    with Stage(store, "deploy_kserve", config, {"decision": decision, "model": model}) as stage:
+    manifest = render_inference_service(config, model, decision)
+    extra: dict[str, Any] = {}
+    files: dict[str, bytes] = {}
+    metrics: dict[str, Any] = {"variant": winner, "model_uri": model.uri}
+    if config.apply:
+        from reasongenrm.cluster.client import Cluster
+        from reasongenrm.cluster.deploy import deploy
+
+        deployed = deploy(Cluster.connect(), store, config, manifest, model, decision)
+        manifest, files, metrics = deployed.manifest, deployed.files(), metrics | deployed.metrics()
+        extra = {"served_since": deployed.served_since}
+    with Stage(store, "deploy_kserve", config, {"decision": decision, "model": model}, extra) as stage:
         if stage.done:
             return stage.done
-        manifest = render_inference_service(config, model, decision)
-        text = f"# The judge '{winner}': kubectl apply -f {FILE_NAME}\n" + yaml.safe_dump(manifest, sort_keys=False)
-        stage.add_bytes(FILE_NAME, text.encode())
-        return stage.finish({"num_in": 1, "num_out": 1}, {"variant": winner, "model_uri": model.uri})
+        stage.add_bytes(FILE_NAME, as_yaml(manifest, f"The judge '{winner}': kubectl apply -f {FILE_NAME}"))
+        for name, data in files.items():
+            stage.add_bytes(name, data)
+        return stage.finish({"num_in": 1, "num_out": 1}, metrics)
+
+
+def as_yaml(manifest: Mapping[str, Any], comment: str) -> bytes:
+    """A manifest as a file that kubectl takes."""
+    return f"# {comment}\n{yaml.safe_dump(manifest, sort_keys=False)}".encode()

@@ -58,7 +58,9 @@ def test_light_commands_stay_light(arguments: list[str], heavy: list[str]) -> No
 def test_commands_are_those_of_the_documentation() -> None:
     stages = ["prepare", "distill", "sample", "score", "train"]
     assert (
-        sorted([*stages, "run", "evaluate", "judge", "serve", "models", "runs", "compile", "doctor", "version"])
+        sorted(
+            [*stages, "run", "evaluate", "judge", "serve", "models", "runs", "compile", "doctor", "version", "rollback"]
+        )
         == COMMANDS
     )
 

@@ -9,7 +9,8 @@ import yaml
 
 from reasongenrm.config import DeployConfig
 from reasongenrm.errors import ConfigError, InputError
-from reasongenrm.serving import deploy_kserve, render_inference_service
+from reasongenrm.preflight import check_admission
+from reasongenrm.serving import as_canary, deploy_kserve, mark_of, render_inference_service
 from reasongenrm.store import ArtifactRef, Store, read_file
 
 CRD = Path(__file__).parents[2] / "shared" / "crds" / "serving.kserve.io_inferenceservices.yaml"
@@ -58,7 +59,8 @@ def kserve() -> Any:
     "config",
     [
         DeployConfig(),
-        DeployConfig(gpu_count=0, min_replicas=0, max_replicas=3, cpu="500m", memory="2Gi", name="judge-2"),
+        DeployConfig(gpu_count=0, max_replicas=3, cpu="500m", memory="2Gi", name="judge-2", judge_secret="key"),
+        DeployConfig(min_replicas=0, max_replicas=3, autoscaler="external", strategy="RollingUpdate"),
     ],
 )
 def test_service_is_valid_against_the_strict_schema_of_kserve(kserve: Any, config: DeployConfig) -> None:
@@ -84,7 +86,7 @@ def test_service_names_runtime_storage_account_resources_and_replicas() -> None:
     assert model["runtime"] == "reasongenrm-vllm"
     assert model["storageUri"] == "s3://judges/run/train_dpo/k/d/"
     assert model["resources"]["limits"] == {"cpu": "4", "memory": "32Gi", "nvidia.com/gpu": "2"}
-    assert model["args"] == ["--max-model-len=32768"]
+    assert model["args"] == ["--max-model-len=32768", "--tensor-parallel-size=2"]
 
 
 def test_service_asks_for_no_gpu_when_there_are_none() -> None:
@@ -110,6 +112,112 @@ def test_more_minimum_than_maximum_replicas_is_refused() -> None:
         render_inference_service(DeployConfig(min_replicas=3, max_replicas=2), MODEL, DECISION)
 
 
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"min_replicas": 0}, "an autoscaler of class 'hpa' cannot scale to zero"),
+        ({"autoscaler": "none", "max_replicas": 2}, "max_replicas is 2, which has no effect with autoscaler none"),
+        ({"server": "transformers", "gpu_count": 2}, "server transformers uses one GPU at most"),
+        ({"canary_promote": False}, "canary_promote is false, which has no effect without canary_percent"),
+        ({"apply": False, "canary_percent": 5}, "canary_percent is set, which has no effect with apply false"),
+        ({"golden_endpoint": "localhost:8000"}, "expected http\\(s\\)://host"),
+        ({"namespace": "Judges"}, "namespace is 'Judges': expected lower-case letters"),
+        ({"name": "a" * 40, "namespace": "b" * 20}, "has 71 characters, 63 are allowed: shorten the name"),
+    ],
+)
+def test_settings_that_cannot_work_or_have_no_effect_are_refused(settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        render_inference_service(DeployConfig(**settings), MODEL, DECISION)
+
+
+def edited(*path: Any, value: Any) -> dict[str, Any]:
+    """The rendered service with one value changed."""
+    service = render_inference_service(DeployConfig(), MODEL, DECISION)
+    inner: Any = service
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return service
+
+
+IN_MODEL = ("spec", "predictor", "model")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "reason"),
+    [
+        (("metadata", "name"), "2judge", "the name '2judge' must begin with a lower-case letter"),
+        (("metadata", "annotations", "serving.kserve.io/autoscalerClass"), "kpa", "is 'kpa': expected one of hpa"),
+        ((*IN_MODEL, "name"), "judge", "model.name is 'judge': the field must be empty"),
+        ((*IN_MODEL, "env"), [{"name": "PYTHONPATH", "value": "/x"}], "sets PYTHONPATH, which is not allowed"),
+        ((*IN_MODEL, "storageUri"), "ftp://b/m", "storageUri is 'ftp://b/m': expected one of gs://"),
+        ((*IN_MODEL, "storageUri"), "s3://b/m", "a folder in S3 must end with '/'"),
+        (
+            ("spec", "predictor", "storageUris"),
+            [{"uri": "s3://b/"}],
+            r"storageUri and storageUris: give one of the two",
+        ),
+        (("spec", "predictor", "minReplicas"), 3, "minReplicas 3 is above maxReplicas 1"),
+        (("spec", "predictor", "minReplicas"), -1, "must not be negative"),
+    ],
+)
+def test_what_the_webhook_refuses_is_refused_first(path: tuple[str, ...], value: Any, reason: str) -> None:
+    with pytest.raises(ConfigError, match=f"{reason}[^.]*.*KServe refuses that; the cluster was not touched"):
+        check_admission(edited(*path, value=value))
+
+
+def stable_and_canary(**changes: Any) -> dict[str, Any]:
+    stable = render_inference_service(DeployConfig(), MODEL, DECISION)
+    other = MODEL.model_copy(update={"digest": "sha256:" + "6" * 64, "uri": "s3://judges/other"})
+    service = as_canary(render_inference_service(DeployConfig(), other, DECISION), stable, 10)
+    service["spec"]["canary"][0]["predictor"].update(changes)
+    return service
+
+
+def test_canary_is_valid_and_leaves_the_stable_predictor_as_it_is(kserve: Any) -> None:
+    service = stable_and_canary()
+    kserve.validate(service)
+    check_admission(service)
+    stable = render_inference_service(DeployConfig(), MODEL, DECISION)
+    assert service["spec"]["predictor"] == stable["spec"]["predictor"]
+    assert service["metadata"] == stable["metadata"]
+    (canary,) = service["spec"]["canary"]
+    assert canary["trafficPercent"] == 10
+    assert canary["predictor"]["model"]["name"] == ""  # the CRD asks for it
+    assert "maxReplicas" not in canary["predictor"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"maxReplicas": 2}, "maxReplicas is not allowed: a canary has a fixed number of replicas"),
+        ({"minReplicas": 2}, "minReplicas 2 is above the predictor's 1"),
+        ({"name": ""}, "name is '': expected lower-case letters"),
+    ],
+)
+def test_canary_that_the_webhook_refuses_is_refused_first(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        check_admission(stable_and_canary(**changes))
+
+
+def test_mode_of_an_existing_service_cannot_change() -> None:
+    service = render_inference_service(DeployConfig(), MODEL, DECISION)
+    check_admission(service, service | {"status": {"deploymentMode": "RawDeployment"}})  # the old name of Standard
+    with pytest.raises(
+        ConfigError, match="deploymentMode Knative, which cannot be changed to Standard: delete it first"
+    ):
+        check_admission(service, service | {"status": {"deploymentMode": "Serverless"}})
+
+
+def test_mark_changes_with_the_model_and_the_spec_but_not_with_the_decision() -> None:
+    again = DECISION.model_copy(update={"uri": "s3://judges/another-decision"})
+    other = MODEL.model_copy(update={"digest": "sha256:" + "6" * 64})
+    first = mark_of(render_inference_service(DeployConfig(), MODEL, DECISION))
+    assert first == mark_of(render_inference_service(DeployConfig(), MODEL, again))
+    assert first != mark_of(render_inference_service(DeployConfig(), other, DECISION))
+    assert first != mark_of(render_inference_service(DeployConfig(cpu="8"), MODEL, DECISION))
+
+
 def test_gate_that_did_not_pass_deploys_nothing(store: Store) -> None:
     refused = DECISION.model_copy(update={"metrics": {"winner": "dpo", "passed": False}})
     with pytest.raises(InputError, match="the gate did not pass"):
@@ -123,8 +231,9 @@ def test_winner_without_a_model_is_named(store: Store) -> None:
 
 
 def test_stage_writes_the_winners_service_once(store: Store) -> None:
-    ref = deploy_kserve(store, DeployConfig(), DECISION, {"base": DECISION, "dpo": MODEL})
+    config = DeployConfig(apply=False)
+    ref = deploy_kserve(store, config, DECISION, {"base": DECISION, "dpo": MODEL})
     text = read_file(ref, "inferenceservice.yaml").decode()
-    assert yaml.safe_load(text) == render_inference_service(DeployConfig(), MODEL, DECISION)
+    assert yaml.safe_load(text) == render_inference_service(config, MODEL, DECISION)
     assert ref.metrics == {"variant": "dpo", "model_uri": MODEL.uri}
-    assert deploy_kserve(store, DeployConfig(), DECISION, {"dpo": MODEL}) == ref
+    assert deploy_kserve(store, config, DECISION, {"dpo": MODEL}) == ref

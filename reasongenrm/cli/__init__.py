@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from reasongenrm.cli import contents, endpoint, judging, run, stages, tools
+from reasongenrm.cli import contents, endpoint, judging, rollback, run, stages, tools
 from reasongenrm.cli.console import print_error, print_note
 from reasongenrm.errors import ReasonGenRMError
 
@@ -54,6 +54,7 @@ def root(
 
 
 _PIPELINE, _JUDGE, _STORE, _TOOLS = "The pipeline", "Judging", "The store", "Tools"
+_CLUSTER = "The cluster"
 app.command("run", rich_help_panel=_PIPELINE)(run.run)
 app.command("prepare", rich_help_panel=_PIPELINE)(stages.prepare)
 app.command("distill", rich_help_panel=_PIPELINE)(stages.distill)
@@ -65,6 +66,7 @@ app.command("judge", rich_help_panel=_JUDGE)(judging.judge)
 app.command("serve", rich_help_panel=_JUDGE)(endpoint.serve)
 app.command("models", rich_help_panel=_STORE)(contents.models)
 app.command("runs", rich_help_panel=_STORE)(contents.runs)
+app.command("rollback", rich_help_panel=_CLUSTER)(rollback.rollback)
 app.command("compile", rich_help_panel=_TOOLS)(tools.compile_pipeline)
 app.command("doctor", rich_help_panel=_TOOLS)(tools.doctor)
 app.command("version", rich_help_panel=_TOOLS)(tools.version)

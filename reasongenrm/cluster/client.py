@@ -42,7 +42,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Objects = list[dict[str, Any]]
-Lines = list[str]
+Lines = list[str]  # a name of its own: in the class, `list` is a method
 
 FIELD_MANAGER = "reasongenrm"
 WATCH_SECONDS = 60.0  # one request of a watch; a connection that died without a word is noticed soon after
@@ -94,6 +94,7 @@ CONFIG_MAP = Kind("", "v1", "configmaps", "ConfigMap")
 EVENT = Kind("", "v1", "events", "Event")
 DEPLOYMENT = Kind("apps", "v1", "deployments", "Deployment")
 REPLICA_SET = Kind("apps", "v1", "replicasets", "ReplicaSet")
+HTTP_ROUTE = Kind("gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute")
 JOB = Kind("batch", "v1", "jobs", "Job")
 CRD = Kind("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False)
 
@@ -340,6 +341,30 @@ class Cluster:
                 if not any(words in str(error) for words in _NOT_STARTED):
                     raise
                 time.sleep(connection.FIRST_WAIT_SECONDS)
+
+    def log_tail(self, namespace: str, pod: str, container: str, num_lines: int, previous: bool = False) -> Lines:
+        """The last lines of a container's log as it is now.
+
+        Args:
+            previous: of the container's run before the present one, which is the one that crashed.
+
+        Returns:
+            At most so many lines; none if the container has written nothing, has not started, or is gone.
+
+        Raises:
+            ForbiddenError: the account may not read logs.
+            UnavailableError: the API server cannot be reached.
+        """
+        query = {"container": container, "tailLines": str(num_lines), **({"previous": "true"} if previous else {})}
+        call = Call("get", "pods/log", namespace, pod, "GET", POD.path(namespace, pod) + "/log", query)
+        try:
+            with self._connection.lines(call, SLACK_SECONDS) as lines:
+                return [data.decode("utf-8", "replace") for data in lines]
+        except (ForbiddenError, UnavailableError):
+            raise
+        except ClusterError as error:
+            logger.info("%s No log of %s/%s is shown.", error, pod, container)
+            return []
 
     def _has_ended(self, namespace: str, pod: str, container: str) -> bool | None:
         """Whether a container has ended for good; None if its pod is gone."""

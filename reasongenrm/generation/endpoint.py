@@ -82,7 +82,7 @@ class _TooLong(Exception):
 class EndpointEngine:
     """Generates through `POST {base_url}/chat/completions`.
 
-    The key, if the server wants one, is read from the environment variable OPENAI_API_KEY.
+    The key, if the server wants one, is read from the environment variable `key_variable`.
 
     Args:
         base_url: up to and including the API's version, such as "http://127.0.0.1:8000/v1".
@@ -97,8 +97,15 @@ class EndpointEngine:
     """
 
     def __init__(
-        self, base_url: str, config: EngineConfig, *, model_name: str | None = None, keep_markup: bool = False
+        self,
+        base_url: str,
+        config: EngineConfig,
+        *,
+        model_name: str | None = None,
+        keep_markup: bool = False,
+        key_variable: str = "OPENAI_API_KEY",
     ) -> None:
+        self._key_variable = key_variable
         self.base_url = base_url.rstrip("/")
         self._config = config
         self._keep_markup = keep_markup
@@ -218,10 +225,10 @@ class EndpointEngine:
         """Nothing is held between calls."""
 
     def _client(self) -> httpx.AsyncClient:
-        key = os.environ.get("OPENAI_API_KEY", "")
+        key = os.environ.get(self._key_variable, "")
         if not (key.isascii() and key.isprintable()):  # httpx's own error would print the key
             raise ConfigError(
-                "OPENAI_API_KEY: holds a line break or another character that no HTTP header can carry; expected a key. "
+                f"{self._key_variable}: holds a line break or another character that no HTTP header can carry; expected a key. "
                 "Set it again without what was copied along with it."
             )
         return httpx.AsyncClient(
@@ -297,13 +304,20 @@ class EndpointEngine:
         if response.status_code == 400 and body is not None and _is_too_long(response):
             raise _TooLong(said)
         if response.status_code != 200:
-            raise EngineError(f"{where}: HTTP {response.status_code}: {said}. {_advice(response.status_code)}")
+            raise EngineError(f"{where}: HTTP {response.status_code}: {said}. {self._advice(response.status_code)}")
         try:
             return response.json()
         except ValueError as error:
             raise EngineError(
                 f"{where}: the reply is not JSON ({said}); expected an OpenAI-compatible server. Check the URL."
             ) from error
+
+    def _advice(self, status: int) -> str:
+        if status in (401, 403):
+            return f"Set {self._key_variable} to a key that this endpoint takes."
+        if status == 404:
+            return "Check the model's name, and that the URL ends with the API's version (/v1)."
+        return "Expected a chat completion. Change what the server refuses."
 
 
 def _wait_seconds(state: RetryCallState) -> float:
@@ -360,14 +374,6 @@ def _message_of(response: httpx.Response) -> str:
 def _is_too_long(response: httpx.Response) -> bool:
     """Whether a 400 is about the context's length: OpenAI has a code for it, vLLM only a sentence."""
     return _error_of(response).get("code") == "context_length_exceeded" or "maximum context length" in response.text
-
-
-def _advice(status: int) -> str:
-    if status in (401, 403):
-        return "Set OPENAI_API_KEY to a key that this endpoint takes."
-    if status == 404:
-        return "Check the model's name, and that the URL ends with the API's version (/v1)."
-    return "Expected a chat completion. Change what the server refuses."
 
 
 def _family_of(text: str) -> ChatFamily | None:

@@ -291,7 +291,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _log(self, namespace: str, name: str, query: Mapping[str, str]) -> None:
         cluster, objects = self.cluster, self.cluster._objects
         container = query["container"]
-        if self._state(namespace, name, container) == "waiting":
+        if query.get("previous") != "true" and self._state(namespace, name, container) == "waiting":
             message = f'container "{container}" in pod "{name}" is waiting to start: ContainerCreating'
             raise Refusal(400, "BadRequest", message)
         tail, since = query.get("tailLines"), query.get("sinceTime", "")

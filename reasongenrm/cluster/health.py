@@ -1,0 +1,107 @@
+"""What keeps a judge's pods from starting, read off their state; each cause with how long it may last before it is fatal.
+
+In go an InferenceService, its Deployment and pods as the API server gives them, out come troubles in words. Pure.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Item = Mapping[str, Any]
+
+MAX_RESTARTS = 2  # a container that died so often dies again: weights, arguments and GPU stay the same
+_SETTLE_SECONDS = 60.0  # a registry that hiccups, a Secret or a quota that comes a little later
+_NEVER = float("inf")
+
+_BAD_IMAGE = ("ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName")
+_BAD_CONFIG = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """One cause.
+
+    Attributes:
+        cause: the same for the same cause at every look.
+        patience: seconds that it may last; infinite for what may pass by itself (no room on any node).
+        pod: whose log says more; with its container, and whether of the container's run before.
+    """
+
+    cause: str
+    text: str
+    patience: float
+    pod: str | None = None
+    container: str | None = None
+    previous: bool = False
+
+
+def condition(item: Item | None, kind: str) -> Item:
+    """One condition of an object's status; empty if it has none of this type."""
+    found = (item or {}).get("status", {}).get("conditions", ())
+    return next((entry for entry in found if entry["type"] == kind), {})
+
+
+def service_troubles(service: Item, deployment: Item | None, reconciled: bool) -> Iterator[Trouble]:
+    """What KServe and the Deployment say.
+
+    `modelStatus.lastFailureInfo` is never taken back and Ready may be of older pods (KServe aaac4e294,
+    inference_service_status.go), so a failure counts while KServe has not written a Deployment for this manifest: then it
+    is about this manifest. Later the pods speak for themselves. ProgressDeadlineExceeded is no trouble: the deadline is
+    fixed at 600 s, and a large model takes longer to load.
+
+    Args:
+        reconciled: whether the Deployment is of this manifest.
+    """
+    status = service.get("status", {}).get("modelStatus", {})
+    failure = status.get("lastFailureInfo")
+    if not reconciled and failure and status.get("transitionStatus") == "InvalidSpec":
+        text = f"KServe refuses the spec: {failure.get('reason')}: {failure.get('message', '')}"
+        yield Trouble(
+            f"spec/{failure.get('reason')}", text, _SETTLE_SECONDS / 6
+        )  # the status may be that of the spec before
+    ready = condition(service, "PredictorReady")
+    if not reconciled and ready.get("reason") == "ReconcileFailed":
+        yield Trouble("reconcile", f"KServe cannot write the Deployment: {ready.get('message', '')}", _SETTLE_SECONDS)
+    refused = condition(deployment, "ReplicaFailure") if reconciled else {}
+    if refused.get("status") == "True":
+        text = f"no pod can be created: {refused.get('reason')}: {refused.get('message', '')}"
+        yield Trouble("replicas", text, _SETTLE_SECONDS)
+
+
+def pod_troubles(pods: Sequence[Item]) -> Iterator[Trouble]:
+    """What the pods say: image, configuration, crashes, no room."""
+    for pod in pods:
+        name, status = pod["metadata"]["name"], pod.get("status", {})
+        if status.get("phase") == "Failed":
+            text = f"pod {name} failed: {status.get('reason', '')} {status.get('message', '')}"
+            yield Trouble(f"failed/{status.get('reason')}", text, _SETTLE_SECONDS)
+        scheduled = condition(pod, "PodScheduled")
+        if scheduled.get("status") == "False":
+            text = f"pod {name} waits for a node: {scheduled.get('message') or scheduled.get('reason')}"
+            yield Trouble("scheduling", text, _NEVER)
+        for entry in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
+            yield from _container(name, entry)
+
+
+def _container(pod: str, entry: Item) -> Iterator[Trouble]:
+    name, restarts = entry["name"], entry.get("restartCount", 0)
+    waiting = entry.get("state", {}).get("waiting") or {}
+    reason = waiting.get("reason", "")
+    if reason in _BAD_IMAGE:
+        text = f"pod {pod}: the image {entry.get('image', '')} cannot be pulled: {reason}: {waiting.get('message', '')}"
+        yield Trouble(f"image/{name}", text, _SETTLE_SECONDS)
+    if reason in _BAD_CONFIG:
+        text = f"pod {pod}: {name} cannot be set up: {reason}: {waiting.get('message', '')}"
+        yield Trouble(f"config/{name}", text, _SETTLE_SECONDS)
+    ended = entry.get("state", {}).get("terminated") or entry.get("lastState", {}).get("terminated") or {}
+    failed = ended.get("exitCode", 0) != 0 and not entry.get("ready", False)
+    if failed:
+        running_again = "terminated" not in entry.get("state", {})
+        text = (
+            f"pod {pod}: {name} ended with exit code {ended['exitCode']} ({ended.get('reason', 'Error')}), "
+            f"{restarts} restart{'s' if restarts != 1 else ''}"
+        )
+        if ended.get("message"):
+            text += f": {' '.join(ended['message'].split())[-300:]}"
+        patience = 0.0 if restarts >= MAX_RESTARTS else _NEVER
+        yield Trouble(f"crash/{name}", text, patience, pod, name, previous=running_again)

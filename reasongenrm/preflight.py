@@ -1,0 +1,217 @@
+"""What KServe's admission webhook would refuse, and what it would let through to no effect, said before a cluster is touched.
+
+In goes a manifest (and the object that it replaces, if there is one), out comes nothing or one error with every mistake.
+Only what this package renders is covered: one predictor with a model, and canaries; no transformer, explainer or workers.
+
+Source: KServe aaac4e294 (0.21), pkg/apis/serving/v1beta1/inference_service_validation.go and component.go,
+pkg/validation/env_policy.go, pkg/constants/constants.go; the storage prefixes are of
+pkg/controller/v1beta1/inferenceservice/utils/utils.go, which refuses them only after the object was accepted.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from reasongenrm.config import DeployConfig
+from reasongenrm.errors import ConfigError
+
+MODE = "serving.kserve.io/deploymentMode"
+AUTOSCALER = "serving.kserve.io/autoscalerClass"
+
+_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # of an InferenceService and of a predictor
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # RFC 1123, a namespace
+# Kubernetes quantities as people write them. The CRD's schema takes any text ("8GiB" passes), the API server does not.
+_QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?")
+_LABEL_CHARS = 63  # of a Service's name and of one label of a host's name
+_AUTOSCALERS = ("hpa", "external", "keda", "none")
+_BLOCKED_VARIABLES = ("PYTHONPATH",)
+_STORAGE_PREFIXES = (
+    "gs://",
+    "s3://",
+    "pvc://",
+    "file://",
+    "https://",
+    "http://",
+    "hdfs://",
+    "webhdfs://",
+    "oci://",
+    "oci+native://",
+    "oci+fetch://",
+    "hf://",
+)
+# Names that KServe still reads for its modes: pkg/constants, ParseDeploymentMode.
+_OLD_MODES = {"RawDeployment": "Standard", "Serverless": "Knative"}
+
+
+def check_settings(config: DeployConfig) -> None:
+    """Refuse settings that cannot work, or that would have no effect beside the others.
+
+    Raises:
+        ConfigError: all of them in one message.
+    """
+    _raise([*_settings(config)], "deploy", "Change the config.")
+
+
+def check_admission(service: Mapping[str, Any], existing: Mapping[str, Any] | None = None) -> None:
+    """Refuse a manifest that KServe's webhook would refuse.
+
+    Args:
+        service: the InferenceService as it would be written.
+        existing: the object that is there now, with its status; None if there is none.
+
+    Raises:
+        ConfigError: all mistakes in one message; nothing was written.
+    """
+    meta = service["metadata"]
+    where = f"InferenceService {meta.get('namespace', 'default')}/{meta['name']}"
+    _raise(
+        [*_names(service), *_predictor(service), *_canaries(service), *_change(service, existing)],
+        where,
+        "KServe refuses that; the cluster was not touched.",
+    )
+
+
+def _raise(mistakes: list[str], where: str, advice: str) -> None:
+    if mistakes:
+        raise ConfigError(f"{where}: {'; '.join(mistakes)}. {advice}")
+
+
+def _settings(config: DeployConfig) -> Iterator[str]:
+    for key, quantity in (("cpu", config.cpu), ("memory", config.memory)):
+        if not _QUANTITY.fullmatch(quantity):
+            yield f"deploy.{key} is '{quantity}': expected a Kubernetes quantity such as 4, 500m, 32Gi"
+    if not _LABEL.fullmatch(config.namespace):
+        yield f"namespace is '{config.namespace}': expected lower-case letters, digits and '-', at most {_LABEL_CHARS}"
+    if config.min_replicas > config.max_replicas:
+        yield (
+            f"min_replicas {config.min_replicas} is above max_replicas {config.max_replicas}: raise max_replicas or "
+            "lower min_replicas"
+        )
+    if config.min_replicas == 0 and config.autoscaler != "external":
+        yield (
+            f"min_replicas is 0, but an autoscaler of class '{config.autoscaler}' cannot scale to zero: set it to 1, or "
+            "autoscaler to external and bring a KEDA ScaledObject"
+        )
+    if config.autoscaler == "none" and config.max_replicas != config.min_replicas:
+        yield (
+            f"max_replicas is {config.max_replicas}, which has no effect with autoscaler none: set it to min_replicas "
+            f"({config.min_replicas})"
+        )
+    if config.server == "transformers" and config.gpu_count > 1:
+        yield f"gpu_count is {config.gpu_count}, but server transformers uses one GPU at most: set it to 0 or 1"
+    if config.canary_percent is None and not config.canary_promote:
+        yield "canary_promote is false, which has no effect without canary_percent: set that, or leave this out"
+    if config.canary_percent is not None and config.min_replicas == 0:
+        yield "canary_percent is set, but a canary needs min_replicas of 1 at least"
+    if not config.apply:
+        unused = {"canary_percent": config.canary_percent, "golden_endpoint": config.golden_endpoint}
+        for key, value in unused.items():
+            if value is not None:
+                yield f"{key} is set, which has no effect with apply false: leave it out"
+    if config.golden_endpoint is not None and not re.fullmatch(r"https?://[^/\s]+/?", config.golden_endpoint):
+        yield f"golden_endpoint is '{config.golden_endpoint}': expected http(s)://host or http(s)://host:port"
+
+
+def _names(service: Mapping[str, Any]) -> Iterator[str]:
+    name, namespace = service["metadata"]["name"], service["metadata"].get("namespace", "default")
+    if not _NAME.fullmatch(name):
+        yield f"the name '{name}' must begin with a lower-case letter and hold lower-case letters, digits and '-' only"
+    host = f"{name}-predictor-{namespace}"
+    if len(host) > _LABEL_CHARS:
+        yield (
+            f"the host '{host}' that KServe would publish has {len(host)} characters, {_LABEL_CHARS} are allowed: shorten "
+            "the name"
+        )
+
+
+def _predictor(service: Mapping[str, Any]) -> Iterator[str]:
+    annotations = service["metadata"].get("annotations", {})
+    predictor = service["spec"]["predictor"]
+    autoscaler = annotations.get(AUTOSCALER)
+    if autoscaler is not None and autoscaler not in _AUTOSCALERS:
+        yield f"{AUTOSCALER} is '{autoscaler}': expected one of {', '.join(_AUTOSCALERS)}"
+    yield from _model(predictor, "predictor")
+    low, high = predictor.get("minReplicas", 1), predictor.get("maxReplicas", 0)
+    if low < 0 or high < 0:
+        yield f"minReplicas {low} and maxReplicas {high} must not be negative"
+    if high and low > high:
+        yield f"minReplicas {low} is above maxReplicas {high}"
+    metric, target = predictor.get("scaleMetric"), predictor.get("scaleTarget")
+    if autoscaler == "keda" and metric is not None:
+        yield "scaleMetric is not supported with the autoscaler class keda"
+    if autoscaler == "hpa" and metric not in (None, "cpu", "memory"):
+        yield f"scaleMetric is '{metric}': the autoscaler class hpa knows cpu and memory"
+    if autoscaler == "hpa" and target is not None and not (1 <= target <= 100 or (metric == "memory" and target > 100)):
+        yield f"scaleTarget is {target}: expected a share of 1 to 100 percent"
+
+
+def _model(predictor: Mapping[str, Any], where: str) -> Iterator[str]:
+    model = predictor.get("model")
+    if model is None:
+        yield f"{where}.model is missing: expected one model"
+        return
+    if model.get("name"):
+        yield f"{where}.model.name is '{model['name']}': the field must be empty; the InferenceService's own name is used"
+    containers = [model, *predictor.get("containers", ()), *predictor.get("initContainers", ())]
+    for variable in (entry["name"] for container in containers for entry in container.get("env", ())):
+        if variable in _BLOCKED_VARIABLES:
+            yield f"{where} sets {variable}, which is not allowed: put the path into the image"
+    uri = model.get("storageUri")
+    if uri is not None and predictor.get("storageUris"):
+        yield f"{where} has storageUri and storageUris: give one of the two"
+    if uri is not None and not uri.startswith(_STORAGE_PREFIXES) and "://" in uri:
+        yield f"{where}.model.storageUri is '{uri}': expected one of {', '.join(_STORAGE_PREFIXES)}"
+    if uri is not None and uri.startswith("s3://") and not uri.endswith("/"):
+        yield f"{where}.model.storageUri is '{uri}': a folder in S3 must end with '/'"
+
+
+def _canaries(service: Mapping[str, Any]) -> Iterator[str]:
+    canaries = service["spec"].get("canary", ())
+    if not canaries:
+        return
+    mode = service["metadata"].get("annotations", {}).get(MODE)
+    if mode != "Standard":
+        yield f"canary needs the annotation {MODE}: Standard, found '{mode}'"
+    stable = service["spec"]["predictor"]
+    taken = [stable.get("name", "")]
+    for number, canary in enumerate(canaries):
+        predictor, where = canary["predictor"], f"canary[{number}].predictor"
+        name = predictor.get("name", "")
+        if not _NAME.fullmatch(name):
+            yield f"{where}.name is '{name}': expected lower-case letters, digits and '-', a letter first"
+        if name in taken:
+            yield f"{where}.name '{name}' is taken by another predictor"
+        taken.append(name)
+        yield from _model(predictor, where)
+        for field in ("maxReplicas", "scaleTarget", "scaleMetric", "autoScaling", "workerSpec"):
+            if predictor.get(field):
+                yield f"{where}.{field} is not allowed: a canary has a fixed number of replicas"
+        if predictor.get("minReplicas", 0) > stable.get("minReplicas", 1):
+            yield f"{where}.minReplicas {predictor['minReplicas']} is above the predictor's {stable.get('minReplicas', 1)}"
+        full = f"{service['metadata']['name']}-{name}-predictor"
+        if len(full) > _LABEL_CHARS:
+            yield f"the Service '{full}' has {len(full)} characters, {_LABEL_CHARS} are allowed: shorten the name"
+    percents = [canary["trafficPercent"] for canary in canaries]
+    if any(not 0 <= percent <= 100 for percent in percents) or sum(percents) > 100:
+        yield f"trafficPercent {', '.join(map(str, percents))}: expected 0 to 100 each and at most 100 together"
+
+
+def _change(service: Mapping[str, Any], existing: Mapping[str, Any] | None) -> Iterator[str]:
+    if existing is None:
+        return
+    found = existing.get("status", {}).get("deploymentMode", "")
+    found, asked = _OLD_MODES.get(found, found), service["metadata"].get("annotations", {}).get(MODE)
+    if found and asked is not None and asked != found:
+        yield (
+            f"it runs in deploymentMode {found}, which cannot be changed to {asked}: delete it first "
+            f"(kubectl delete inferenceservice {service['metadata']['name']} -n {service['metadata']['namespace']}), or "
+            "deploy under another name"
+        )
+    before, after = existing["spec"]["predictor"], service["spec"]["predictor"]
+    if before.get("name") != after.get("name") and _uri(before) == _uri(after):
+        yield "predictor.name changes, but the model (storageUri) does not"
+
+
+def _uri(predictor: Mapping[str, Any]) -> str | None:
+    uri: str | None = predictor.get("model", {}).get("storageUri")
+    return uri

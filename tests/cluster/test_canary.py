@@ -1,0 +1,90 @@
+"""A canary beside the judge that is served: asked alone, promoted without new pods, or taken away again."""
+
+import pytest
+
+from reasongenrm.errors import ClusterError
+from reasongenrm.served import served_history, served_judge
+from reasongenrm.serving import mark_of
+from tests.cluster.kserve import NAMESPACE
+from tests.cluster.test_deploy import CONFIG, World, world
+from tests.endpoints import completion
+
+__all__ = ["world"]
+
+CANARY = CONFIG.model_copy(update={"canary_percent": 10})
+ROUTE = {
+    "apiVersion": "gateway.networking.k8s.io/v1",
+    "kind": "HTTPRoute",
+    "metadata": {"name": "judge-predictor", "namespace": NAMESPACE},
+    "spec": {},
+}
+
+
+def pods(world: World) -> list[str]:
+    return sorted(pod["metadata"]["name"] for pod in world.fake.objects("pods", NAMESPACE))
+
+
+def test_canary_is_asked_and_takes_over_with_its_own_pods(world: World) -> None:
+    world.deploy("good")
+    world.fake.put(ROUTE)
+    num_pods = world.kserve.num_pods
+    deployed = world.deploy("other", CANARY)
+    predictor = deployed.manifest["spec"]["predictor"]
+    assert predictor["name"] == f"c{mark_of(deployed.manifest)}"[:9]
+    assert "canary" not in deployed.manifest["spec"]
+    assert world.kserve.num_pods == num_pods + 1  # the canary's pod and no other
+    assert pods(world) == [f"judge-{predictor['name']}-predictor-{num_pods + 1}"]
+    served = served_judge(world.store, NAMESPACE, "judge")
+    assert served is not None
+    assert served.model.uri == "s3://judges/other"
+    assert not world.deploy("other", CANARY).changed
+
+
+def test_canary_that_judges_wrongly_is_taken_away_and_the_old_pods_never_stopped(world: World) -> None:
+    world.deploy("good")
+    world.fake.put(ROUTE)
+    before, old = pods(world), world.service()
+    assert old is not None
+    world.endpoint.reply = lambda *_: completion("[[A]]", reasoning="Always the first.")
+    with pytest.raises(ClusterError, match=r"judged 0 of 3 rows[\s\S]*is back. It is ready again"):
+        world.deploy("other", CANARY)
+    now = world.service()
+    assert now is not None
+    assert now["spec"] == old["spec"]
+    assert pods(world) == before
+
+
+def test_canary_that_is_not_promoted_stays_beside_and_is_no_champion(world: World) -> None:
+    world.deploy("good")
+    world.fake.put(ROUTE)
+    stay = CANARY.model_copy(update={"canary_promote": False})
+    deployed = world.deploy("other", stay)
+    assert deployed.is_canary
+    assert deployed.manifest["spec"]["canary"][0]["trafficPercent"] == 10
+    assert len(pods(world)) == 2
+    assert len(served_history(world.store, NAMESPACE, "judge")) == 1
+    beside, num_writes = pods(world), len(world.writes())
+    world.deploy("other", stay)
+    assert len(world.writes()) == num_writes
+    world.deploy("other", CANARY)  # now promoted: its pods go on, the old ones end
+    assert pods(world) == [name for name in beside if not name.startswith("judge-predictor")]
+
+
+def test_cluster_without_httproutes_has_no_canary(world: World) -> None:
+    world.deploy("good")
+    with pytest.raises(
+        ClusterError, match=r"there is no HTTPRoute reasongenrm/judge-predictor[\s\S]*Nothing was changed"
+    ):
+        world.deploy("other", CANARY)
+    world.fake.uninstall("httproutes")
+    with pytest.raises(
+        ClusterError, match=r"HTTPRoutes cannot be read[\s\S]*Install the Gateway API[\s\S]*Nothing was"
+    ):
+        world.deploy("other", CANARY)
+    assert world.writes() == ["create"]
+
+
+def test_first_judge_needs_no_canary(world: World) -> None:
+    deployed = world.deploy("good", CANARY)
+    assert not deployed.is_canary
+    assert "nothing is served yet" in deployed.timeline.entries[0]["what"]
