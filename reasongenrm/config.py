@@ -127,7 +127,7 @@ class TrainJobConfig(Section):
 
 
 class TrainConfig(Section):
-    """What SFT and DPO share. `train_batch_size` is global: per device x gradient accumulation x processes."""
+    """What SFT and DPO share. `train_batch_size` is global: per device x gradient accumulation x all processes."""
 
     learning_rate: Annotated[float, Field(gt=0)]
     num_train_epochs: Annotated[float, Field(gt=0)]
@@ -144,8 +144,8 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = True  # reference
     save_steps: PositiveInt = 50  # a checkpoint to resume from, kept until the model is whole
     logging_steps: PositiveInt = 1
-    num_processes: PositiveInt = 1  # more than one: torchrun
-    deepspeed: dict[str, Any] | None = None  # a DeepSpeed config (reference: ZeRO-3)
+    num_processes: PositiveInt | None = None  # on this node; None: one a visible GPU, 1 without GPUs
+    sharding: Literal["none", "zero2", "zero3", "fsdp2"] = "none"  # over all processes (reference: DeepSpeed ZeRO-3)
     seed: int = 0
     mode: Literal["pod", "trainjob"] = "pod"  # in this pod (or on this machine), or in pods that Kubeflow Trainer makes
     trainjob: TrainJobConfig = TrainJobConfig()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from reasongenrm.chat import ChatFamily, encode_reason_example
 from reasongenrm.config import DPOConfig
+from reasongenrm.processes import find_world
 from reasongenrm.prompts import judge_prompt
 from reasongenrm.records import Drops, Preference, parse_records
 from reasongenrm.stage import Stage
@@ -81,6 +82,7 @@ def train_dpo(store: Store, config: DPOConfig, model: ArtifactRef, preferences: 
 
             return run_as_trainjob(stage, config, {"model": model, "preferences": preferences})
         records = parse_records(read_file(preferences, "preferences.jsonl"), Preference, "preferences.jsonl")
+        world = find_world(config, stage.name)
         model_dir = download(model, stage.work_dir / "model")
         tokenizer, family = load_tokenizer(model_dir, "reason")
         limit = length_limit(model_dir, config)
@@ -88,5 +90,5 @@ def train_dpo(store: Store, config: DPOConfig, model: ArtifactRef, preferences: 
         drops.require_some(
             "train_dpo", f"Raise max_length (now {config.max_length:,}; the model allows no more than {limit:,})."
         )
-        metrics = train(stage, config, "dpo", columns, model_dir, "reason")
+        metrics = train(stage, config, "dpo", columns, model_dir, "reason", world)
         return stage.finish(drops.counts(), metrics)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from reasongenrm.chat import ChatFamily, EncodedExample, encode_reason_example
 from reasongenrm.config import SFTConfig
 from reasongenrm.errors import InputError
+from reasongenrm.processes import find_world
 from reasongenrm.prompts import judge_prompt
 from reasongenrm.records import Drops, TrainingExample, parse_records
 from reasongenrm.stage import Stage
@@ -125,6 +126,7 @@ def train_sft(
 
             return run_as_trainjob(stage, config, {"model": model, "examples": examples})
         records = parse_records(read_file(examples, "examples.jsonl"), TrainingExample, "examples.jsonl")
+        world = find_world(config, stage.name)
         model_dir = download(model, stage.work_dir / "model")
         opening_role: Literal["reason", "assistant"] = "reason" if variant == "sft" else "assistant"
         tokenizer, family = load_tokenizer(model_dir, opening_role)
@@ -135,5 +137,5 @@ def train_sft(
         )
         if config.packing:
             columns = pack(columns, limit)
-        metrics = train(stage, config, "sft", columns, model_dir, opening_role)
+        metrics = train(stage, config, "sft", columns, model_dir, opening_role, world)
         return stage.finish(drops.counts(), {"variant": variant, "num_rows": len(columns["length"]), **metrics})

@@ -58,6 +58,7 @@ class _Checkpoint(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     step: int
+    num_processes: int
     files: tuple[FileEntry, ...]
 
 
@@ -143,28 +144,61 @@ class Stage:
         self.store.put_bytes(f"{self.folder}/parts/{name}", data)
 
     def save_checkpoint(self, step: int, folder: Path) -> None:
-        """Keep a training checkpoint and, once it is whole, drop the older ones."""
-        start = f"{self.folder}/checkpoints/"
-        older = self.store.list(start)
-        here = f"{start}{step:08d}/"
-        files = _files_below(folder)
-        self.store.delete(name for name in older if name.startswith(here))
-        self.store.put_files({here + name: path for name, path in files.items()})
-        checkpoint = _Checkpoint(step=step, files=tuple(_entry(name, path) for name, path in files.items()))
-        self.store.put_bytes(here + MANIFEST, checkpoint.model_dump_json().encode())
-        self.store.delete(name for name in older if not name.startswith(here))
+        """Keep a training checkpoint that one process has written and, once it is whole, drop the older ones."""
+        self.begin_checkpoint(step)
+        entries = checkpoint_entries(folder)
+        self.put_checkpoint_files(step, folder, entries)
+        self.finish_checkpoint(step, entries, num_processes=1)
 
-    def latest_checkpoint(self, into: Path) -> Path | None:
-        """Fetch the newest whole checkpoint as `into`/checkpoint-STEP (the name the Trainer expects), verified."""
+    def begin_checkpoint(self, step: int) -> None:
+        """Drop what a killed run may have left of this step's checkpoint."""
+        self.store.delete(self.store.list(self._checkpoint(step)))
+
+    def put_checkpoint_files(self, step: int, folder: Path, entries: Iterable[FileEntry]) -> None:
+        """Upload files of a checkpoint, maybe not all: each node of a training has its own part of them."""
+        start = self._checkpoint(step)
+        self.store.put_files({start + entry.path: folder / entry.path for entry in entries})
+
+    def finish_checkpoint(self, step: int, entries: Iterable[FileEntry], num_processes: int) -> None:
+        """Make a checkpoint whole, all of whose files have been uploaded, and drop the older ones.
+
+        Args:
+            entries: its files, of all nodes.
+            num_processes: that wrote it, of all nodes.
+        """
+        here = self._checkpoint(step)
+        checkpoint = _Checkpoint(step=step, num_processes=num_processes, files=tuple(entries))
+        self.store.put_bytes(here + MANIFEST, checkpoint.model_dump_json().encode())
+        others = self.store.list(f"{self.folder}/checkpoints/")
+        self.store.delete(name for name in others if not name.startswith(here))
+
+    def latest_checkpoint(self, into: Path, num_processes: int | None = None) -> Path | None:
+        """Fetch the newest whole checkpoint as `into`/checkpoint-STEP (the name the Trainer expects), verified.
+
+        Args:
+            num_processes: of the run that wants to go on, if no other number can read its checkpoints; None: any can.
+        """
         names = [name for name in self.store.list(f"{self.folder}/checkpoints/") if name.endswith(f"/{MANIFEST}")]
-        if not names:
-            return None
-        checkpoint = _Checkpoint.model_validate_json(self.store.get_bytes(names[-1]))
-        start = names[-1].removesuffix(MANIFEST)
-        target = into / f"checkpoint-{checkpoint.step}"
-        fetch(Store(self.store.uri_of(start)), checkpoint.files, target)
-        _say(f"{self.name}: goes on from step {checkpoint.step}")
-        return target
+        for name in reversed(names):
+            checkpoint = _Checkpoint.model_validate_json(self.store.get_bytes(name))
+            if num_processes not in (None, checkpoint.num_processes):
+                _say(
+                    f"{self.name}: the checkpoint of step {checkpoint.step} was written by {checkpoint.num_processes} "
+                    f"process(es); with this sharding, {num_processes} cannot read it. To go on from it, stop now and start "
+                    "again with as many"
+                )
+                continue
+            start = name.removesuffix(MANIFEST)
+            target = into / f"checkpoint-{checkpoint.step}"
+            fetch(Store(self.store.uri_of(start)), checkpoint.files, target)
+            _say(f"{self.name}: goes on from step {checkpoint.step}")
+            return target
+        if names:
+            _say(f"{self.name}: starts from the beginning")
+        return None
+
+    def _checkpoint(self, step: int) -> str:
+        return f"{self.folder}/checkpoints/{step:08d}/"
 
     def add_file(self, path: Path, name: str | None = None) -> None:
         """Add a file to the artifact, under its own name or another."""
@@ -273,6 +307,11 @@ def count_lines(counts: Mapping[str, int]) -> list[str]:
     dropped = {name.removeprefix("num_dropped_"): n for name, n in counts.items() if name.startswith("num_dropped_")}
     first = ", ".join(f"{n:,} {name.removeprefix('num_').replace('_', ' ')}" for name, n in others.items())
     return [first or "nothing counted", *(f"dropped {n:,}: {cause.replace('_', ' ')}" for cause, n in dropped.items())]
+
+
+def checkpoint_entries(folder: Path) -> tuple[FileEntry, ...]:
+    """The files of a training checkpoint, or of the part of it that lies in this folder."""
+    return tuple(_entry(name, path) for name, path in _files_below(folder).items())
 
 
 def _files_below(folder: Path) -> dict[str, Path]:

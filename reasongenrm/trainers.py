@@ -6,17 +6,18 @@ in one process or as one of torchrun's, and leaves a checkpoint that plain `from
 
 import math
 import os
-import shutil
 import warnings
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 import trl.trainer.utils
+from accelerate.utils import enable_fsdp_ram_efficient_loading, gather_object
 from datasets import Dataset, disable_progress_bars, load_from_disk
+from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
@@ -32,13 +33,16 @@ from trl import DPOConfig as TrlDPOConfig
 from trl import DPOTrainer as TrlDPOTrainer
 from trl import SFTConfig as TrlSFTConfig
 from trl import SFTTrainer as TrlSFTTrainer
+from trl.models import prepare_deepspeed
 
+from reasongenrm.checkpoints import keep_checkpoint
 from reasongenrm.config import DPOConfig, SFTConfig, TrainConfig
 from reasongenrm.errors import ConfigError, TrainingError
+from reasongenrm.processes import accumulation_steps
 from reasongenrm.progress import Tracker, track
-from reasongenrm.training import BatchPlan, TrainingJob, accumulation_steps, load_tokenizer, plan_batches, write_log
-
-KeepCheckpoint = Callable[[int, Path], None]
+from reasongenrm.sharding import KINDS, deepspeed_config, fsdp_config, without_tied
+from reasongenrm.stage import Stage
+from reasongenrm.training import BatchPlan, TrainingJob, load_tokenizer, plan_batches, write_log
 
 
 def _track(name: str, total: int, unit: str, *, shown: bool) -> AbstractContextManager[Tracker | None]:
@@ -58,8 +62,22 @@ class _Planned:
     def _send_telemetry(self) -> None:
         """TRL reports every run to the hub; we do not."""
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """accelerate would let FSDP exchange gradients, and hand losses and log-probabilities out, in bfloat16."""
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None  # type: ignore[attr-defined]
+        if plugin is not None and plugin.mixed_precision_policy is not None:
+            plugin.mixed_precision_policy = replace(
+                plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
+            )
+
     def _get_train_sampler(self, *_: Any) -> list[int]:
         return self._plan.order
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """Called for a checkpoint to resume from: DeepSpeed's own files hold all that it needs, so gather nothing."""
+        if not self.is_deepspeed_enabled:  # type: ignore[attr-defined]
+            super().save_model(*args, **kwargs)  # type: ignore[misc]
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
@@ -98,6 +116,25 @@ class PlannedDPOTrainer(_Planned, TrlDPOTrainer):
         """TRL would render and tokenise texts; ours are tokens already, and tokenised once, as generation sees them."""
         return dataset
 
+    def _precompute_ref_logps(self, dataset: Dataset, _: str, batch_size: int) -> Dataset:
+        """TRL lets the first process write them to a file that all others read: other nodes have another disk.
+
+        Returns:
+            The dataset with columns ref_chosen_logps and ref_rejected_logps, shape (num_pairs,), in every process.
+        """
+        loader = self.accelerator.prepare(DataLoader(dataset, batch_size, collate_fn=self.data_collator))
+        model = self.ref_model or self.model
+        if self.is_deepspeed_enabled:
+            # Kept, as TRL keeps it: its hooks gather the weights.
+            model = self._precompute_engine = prepare_deepspeed(self.model, self.accelerator)
+        chosen: list[float] = []
+        rejected: list[float] = []
+        for batch in loader:
+            found = self.accelerator.gather_for_metrics(self.compute_ref_log_probs(model, batch))
+            chosen += found[0].tolist()
+            rejected += found[1].tolist()
+        return dataset.add_column("ref_chosen_logps", chosen).add_column("ref_rejected_logps", rejected)
+
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, torch.Tensor]) -> Any:
         log_probs = super().compute_ref_log_probs(model, inputs)
         if self._tracker is not None:
@@ -105,13 +142,19 @@ class PlannedDPOTrainer(_Planned, TrlDPOTrainer):
             self._tracker.advance(min(done, self._tracker.total - self._tracker.done))
         return log_probs
 
+    def _prepare_input(self, data: Any) -> Any:
+        """transformers casts to DeepSpeed's bfloat16 what is no integer: of a log-probability of -500, +-1 would be left."""
+        if isinstance(data, torch.Tensor) and data.is_floating_point():
+            return data.to(self.args.device)
+        return super()._prepare_input(data)
+
 
 class _Watch(TrainerCallback):
     """Progress, checkpoints for resuming, and a logged last step."""
 
-    def __init__(self, tracker: Tracker | None, keep: KeepCheckpoint | None) -> None:
+    def __init__(self, tracker: Tracker | None, stage: Stage) -> None:
         self.tracker = tracker
-        self.keep = keep
+        self.stage = stage
 
     def on_train_begin(self, _: TrainingArguments, state: TrainerState, *__: Any, **___: Any) -> None:
         if self.tracker is not None:
@@ -129,21 +172,11 @@ class _Watch(TrainerCallback):
             self.tracker.advance(state.global_step - self.tracker.done, loss=logs["loss"])
 
     def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()  # every process writes its own random state into the folder
-        if self.keep is None:
-            return
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        (folder / "training_args.bin").unlink()  # a pickle that nothing reads
-        self.keep(state.global_step, folder)
-        shutil.rmtree(folder)
+        keep_checkpoint(self.stage, state.global_step, Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
-def run(job: TrainingJob, keep: KeepCheckpoint | None) -> None:
-    """Train one job and write `job.output_dir`/model.
-
-    Args:
-        keep: takes a checkpoint's step and folder; None in every process but the first.
+def run(job: TrainingJob) -> None:
+    """Train one job and write `job.output_dir`/model, as one process or as one of several.
 
     Raises:
         TrainingError: a loss or a gradient is not finite, or the processes are not those that were asked for.
@@ -154,12 +187,13 @@ def run(job: TrainingJob, keep: KeepCheckpoint | None) -> None:
     _quiet()
     _score_trained_positions_only()
     config = job.section()
-    _check_gpus(config, job.stage)
     tokenizer, _ = load_tokenizer(job.model_dir, job.opening_role)
     dataset = load_from_disk(str(job.dataset_dir))
     packed = isinstance(config, SFTConfig) and config.packing
     plan = plan_batches(dataset["length"], config, sort=not packed)
     arguments = _arguments(job, config, plan)
+    if arguments.fsdp and arguments.fsdp_config["cpu_ram_efficient_loading"]:
+        enable_fsdp_ram_efficient_loading()  # transformers asks the environment, which nobody else has set by now
     # Master weights are float32 whatever `dtype` says: an update of 5e-6 is lost in bfloat16's 8 bits.
     model = AutoModelForCausalLM.from_pretrained(job.model_dir, dtype=torch.float32)
     shared = {
@@ -175,11 +209,11 @@ def run(job: TrainingJob, keep: KeepCheckpoint | None) -> None:
         trainer = PlannedSFTTrainer(**shared)
     else:
         trainer = PlannedDPOTrainer(num_pairs=len(dataset), **shared)
-    _check_processes(trainer, config, job.stage)
+    _check_processes(trainer, config, job)
     trainer.remove_callback(PrinterCallback)
     resume = str(job.resume_from) if job.resume_from else None
     with _track(job.stage, plan.num_steps, "step", shown=trainer.is_world_process_zero()) as tracker:
-        trainer.add_callback(_Watch(tracker, keep))
+        trainer.add_callback(_Watch(tracker, job.open_stage()))
         trainer.train(resume_from_checkpoint=resume)
     _save(trainer, tokenizer, job.output_dir / "model", getattr(torch, config.dtype))
     if trainer.is_world_process_zero():
@@ -215,7 +249,7 @@ def _arguments(job: TrainingJob, config: TrainConfig, plan: BatchPlan) -> Traini
     shared = {
         "output_dir": str(job.output_dir),
         "per_device_train_batch_size": config.per_device_train_batch_size,
-        "gradient_accumulation_steps": accumulation_steps(config),
+        "gradient_accumulation_steps": accumulation_steps(config, job.num_processes),
         "max_steps": plan.num_steps,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.lr_scheduler_type,
@@ -225,14 +259,16 @@ def _arguments(job: TrainingJob, config: TrainConfig, plan: BatchPlan) -> Traini
         "max_grad_norm": config.max_grad_norm,
         "optim": config.optim,
         "bf16": config.dtype == "bfloat16",
-        "activation_checkpointing": config.gradient_checkpointing,
+        "activation_checkpointing": config.gradient_checkpointing and config.sharding != "fsdp2",  # has its own
         "save_steps": config.save_steps,
         "save_total_limit": 1,
         "logging_steps": config.logging_steps,
         "logging_nan_inf_filter": False,  # the default shows the last good loss instead of a bad one
-        "deepspeed": config.deepspeed,
-        # use_cpu turns DeepSpeed off without a word; without a GPU, bf16 is refused unless it is set.
-        "use_cpu": on_cpu and config.deepspeed is None,
+        "deepspeed": deepspeed_config(config),
+        "fsdp": config.sharding == "fsdp2",
+        "fsdp_config": fsdp_config(config, trainer=job.trainer),
+        # use_cpu turns DeepSpeed and FSDP off without a word; without a GPU, bf16 is refused unless it is set.
+        "use_cpu": on_cpu and config.sharding == "none",
         "dataloader_pin_memory": not on_cpu,
         "max_length": None,  # rows that are too long were dropped and counted; none is ever cut
         "disable_tqdm": True,
@@ -251,45 +287,50 @@ def _arguments(job: TrainingJob, config: TrainConfig, plan: BatchPlan) -> Traini
         ) from error
 
 
-def _check_gpus(config: TrainConfig, stage: str) -> None:
-    """Ask for one process a GPU: with fewer, transformers splits batches in threads; with more, NCCL hangs."""
-    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if num_gpus and config.num_processes != num_gpus:
-        raise ConfigError(
-            f"{stage}: num_processes is {config.num_processes}, but {num_gpus} GPU(s) are visible; expected one process a GPU. "
-            f"Set num_processes to {num_gpus}, or hide GPUs with CUDA_VISIBLE_DEVICES."
-        )
-
-
-def _check_processes(trainer: Any, config: TrainConfig, stage: str) -> None:
+def _check_processes(trainer: Any, config: TrainConfig, job: TrainingJob) -> None:
     """Compare what accelerate made of the settings with what was asked: it falls back without a word."""
     accelerator = trainer.accelerator
-    if config.deepspeed is not None:
-        expected = "DEEPSPEED"
-    elif config.num_processes > 1:
-        expected = "MULTI_GPU" if torch.cuda.is_available() else "MULTI_CPU"
-    else:
-        expected = "NO"
-    found = str(accelerator.distributed_type.value)
-    if (found, accelerator.num_processes) != (expected, config.num_processes):
-        raise TrainingError(
-            f"{stage}: training would run as {accelerator.num_processes} process(es) of kind {found}; expected "
-            f"{config.num_processes} of kind {expected}. Start it through `reasongenrm`, with neither WORLD_SIZE nor "
-            "ACCELERATE_* set in the environment."
+    plain = "NO" if job.num_processes == 1 else "MULTI_GPU" if torch.cuda.is_available() else "MULTI_CPU"
+    expected = (KINDS.get(config.sharding, plain), job.num_processes, config.sharding)
+    kind, sharding = str(accelerator.distributed_type.value), "none"
+    if kind == "DEEPSPEED":
+        sharding = f"zero{accelerator.state.deepspeed_plugin.zero_stage}"
+    elif kind == "FSDP":
+        sharding = f"fsdp{accelerator.state.fsdp_plugin.fsdp_version}"
+    found = (kind, accelerator.num_processes, sharding)
+    if found != expected:
+        advice = (
+            "" if torch.cuda.is_available() or config.sharding == "none" else "Sharding needs GPUs: set it to 'none'. "
         )
+        raise TrainingError(
+            f"{job.stage}: training would run as {_processes(*found)}; expected {_processes(*expected)}. {advice}"
+            "Start it through `reasongenrm`, with neither WORLD_SIZE nor ACCELERATE_* set in the environment."
+        )
+    resumed = gather_object([job.resume_from.name if job.resume_from else "the beginning"])
+    if len(set(resumed)) > 1:
+        raise TrainingError(
+            f"{job.stage}: the processes would go on from different points: {', '.join(resumed)}. Another run of this stage "
+            "is writing its checkpoints: stop it, and start again."
+        )
+
+
+def _processes(kind: str, num_processes: int, sharding: str) -> str:
+    return f"{num_processes} process(es) of kind {kind} with sharding '{sharding}'"
 
 
 def _save(trainer: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype) -> None:
     """Write the checkpoint in `dtype`, its one stop token being the end of the sequence."""
+    sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
     trainer.optimizer = trainer.lr_scheduler = None  # twice the weights' memory, not needed any more
     trainer.accelerator.free_memory()
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_deepspeed_enabled else None
     if not trainer.is_world_process_zero():
         return
     model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model)
     if state is None:
         model.to(dtype)
     else:
+        state = without_tied(state, model.all_tied_weights_keys)
         state = {name: tensor.to(dtype) for name, tensor in state.items()}
     tokens = {
         "bos_token_id": tokenizer.bos_token_id,

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +22,8 @@ from reasongenrm.chat import ChatFamily, detect_family, install_template
 from reasongenrm.config import DPOConfig, Section, SFTConfig, TrainConfig, TrainJobConfig
 from reasongenrm.errors import ConfigError, ReasonGenRMError, TrainingError
 from reasongenrm.generation.seam import OpeningRole
+from reasongenrm.processes import World, check_batch
+from reasongenrm.sharding import RIGID
 from reasongenrm.stage import Stage, quiet_threads
 from reasongenrm.store import Store
 
@@ -53,6 +55,7 @@ class TrainingJob(Section):
         dataset_dir: tokenised rows as `datasets` saves them, with a column `length`.
         output_dir: where `model/` (the checkpoint, the log, the event files) and the Trainer's own files go.
         resume_from: a checkpoint of this very job, or None.
+        num_processes: of all nodes.
     """
 
     stage: str
@@ -66,10 +69,15 @@ class TrainingJob(Section):
     output_dir: Path
     resume_from: Path | None
     opening_role: OpeningRole
+    num_processes: int
 
     def section(self) -> TrainConfig:
         """The stage's config section."""
         return _CONFIGS[self.trainer].model_validate(self.config)
+
+    def open_stage(self) -> Stage:
+        """The stage, for its checkpoints."""
+        return Stage(Store(self.store_uri), self.stage, self.section(), self.inputs, self.extra)
 
 
 @dataclass(frozen=True)
@@ -133,13 +141,8 @@ def plan_batches(lengths: Sequence[int], config: TrainConfig, *, sort: bool) -> 
     return BatchPlan(order, size, list(lengths))
 
 
-def accumulation_steps(config: TrainConfig) -> int:
-    """Forward passes that every process adds up before an optimizer step."""
-    return config.train_batch_size // (config.per_device_train_batch_size * config.num_processes)
-
-
 def check_config(config: TrainConfig, stage: str) -> None:
-    """Refuse settings that contradict each other, or of which one has no effect.
+    """Refuse settings that contradict each other, or of which one has no effect; `find_world` knows the processes.
 
     Raises:
         ConfigError: with the setting, its value, and one that would do.
@@ -149,13 +152,7 @@ def check_config(config: TrainConfig, stage: str) -> None:
             f"{stage}: trainjob has settings, but mode is 'pod', where they have no effect. Set mode to 'trainjob', or leave "
             "the section trainjob out."
         )
-    at_once = config.per_device_train_batch_size * config.num_processes
-    if config.train_batch_size % at_once:
-        raise ConfigError(
-            f"{stage}: train_batch_size is {config.train_batch_size}; expected a multiple of "
-            f"per_device_train_batch_size {config.per_device_train_batch_size} x num_processes {config.num_processes} = "
-            f"{at_once}. Set it to {max(1, round(config.train_batch_size / at_once)) * at_once}."
-        )
+    check_batch(config, stage, World(num_processes=config.num_processes or 1))
     if config.max_steps == 0 or config.max_steps < -1:
         raise ConfigError(
             f"{stage}: max_steps is {config.max_steps}; expected a number above 0, or -1 to let num_train_epochs decide."
@@ -204,14 +201,18 @@ def train(
     rows: Mapping[str, Sequence[Any]],
     model_dir: Path,
     opening_role: OpeningRole,
+    world: World,
 ) -> dict[str, Any]:
     """Train on tokenised rows and add the checkpoint, the log and the event files to the stage.
+
+    Of several nodes each calls this with the same rows. It returns on the first; the others have nothing more to do.
 
     Args:
         stage: whose checkpoints are kept and resumed.
         rows: columns of equal length: the trainer's own, and `length`, the tokens of each row.
         model_dir: the checkpoint to start from.
         opening_role: the turn that a generation of the trained model opens.
+        world: of `find_world`.
 
     Returns:
         The stage's metrics: num_steps, num_tokens, last_loss, seconds.
@@ -219,6 +220,7 @@ def train(
     Raises:
         TrainingError: a loss or a gradient is not finite, or a training process died.
         ConfigError: the libraries refuse a setting.
+        SystemExit: 0, on every node but the first, once all have trained to the end.
     """
     from datasets import Dataset, disable_progress_bars
 
@@ -236,15 +238,18 @@ def train(
         model_dir=model_dir,
         dataset_dir=dataset_dir,
         output_dir=output_dir,
-        resume_from=stage.latest_checkpoint(output_dir),
+        resume_from=stage.latest_checkpoint(output_dir, world.size if config.sharding in RIGID else None),
         opening_role=opening_role,
+        num_processes=world.size,
     )
-    if config.num_processes == 1 and config.deepspeed is None:
+    if world.size == 1:
         from reasongenrm import trainers
 
-        trainers.run(job, stage.save_checkpoint)
+        trainers.run(job)
     else:
-        _torchrun(job, config.num_processes)
+        _torchrun(job, world)
+    if world.node_rank > 0:
+        raise SystemExit(0)
     stage.add_folder(output_dir / "model")
     log = json.loads((output_dir / "model" / LOG).read_bytes())
     return {
@@ -276,42 +281,39 @@ def write_log(rows: Sequence[Mapping[str, float]], folder: Path) -> None:
             events.write(Event(wall_time=step, step=step, summary=Summary(value=values)).SerializeToString())
 
 
-def _torchrun(job: TrainingJob, num_processes: int) -> None:
-    """Run a job in processes of their own, and raise here what the first of them raised."""
+def _torchrun(job: TrainingJob, world: World) -> None:
+    """Run this node's part of a job in processes of their own, and raise here what the first of them raised."""
     job.output_dir.mkdir(parents=True, exist_ok=True)
     job_path, stderr_path = job.output_dir / "job.json", job.output_dir / "stderr.txt"
     job_path.write_text(job.model_dump_json(indent=2), encoding="utf-8")
-    threads = max(1, (os.cpu_count() or 1) // num_processes)
-    env = {
-        **os.environ,
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+    # torchrun reads PET_* too, each as an option; ours say the same, and win.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
+    env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world.num_processes)))
+    if world.num_nodes == 1:
         # Processes of one machine talk over loopback; without this gloo asks a resolver for the host's own name.
-        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "reasongenrm.training",
-        "launch",
-        str(os.getpid()),
-        str(num_processes),
-        str(job_path),
-    ]
+        env.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    command = [sys.executable, "-m", "reasongenrm.training", "launch", str(os.getpid()), str(job_path)]
     with stderr_path.open("wb") as stderr:
-        code = subprocess.run(command, env=env, stderr=stderr, check=False).returncode
+        code = subprocess.run([*command, *world.torchrun()], env=env, stderr=stderr, check=False).returncode
     if code:
-        raise _failure(job, f"torchrun with {num_processes} processes ended with exit code {code}", stderr_path)
+        raise _failure(job, world, code, stderr_path)
 
 
-def _failure(job: TrainingJob, what: str, stderr_path: Path) -> ReasonGenRMError:
+def _failure(job: TrainingJob, world: World, code: int, stderr_path: Path) -> ReasonGenRMError:
     """The error that a process left behind, or what torchrun wrote at its end."""
     kinds = {kind.__name__: kind for kind in ReasonGenRMError.__subclasses__()}
     for path in sorted(job.output_dir.glob("error-*.json")):
         error = json.loads(path.read_bytes())
         return kinds[error["kind"]](error["message"])
-    tail = "\n".join(stderr_path.read_text(encoding="utf-8", errors="replace").splitlines()[-30:])
+    tail = "\n".join(
+        stderr_path.read_text(encoding="utf-8", errors="replace").splitlines()[-60:]
+    )  # torchrun's own report is 35
+    where = f"node {world.node_rank} of {world}: " if world.num_nodes > 1 else f"{world}: "
+    elsewhere = (
+        "If no process failed here, another node's log says what happened first. " if world.num_nodes > 1 else ""
+    )
     return TrainingError(
-        f"{job.stage}: {what}. The end of what it wrote:\n{tail}\n"
+        f"{job.stage}: {where}torchrun ended with exit code {code}. The end of what it wrote:\n{tail}\n{elsewhere}"
         "If a process was killed for memory, lower per_device_train_batch_size or max_length."
     )
 
@@ -323,22 +325,19 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
-def _launch(parent: int, num_processes: int, job_path: str) -> None:
+def _launch(parent: int, job_path: str, options: Sequence[str]) -> None:
     """Become torchrun."""
     _die_with(parent)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *options]
     os.execv(sys.executable, [*torchrun, "-m", "reasongenrm.training", job_path])
 
 
 def _work(job: TrainingJob, rank: int) -> int:
-    """Be one of torchrun's processes. Only the first one talks to the store."""
-    keep: Callable[[int, Path], None] | None = None
-    if rank == 0:
-        keep = Stage(Store(job.store_uri), job.stage, job.section(), job.inputs, job.extra).save_checkpoint
+    """Be one of torchrun's processes."""
     from reasongenrm import trainers
 
     try:
-        trainers.run(job, keep)
+        trainers.run(job)
     except ReasonGenRMError as error:
         found = {"kind": type(error).__name__, "message": str(error)}
         (job.output_dir / f"error-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
@@ -348,7 +347,7 @@ def _work(job: TrainingJob, rank: int) -> int:
 
 if __name__ == "__main__":
     if sys.argv[1] == "launch":
-        _launch(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+        _launch(int(sys.argv[2]), sys.argv[3], sys.argv[4:])
     _die_with(os.getppid())
     quiet_threads()
     sys.exit(_work(TrainingJob.model_validate_json(Path(sys.argv[1]).read_bytes()), int(os.environ["RANK"])))

@@ -10,6 +10,7 @@ import pytest
 
 from reasongenrm.config import SFTConfig, TrainConfig
 from reasongenrm.errors import ConfigError, TrainingError
+from reasongenrm.processes import World, accumulation_steps
 from reasongenrm.sft import train_sft
 from reasongenrm.store import Store, read_file
 from reasongenrm.training import (
@@ -17,7 +18,6 @@ from reasongenrm.training import (
     TrainingJob,
     _failure,
     _work,
-    accumulation_steps,
     check_config,
     length_limit,
     plan_batches,
@@ -101,7 +101,7 @@ def test_epoch_and_tokens_of_a_step_count_what_was_seen() -> None:
 
 
 def test_global_batch_is_micro_batch_times_accumulation_times_processes() -> None:
-    assert accumulation_steps(with_settings(train_batch_size=24, per_device_train_batch_size=2, num_processes=3)) == 4
+    assert accumulation_steps(with_settings(train_batch_size=24, per_device_train_batch_size=2), 3) == 4
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_global_batch_is_micro_batch_times_accumulation_times_processes() -> Non
     [
         (
             {"train_batch_size": 10, "per_device_train_batch_size": 4, "num_processes": 2},
-            r"train_sft: train_batch_size is 10; expected a multiple of .* 4 x num_processes 2 = 8. Set it to 8",
+            r"train_sft: train_batch_size is 10, over all .* a multiple of .* 4 x 2 processes = 8. Set it to 8",
         ),
         ({"max_steps": 0}, r"max_steps is 0; expected a number above 0, or -1"),
         (
@@ -200,21 +200,6 @@ def test_run_killed_and_started_again_ends_with_the_same_bytes(store: Store, tmp
     assert not any("/checkpoints/" in name for name in disturbed.list())
 
 
-def test_two_processes_train_as_one_does(store: Store, tmp_path: Path) -> None:
-    model = put_model(store, tmp_path)
-    examples = put_records(store, "select_reasons", "examples.jsonl", training_examples(6))
-    one = train_sft(store, with_settings(max_steps=3), "sft", model, examples)
-    two = train_sft(
-        store, with_settings(max_steps=3, per_device_train_batch_size=1, num_processes=2), "sft", model, examples
-    )
-    assert one.key != two.key
-    for row, other in zip(log_of(one), log_of(two), strict=True):
-        assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
-        assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
-        assert row["num_tokens"] == other["num_tokens"]
-    assert not any("/checkpoints/" in name for name in store.list())
-
-
 def test_gradient_that_is_not_finite_stops_the_run_and_leaves_nothing(store: Store, tmp_path: Path) -> None:
     model, examples = put_model(store, tmp_path), put_records(store, "s", "examples.jsonl", training_examples(4))
     config = with_settings(learning_rate=1e30, lr_scheduler_type="constant", warmup_ratio=0.0, max_steps=4)
@@ -236,38 +221,6 @@ def test_loss_that_is_not_finite_stops_the_run_at_its_step(store: Store, tmp_pat
         train_sft(store, with_settings(max_steps=3), "sft", model, examples)
 
 
-def test_fall_back_to_other_processes_is_noticed() -> None:
-    from reasongenrm import trainers
-
-    class Fallen:
-        """What accelerate is when it fell back to one plain process."""
-
-        class accelerator:
-            num_processes = 1
-
-            class distributed_type:
-                value = "NO"
-
-    with pytest.raises(TrainingError, match=r"1 process\(es\) of kind NO; expected 1 of kind DEEPSPEED"):
-        trainers._check_processes(Fallen, with_settings(deepspeed={"zero_optimization": {"stage": 2}}), "train_sft")
-    with pytest.raises(TrainingError, match=r"1 process\(es\) of kind NO; expected 2 of kind MULTI_CPU"):
-        trainers._check_processes(Fallen, with_settings(num_processes=2), "train_sft")
-
-
-@pytest.mark.parametrize(("num_processes", "num_gpus"), [(1, 2), (4, 2)])
-def test_one_process_a_gpu_is_asked_for(monkeypatch: pytest.MonkeyPatch, num_processes: int, num_gpus: int) -> None:
-    from reasongenrm import trainers
-
-    monkeypatch.setattr(trainers.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(trainers.torch.cuda, "device_count", lambda: num_gpus)
-    config = with_settings(num_processes=num_processes, train_batch_size=8)
-    with pytest.raises(
-        ConfigError, match=rf"num_processes is {num_processes}, but {num_gpus} GPU.*CUDA_VISIBLE_DEVICES"
-    ):
-        trainers._check_gpus(config, "train_sft")
-    trainers._check_gpus(with_settings(num_processes=num_gpus), "train_sft")
-
-
 def job(folder: Path, config: TrainConfig) -> TrainingJob:
     return TrainingJob(
         stage="train_sft",
@@ -281,6 +234,7 @@ def job(folder: Path, config: TrainConfig) -> TrainingJob:
         output_dir=folder,
         resume_from=None,
         opening_role="reason",
+        num_processes=2,
     )
 
 
@@ -291,14 +245,17 @@ def test_what_a_process_raises_reaches_the_stage(tmp_path: Path) -> None:
     Dataset.from_dict({"input_ids": [[1, 2]], "labels": [[1, 2]], "length": [2]}).save_to_disk(tmp_path / "dataset")
     asked = job(tmp_path, with_settings(optim="sgdd"))
     assert _work(asked, rank=1) == ConfigError.exit_code
-    error = _failure(asked, "torchrun ended with exit code 1", tmp_path / "none.txt")
+    error = _failure(asked, World(num_processes=2), 1, tmp_path / "none.txt")
     assert isinstance(error, ConfigError)
     assert "sgdd is not a valid" in str(error)
 
 
 def test_process_that_dies_without_a_word_leaves_the_end_of_its_output(tmp_path: Path) -> None:
     (tmp_path / "stderr.txt").write_text("line\n" * 50 + "Signal 9 (SIGKILL) received\n")
-    error = _failure(job(tmp_path, SMALL), "torchrun with 2 processes ended with exit code 1", tmp_path / "stderr.txt")
+    error = _failure(job(tmp_path, SMALL), World(num_processes=2), 1, tmp_path / "stderr.txt")
     assert isinstance(error, TrainingError)
-    assert "ended with exit code 1. The end of what it wrote:\nline" in str(error)
+    assert "2 processes: torchrun ended with exit code 1. The end of what it wrote:\nline" in str(error)
     assert "Signal 9 (SIGKILL) received\nIf a process was killed for memory" in str(error)
+    second = _failure(job(tmp_path, SMALL), World(2, 1, 4, ("host", 1)), 1, tmp_path / "stderr.txt")
+    assert "node 1 of 2 nodes x 4 processes: torchrun" in str(second)
+    assert "If no process failed here, another node's log says what happened first" in str(second)
