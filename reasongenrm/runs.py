@@ -92,14 +92,18 @@ def choose_inputs(
     return RunInputs.model_validate({f"{name}_uri": uri for name, uri in chosen.items()})
 
 
+def new_run_id() -> str:
+    """A name for a run that starts now; they sort by time."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
 def new_run(inputs: RunInputs, config: RunConfig) -> RunRecord:
-    """A run that starts now; run ids sort by time."""
-    now = datetime.now(UTC)
+    """A run that starts now."""
     return RunRecord(
-        run_id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
+        run_id=new_run_id(),
         state="running",
         code_version=__version__,
-        started_at=now.isoformat(timespec="seconds"),
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         inputs=inputs,
         config=config.model_dump(mode="json", exclude={"inputs", "resources"}),
     )

@@ -113,15 +113,11 @@ def _check_inputs(inputs: "RunInputs", settings: "RunConfig") -> None:
     Raises:
         InputError: a row of the preferences or the benchmark is not what was expected.
     """
-    from reasongenrm.pairs import parse_pairs, read_rows
-    from reasongenrm.records import Drops
-    from reasongenrm.rewardbench import load_benchmark
+    from reasongenrm.cluster.submit import check_rows
     from reasongenrm.store import is_hub_name
 
-    if not is_hub_name(inputs.preferences_uri):
-        parse_pairs(read_rows(inputs.preferences_uri)[1], Drops(), settings.pairs.bad_rows)
-    if not is_hub_name(inputs.benchmark_uri):
-        load_benchmark(inputs.benchmark_uri)
+    data = {"preferences_uri": inputs.preferences_uri, "benchmark_uri": inputs.benchmark_uri}
+    check_rows({name: uri for name, uri in data.items() if not is_hub_name(uri)}, settings)
 
 
 @contextmanager
