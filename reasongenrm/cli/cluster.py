@@ -118,7 +118,7 @@ def submit(
 
       reasongenrm submit --store s3://judges/runs --preferences pairs.jsonl --benchmark rows.jsonl --model org/name --upload --wait
 
-      reasongenrm submit --config run.yaml --store s3://judges/runs --as-job -n kubeflow | kubectl apply -f -
+      reasongenrm submit --config run.yaml --store s3://judges/runs --as-job -n kubeflow > job.yaml
     """
     from pipelines.compile import PIPELINE_NAME, compile_pipeline
     from reasongenrm.cluster.kfp import PipelineServer

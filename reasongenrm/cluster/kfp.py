@@ -212,8 +212,8 @@ class PipelineServer:
             raise ClusterError(f"{self.host}: {len(found)} runs are called '{name_or_id}'. Give the id of one: {ids}.")
         return self._with_tasks(self._get_run(found[0].run_id))
 
-    def follow(self, run_id: str, poll_seconds: float = POLL_SECONDS) -> Iterator[ClusterRun]:
-        """The run, again and again, until it has ended; the last one has.
+    def follow(self, run_id: str) -> Iterator[ClusterRun]:
+        """The run, every POLL_SECONDS, until it has ended; the last one has.
 
         Raises:
             ServerAwayError: nobody has answered for OUTAGE_SECONDS; the run goes on all the same.
@@ -233,7 +233,7 @@ class PipelineServer:
                 yield run
                 if run.has_ended:
                     return
-            time.sleep(poll_seconds)
+            time.sleep(POLL_SECONDS)
 
     def cancel(self, run_id: str) -> None:
         """Have a run's workflow end; its pods get SIGTERM."""

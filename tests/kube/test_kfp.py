@@ -168,6 +168,7 @@ def test_run_is_followed_to_its_end_through_an_outage(
     server: FakeKfp, compiled: Compiled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kfp, "_NUM_RETRIES", 0)
+    monkeypatch.setattr(kfp, "POLL_SECONDS", 0.01)
     client, run = started(server, compiled)
     states = iter(["PENDING", "RUNNING", "SUCCEEDED"])
 
@@ -177,7 +178,7 @@ def test_run_is_followed_to_its_end_through_an_outage(
             server.fail_next(503, times=2)
 
     server.on_get = move
-    assert [found.state for found in client.follow(run.run_id, 0.01)] == ["pending", "running", "succeeded"]
+    assert [found.state for found in client.follow(run.run_id)] == ["pending", "running", "succeeded"]
     assert not server.failing
 
 
@@ -185,11 +186,12 @@ def test_server_that_stays_away_ends_the_following(
     server: FakeKfp, compiled: Compiled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kfp, "_NUM_RETRIES", 0)
+    monkeypatch.setattr(kfp, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(kfp, "OUTAGE_SECONDS", 0.05)
     client, run = started(server, compiled)
     server.fail_next(500, "database is gone", times=1000)
     with pytest.raises(ServerAwayError, match=r"\(500\): database is gone\. Try again"):
-        list(client.follow(run.run_id, 0.01))
+        list(client.follow(run.run_id))
 
 
 def test_run_is_cancelled_once(server: FakeKfp, compiled: Compiled) -> None:
