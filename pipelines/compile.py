@@ -8,7 +8,9 @@ The same code and the same images give the same bytes.
 
 import hashlib
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -54,8 +56,13 @@ def compile_pipeline(images: Mapping[str, str] = {}, namespace: str | None = Non
         images: "cpu", "train", "vllm" -> the image that is the parameter's default; absent: that of the table.
         namespace: of the Kubernetes objects; None: they name none, and `kubectl -n` or kustomize decides.
     """
-    spec, platform = _compile()
-    for name, reference in images.items():
+    return _compiled(tuple(sorted(images.items())), namespace)
+
+
+@cache
+def _compiled(images: tuple[tuple[str, str], ...], namespace: str | None) -> Compiled:
+    spec, platform = deepcopy(_compile())
+    for name, reference in images:
         spec["root"]["inputDefinitions"]["parameters"][f"{name}_image"]["defaultValue"] = reference
     body = _dump(spec, platform)
     version = f"{__version__}-{hashlib.sha256(body.encode()).hexdigest()[:_HASH_DIGITS]}"
@@ -77,6 +84,7 @@ def stale_files(path: Path) -> list[Path]:
     return [file for file, text in files.items() if not file.is_file() or file.read_text(encoding="utf-8") != text]
 
 
+@cache
 def _compile() -> tuple[Any, Any]:
     from kfp.compiler import Compiler
 
