@@ -1,28 +1,127 @@
-"""Compiles the pipeline for a cluster; `reasongenrm compile` calls it."""
+"""Compiles the pipeline for a cluster; `reasongenrm compile` and `reasongenrm submit` call it.
 
+    reason_reward_model.yaml              for the KFP UI, `kfp pipeline create` and `reasongenrm submit`
+    reason_reward_model.kubernetes.yaml   Pipeline and PipelineVersion, for `kubectl apply`
+
+The same code and the same images give the same bytes.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from reasongenrm import __version__
 
 HEADER = "# Made by `reasongenrm compile` from pipelines/reason_reward_model.py; do not edit.\n"
+PIPELINE_NAME = "reason-reward-model"
+_HASH_DIGITS = 8
 
 
-def compile_to(path: Path) -> None:
-    """Write the pipeline as YAML for the KFP UI or `kfp pipeline create`. The same code gives the same bytes."""
+@dataclass(frozen=True)
+class Compiled:
+    """The pipeline, compiled.
+
+    Attributes:
+        ir: KFP's intermediate representation: the pipeline's spec and what it says about Kubernetes, as YAML.
+        kubernetes: Pipeline and PipelineVersion (pipelines.kubeflow.org/v2beta1), as YAML.
+        version: what this version is called, like "0.1.0-1f0c94de": ours, and a hash of the content. KFP lets nobody change the
+            spec of a version, so whatever changes (an image, a default) must come under another name.
+    """
+
+    ir: str
+    kubernetes: str
+    version: str
+
+    @property
+    def version_name(self) -> str:
+        """Name of the PipelineVersion, here and in the KFP UI."""
+        return f"{PIPELINE_NAME}-{self.version}"
+
+    def files(self, path: Path) -> dict[Path, str]:
+        """What belongs into `path` and, beside it, into `<stem>.kubernetes.yaml`."""
+        return {path: self.ir, path.with_suffix(".kubernetes.yaml"): self.kubernetes}
+
+
+def compile_pipeline(images: Mapping[str, str] = {}, namespace: str | None = None) -> Compiled:
+    """Compile the pipeline.
+
+    Args:
+        images: "cpu", "train", "vllm" -> the image that is the parameter's default; absent: that of the table.
+        namespace: of the Kubernetes objects; None: they name none, and `kubectl -n` or kustomize decides.
+    """
+    return _compiled(tuple(sorted(images.items())), namespace)
+
+
+@cache
+def _compiled(images: tuple[tuple[str, str], ...], namespace: str | None) -> Compiled:
+    spec, platform = deepcopy(_compile())
+    for name, reference in images:
+        spec["root"]["inputDefinitions"]["parameters"][f"{name}_image"]["defaultValue"] = reference
+    body = _dump(spec, platform)
+    version = f"{__version__}-{hashlib.sha256(body.encode()).hexdigest()[:_HASH_DIGITS]}"
+    return Compiled(HEADER + body, HEADER + _dump(*_manifests(spec, platform, version, namespace)), version)
+
+
+def compile_to(path: Path, images: Mapping[str, str] = {}, namespace: str | None = None) -> Compiled:
+    """Write the pipeline's two files (see `Compiled.files`)."""
+    compiled = compile_pipeline(images, namespace)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for file, text in compiled.files(path).items():
+        file.write_text(text, encoding="utf-8")
+    return compiled
+
+
+def stale_files(path: Path) -> list[Path]:
+    """Which of the two files are not there, or do not hold what compiling gives now."""
+    files = compile_pipeline().files(path)
+    return [file for file, text in files.items() if not file.is_file() or file.read_text(encoding="utf-8") != text]
+
+
+@cache
+def _compile() -> tuple[Any, Any]:
     from kfp.compiler import Compiler
 
     from pipelines.reason_reward_model import reason_reward_model
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Compiler().compile(reason_reward_model, str(path))
-    # KFP's own header lists the parameters' defaults in an order that changes from process to process.
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    body = next(number for number, line in enumerate(lines) if not line.startswith("#"))
-    path.write_text(HEADER + "".join(lines[body:]), encoding="utf-8")
-
-
-def is_up_to_date(path: Path) -> bool:
-    """Whether a file is there and holds what compiling gives now."""
     with TemporaryDirectory() as folder:
-        fresh = Path(folder) / "pipeline.yaml"
-        compile_to(fresh)
-        return path.is_file() and path.read_bytes() == fresh.read_bytes()
+        path = Path(folder) / "pipeline.yaml"
+        Compiler().compile(reason_reward_model, str(path))
+        spec, platform = yaml.safe_load_all(path.read_text(encoding="utf-8"))
+    return spec, platform
+
+
+def _manifests(spec: Any, platform: Any, version: str, namespace: str | None) -> tuple[Any, Any]:
+    """What `kfp dsl compile --kubernetes-manifest-format --include-pipeline-manifest` writes, of a spec that may have been changed."""
+    metadata = {"namespace": namespace} if namespace else {}
+    described = {"description": spec["pipelineInfo"]["description"]}
+    pipeline = {
+        "apiVersion": "pipelines.kubeflow.org/v2beta1",
+        "kind": "Pipeline",
+        "metadata": {**metadata, "name": PIPELINE_NAME},
+        "spec": {"displayName": PIPELINE_NAME, **described},
+    }
+    name = f"{PIPELINE_NAME}-{version}"
+    pipeline_version = {
+        "apiVersion": "pipelines.kubeflow.org/v2beta1",
+        "kind": "PipelineVersion",
+        "metadata": {**metadata, "name": name},
+        "spec": {
+            "displayName": name,
+            "pipelineName": PIPELINE_NAME,
+            "pipelineSpec": spec,
+            "platformSpec": platform,
+            **described,
+        },
+    }
+    return pipeline, pipeline_version
+
+
+def _dump(*documents: Any) -> str:
+    return yaml.safe_dump_all(documents, sort_keys=True)

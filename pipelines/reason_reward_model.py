@@ -3,15 +3,17 @@
     pairs -> reasons -> scored -> SFT -> on-policy reasons -> scored -> DPO -> evaluation -> decision -> deployment
 
 One definition for a laptop (`reasongenrm run`) and a cluster (`pipelines/compiled/reason_reward_model.yaml`): runner and
-parameters differ, nothing else. Each dict parameter is one section of reasongenrm/config.py, where its defaults have sources.
+parameters differ, nothing else. Each dict parameter up to `deploy` is one section of reasongenrm/config.py, where its defaults
+have sources; the parameters after it are the section `resources`, key by key, so that the KFP UI shows each by itself.
 """
 
-# ruff: noqa: B008 - KFP reads the parameters' defaults once, nobody changes them
+# ruff: noqa: B006, B008 - KFP reads the parameters' defaults once, nobody changes them
 
 from typing import Any
 
 from kfp import dsl
 
+from components import images
 from components.deploy_kserve.component import deploy_kserve
 from components.distill_reasons.component import distill_reasons
 from components.evaluate_rewardbench.component import evaluate_rewardbench
@@ -24,7 +26,17 @@ from components.select_reasons.component import select_reasons
 from components.select_winner.component import select_winner
 from components.train_dpo.component import train_dpo
 from components.train_sft.component import train_sft
-from pipelines.resources import HUB_KEY, TEACHER_KEY, Resources, give_secret, place
+from pipelines.resources import (
+    HUB_KEY,
+    JUDGE_KEY,
+    TEACHER_KEY,
+    Access,
+    Nodes,
+    Resources,
+    give_secret,
+    place,
+    tell_who_they_are,
+)
 from reasongenrm.config import RunConfig, Section
 
 
@@ -56,15 +68,28 @@ def reason_reward_model(
     evaluate: dict = parameters(DEFAULTS.evaluate),
     gate: dict = parameters(DEFAULTS.gate),
     deploy: dict = parameters(DEFAULTS.deploy),
-    accelerator: str = "nvidia.com/gpu",
-    num_accelerators: int = 1,
-    accelerator_cpu: str = "8",
-    accelerator_memory: str = "64Gi",
-    cpu: str = "2",
-    memory: str = "8Gi",
-    s3_secret: str = "reasongenrm-s3",
-    teacher_secret: str = "reasongenrm-teacher",
-    hub_secret: str = "reasongenrm-hub",
+    accelerator: str = DEFAULTS.resources.accelerator,
+    num_accelerators: int = DEFAULTS.resources.num_accelerators,
+    num_teacher_accelerators: int = DEFAULTS.resources.num_teacher_accelerators,
+    num_train_accelerators: int = DEFAULTS.resources.num_train_accelerators,
+    accelerator_cpu: str = DEFAULTS.resources.accelerator_cpu,
+    accelerator_memory: str = DEFAULTS.resources.accelerator_memory,
+    train_cpu: str = DEFAULTS.resources.train_cpu,
+    train_memory: str = DEFAULTS.resources.train_memory,
+    cpu: str = DEFAULTS.resources.cpu,
+    memory: str = DEFAULTS.resources.memory,
+    accelerator_node_selector: dict = DEFAULTS.resources.accelerator_node_selector,
+    accelerator_tolerations: list = list(DEFAULTS.resources.accelerator_tolerations),
+    node_selector: dict = DEFAULTS.resources.node_selector,
+    tolerations: list = list(DEFAULTS.resources.tolerations),
+    s3_secret: str = DEFAULTS.resources.s3_secret,
+    teacher_secret: str = DEFAULTS.resources.teacher_secret,
+    hub_secret: str = DEFAULTS.resources.hub_secret,
+    judge_secret: str = DEFAULTS.resources.judge_secret,
+    image_pull_secret: str = DEFAULTS.resources.image_pull_secret,
+    cpu_image: str = images.CPU,
+    train_image: str = images.TRAIN,
+    vllm_image: str = images.VLLM,
 ) -> None:
     """Distil reasons, train GenRM, ReasonGenRM-sft and ReasonGenRM-dpo, judge a benchmark with all, deploy the winner."""
     # Preference pairs become judge prompts; the teacher, who knows the verdicts, writes reasons for them.
@@ -130,12 +155,23 @@ def reason_reward_model(
             **{f"{variant}_model": variant_model for variant, variant_model in models.items()},
         )
 
-    light = Resources(cpu, memory)
-    heavy = Resources(accelerator_cpu, accelerator_memory, accelerator, num_accelerators)
-    # Fixed amounts: KFP 2.17 does not hand a parameter that only resources use into a condition.
-    place((deployed,), Resources("1", "1Gi"), s3_secret)
-    place((base, paired, selected, preferred, decided), light, s3_secret)
-    place((distilled, scored, sampled, on_policy_scored, *evaluations.values()), heavy, s3_secret)
-    place((genrm_trained, sft_trained, dpo_trained), heavy, s3_secret)
-    give_secret(distilled, teacher_secret, TEACHER_KEY)
-    give_secret(base, hub_secret, HUB_KEY)
+    # Everything below is for a cluster; a local run ignores it.
+    access = Access(s3_secret, image_pull_secret)
+    nodes = Nodes(node_selector, tolerations)
+    accelerated = Nodes(accelerator_node_selector, accelerator_tolerations)
+    light = Resources(cpu, memory, nodes)
+    generating = Resources(accelerator_cpu, accelerator_memory, accelerated, accelerator, num_accelerators)
+    teaching = Resources(accelerator_cpu, accelerator_memory, accelerated, accelerator, num_teacher_accelerators)
+    training = Resources(train_cpu, train_memory, accelerated, accelerator, num_train_accelerators)
+    place((paired, selected, preferred, decided), cpu_image, light, access)
+    place((base,), train_image, light, access)
+    place((distilled,), vllm_image, teaching, access)
+    place((sampled, *evaluations.values()), vllm_image, generating, access)
+    place((scored, on_policy_scored), train_image, generating, access)
+    place((genrm_trained, sft_trained, dpo_trained), train_image, training, access)
+    # Fixed amounts: KFP 2.17 does not hand a parameter that only CPU or memory uses into a condition.
+    place((deployed,), cpu_image, Resources("1", "1Gi", nodes), access)
+    give_secret((distilled,), teacher_secret, TEACHER_KEY)
+    give_secret((base, paired, distilled, *evaluations.values()), hub_secret, HUB_KEY)
+    give_secret((deployed,), judge_secret, JUDGE_KEY)
+    tell_who_they_are((genrm_trained, sft_trained, dpo_trained, deployed))

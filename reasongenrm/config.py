@@ -15,7 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from reasongenrm.errors import ConfigError
 
 PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+# Source: Kubernetes, apimachinery/pkg/api/resource/quantity.go, without its exponents and its nano to micro suffixes.
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")]
 
 
 class Section(BaseModel):
@@ -260,8 +263,58 @@ class DeployConfig(Section):
     golden_endpoint: str | None = None  # http(s)://host[:port] that leads to the new pods; None: what KServe reports
 
 
+class InputsConfig(Section):
+    """What a run starts from, where the file says it; `run` and `submit` let their own options go first."""
+
+    preferences: str | None = None
+    benchmark: str | None = None
+    model: str | None = None
+    teacher: str | None = None  # None: the base model itself
+
+
+class Toleration(Section):
+    """A taint that a pod may be placed on in spite of; the field names are Kubernetes' own."""
+
+    key: str | None = None
+    operator: Literal["Equal", "Exists"] = "Equal"
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    tolerationSeconds: int | None = None
+
+
+class ResourcesConfig(Section):
+    """What a cluster gives the tasks, by class of tasks; a run on one machine ignores it. Secrets go by name, never by value.
+
+    Light tasks (data, decisions) need no accelerator. `accelerator_*` is for teacher, sampling, scoring and evaluation,
+    `train_*` for the training pods; with `mode: trainjob` these only start and follow a TrainJob and need no accelerator.
+    """
+
+    accelerator: str = "nvidia.com/gpu"  # the resource's name, as the nodes' device plugin announces it
+    num_accelerators: NonNegativeInt = 1  # of a sampling, scoring or evaluation task
+    num_teacher_accelerators: NonNegativeInt = 1  # of distill_reasons; 0: the teacher is an endpoint
+    num_train_accelerators: NonNegativeInt = 1  # of a training pod
+    accelerator_cpu: Quantity = "8"
+    accelerator_memory: Quantity = "64Gi"
+    train_cpu: Quantity = "8"
+    train_memory: Quantity = "64Gi"
+    cpu: Quantity = "2"
+    memory: Quantity = "8Gi"
+    accelerator_node_selector: dict[str, str] = {}  # for training pods as well
+    accelerator_tolerations: tuple[Toleration, ...] = ()
+    node_selector: dict[str, str] = {}
+    tolerations: tuple[Toleration, ...] = ()
+    s3_secret: str = "reasongenrm-s3"
+    teacher_secret: str = "reasongenrm-teacher"
+    hub_secret: str = "reasongenrm-hub"
+    judge_secret: str = "reasongenrm-judge"
+    image_pull_secret: str = "reasongenrm-registry"  # need not exist: kubelet then pulls without
+    cpu_image: str | None = None  # None: that of components/images, as compiled; so for the other two
+    train_image: str | None = None
+    vllm_image: str | None = None
+
+
 class RunConfig(Section):
-    """A whole run, section by section in the order of the data flow."""
+    """A whole run, section by section in the order of the data flow; `inputs` and `resources` are no stage's."""
 
     model: ModelConfig = ModelConfig()
     pairs: PairsConfig = PairsConfig()
@@ -276,6 +329,12 @@ class RunConfig(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     gate: GateConfig = GateConfig()
     deploy: DeployConfig = DeployConfig()
+    inputs: InputsConfig = InputsConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+
+    def stages(self) -> dict[str, Section]:
+        """The stages' sections by name; each is one parameter of the pipeline."""
+        return {name: section for name, section in self if name not in ("inputs", "resources")}
 
 
 S = TypeVar("S", bound=Section)

@@ -5,7 +5,7 @@
 """
 
 import contextlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,9 @@ from reasongenrm.metrics import Evaluation, JudgeStyle, evaluate
 from reasongenrm.progress import Tracker, track
 from reasongenrm.prompts import judge_messages, parse_verdict
 from reasongenrm.records import Judgment, Order, dump_records, parse_records
-from reasongenrm.rewardbench import ORDERS, Benchmark, BenchmarkRow, load_benchmark
+from reasongenrm.rewardbench import LABELS, ORDERS, Benchmark, BenchmarkRow, load_benchmark
 from reasongenrm.stage import Stage
-from reasongenrm.store import ArtifactRef, Store, digest_bytes, download
+from reasongenrm.store import ArtifactRef, Store, digest_bytes, download, read_file
 
 # How each variant is asked (METHOD section 7): plain chat; the verdict at once; reason and verdict.
 VARIANT_STYLES: dict[str, JudgeStyle] = {"base": "plain", "genrm": "verdict", "sft": "reason", "dpo": "reason"}
@@ -206,6 +206,18 @@ def evaluation_counts(evaluation: Evaluation) -> dict[str, int]:
         "num_unparsed": round(evaluation.unparsed_fraction * evaluation.num_judgments),
         "num_truncated": round(evaluation.truncated_fraction * evaluation.num_judgments),
     }
+
+
+def verdict_confusion(ref: ArtifactRef) -> tuple[list[str], list[list[int]]]:
+    """How many judgments of an evaluation there are by label and verdict.
+
+    Returns:
+        Categories, and a square matrix over them: rows are labels, columns verdicts. "unparsed" is a verdict only, its row is 0.
+    """
+    categories: list[str] = [*LABELS.values(), "unparsed"]
+    judgments = parse_records(read_file(ref, "judgments.jsonl"), Judgment, f"{ref.uri}/judgments.jsonl")
+    counts: Counter[tuple[str, str]] = Counter((found.label, found.verdict or "unparsed") for found in judgments)
+    return categories, [[counts[label, verdict] for verdict in categories] for label in categories]
 
 
 def evaluation_metrics(evaluation: Evaluation) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def run_local(inputs: RunInputs, config: RunConfig, store: Store, folder: Path, 
     save_run(store, record)
     log_path = folder / "logs" / f"{record.run_id}.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
-    sections = {name: values.model_dump(mode="json", exclude_none=True) for name, values in config}
+    sections = {name: values.model_dump(mode="json", exclude_none=True) for name, values in config.stages().items()}
     with _workspace(folder) as work_dir, log_path.open("w", encoding="utf-8") as log:
         root = work_dir / "pipeline"
         root.mkdir()

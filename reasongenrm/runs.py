@@ -10,8 +10,8 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from reasongenrm import __version__
-from reasongenrm.config import RunConfig
-from reasongenrm.errors import StoreError
+from reasongenrm.config import InputsConfig, RunConfig
+from reasongenrm.errors import ConfigError, StoreError
 from reasongenrm.records import Record
 from reasongenrm.store import ArtifactRef, Store
 
@@ -67,16 +67,45 @@ class RunRecord(Record):
         return {str(ref.metrics["variant"]): ref for ref in refs}
 
 
+def choose_inputs(
+    section: InputsConfig,
+    preferences: str | None = None,
+    benchmark: str | None = None,
+    model: str | None = None,
+    teacher: str | None = None,
+) -> RunInputs:
+    """What a run starts from: what is given, else what its config says; without a teacher, the base model teaches itself.
+
+    Raises:
+        ConfigError: neither says; names the options.
+    """
+    chosen = {
+        "preferences": preferences or section.preferences,
+        "benchmark": benchmark or section.benchmark,
+        "model": model or section.model,
+    }
+    missing = [name for name, uri in chosen.items() if uri is None]
+    if missing:
+        options, keys = (", ".join(f"{start}{name}" for name in missing) for start in ("--", "inputs."))
+        raise ConfigError(f"the run has no {', '.join(missing)}. Give {options}, or write {keys} into the config file.")
+    chosen["teacher"] = teacher or section.teacher or chosen["model"]
+    return RunInputs.model_validate({f"{name}_uri": uri for name, uri in chosen.items()})
+
+
+def new_run_id() -> str:
+    """A name for a run that starts now; they sort by time."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
 def new_run(inputs: RunInputs, config: RunConfig) -> RunRecord:
-    """A run that starts now; run ids sort by time."""
-    now = datetime.now(UTC)
+    """A run that starts now."""
     return RunRecord(
-        run_id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
+        run_id=new_run_id(),
         state="running",
         code_version=__version__,
-        started_at=now.isoformat(timespec="seconds"),
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         inputs=inputs,
-        config=config.model_dump(mode="json"),
+        config=config.model_dump(mode="json", exclude={"inputs", "resources"}),
     )
 
 

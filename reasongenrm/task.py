@@ -20,6 +20,7 @@ from reasongenrm.config import Section, parse_section
 from reasongenrm.errors import ReasonGenRMError
 from reasongenrm.records import Record
 from reasongenrm.stage import quiet_threads
+from reasongenrm.stage_summary import stage_summary
 from reasongenrm.store import ArtifactRef, Store, open_artifact, read_file
 
 OUTCOME = "outcome.json"
@@ -140,15 +141,26 @@ class Task:
         for name, artifact in files.items():
             Path(artifact.path).write_bytes(read_file(ref, name))
 
-    def publish(self, ref: ArtifactRef, metrics: KfpMetrics | None = None) -> ArtifactRef:
-        """Hand the stage's artifact to the next tasks, and show its counts, and if asked its numbers, in the UI."""
+    def publish(
+        self, ref: ArtifactRef, metrics: KfpMetrics | None = None, summary: KfpArtifact | None = None
+    ) -> ArtifactRef:
+        """Hand the stage's artifact to the next tasks, and show it in the UI: its address and its counts as metadata.
+
+        Args:
+            ref: the artifact.
+            metrics: gets the artifact's numbers, one by one.
+            summary: gets a page of Markdown (stage_summary.py).
+        """
+        manifest = open_artifact(ref)
         self._ref = ref
-        self._reused = datetime.fromisoformat(open_artifact(ref).created_at) < self._started_at
+        self._reused = datetime.fromisoformat(manifest.created_at) < self._started_at
         ref.write(Path(self._output.path))
         self._output.metadata.update({"uri": ref.uri, "digest": ref.digest, "reused": self._reused, **ref.counts})
         if metrics is not None:
             for name, value in _numbers(ref.metrics):
                 metrics.log_metric(name, value)
+        if summary is not None:
+            Path(summary.path).write_text(stage_summary(manifest, self._reused), encoding="utf-8")
         return ref
 
     def _leave(self, outcome: TaskOutcome) -> None:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from reasongenrm.config import DPOConfig, PairsConfig, RunConfig, SFTConfig, load_config, parse_section
+from reasongenrm.config import DPOConfig, PairsConfig, ResourcesConfig, RunConfig, SFTConfig, load_config, parse_section
 from reasongenrm.errors import ConfigError
 
-CONFIGS = sorted((Path(__file__).parents[1] / "pipelines" / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[1] / "pipelines" / "configs").rglob("*.yaml"))
 
 
 def test_defaults_are_the_references_numbers():
@@ -77,3 +77,26 @@ def test_shipped_config_is_valid(path):
 def test_section_survives_the_trip_as_a_dict():
     section = SFTConfig(learning_rate=1e-4, packing=False)
     assert parse_section(SFTConfig, section.model_dump(mode="json"), "sft") == section
+
+
+def test_inputs_and_resources_are_no_stages():
+    config = RunConfig()
+    assert config.stages().keys() == RunConfig.model_fields.keys() - {"inputs", "resources"}
+    assert list(config.stages())[:2] == ["model", "pairs"]
+
+
+@pytest.mark.parametrize("memory", ["64GiB", "64 Gi", "lots", "-1Gi", ""])
+def test_amount_that_kubernetes_would_not_read_is_refused(memory):
+    with pytest.raises(ConfigError, match=r"'memory' is"):
+        parse_section(ResourcesConfig, {"memory": memory}, "resources")
+
+
+def test_tolerations_keep_kubernetes_own_names():
+    section = parse_section(
+        ResourcesConfig,
+        {"tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300.0}]},
+        "resources",
+    )
+    assert section.model_dump(mode="json", exclude_none=True)["tolerations"] == [
+        {"key": "gpu", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}
+    ]

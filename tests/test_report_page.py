@@ -330,3 +330,27 @@ def test_bars_are_as_long_as_the_figures_say(browser: "Browser", tmp_path: Path)
     )
     assert lengths == pytest.approx([evaluation.accuracy for evaluation in report.evaluations], abs=1e-3)
     page.close()
+
+
+@pytest.mark.browser
+def test_page_shows_itself_in_the_frame_that_kfps_ui_gives_it(browser: "Browser", tmp_path: Path) -> None:
+    # kubeflow/pipelines, frontend/src/components/viewers/HTMLViewer.tsx at 2.17.0: srcdoc, sandbox="allow-scripts".
+    report = render_html(full_report(tmp_path, {"sums": 12}))
+    page = browser.new_page(viewport={"width": 1000, "height": 844})
+    heard: list[str] = []
+    page.on("console", lambda message: heard.append(message.text))
+    page.on("request", lambda request: heard.append(request.url))
+    page.set_content('<iframe sandbox="allow-scripts" style="width: 100%; height: 600px; border: 0"></iframe>')
+    page.eval_on_selector("iframe", "(frame, html) => { frame.srcdoc = html }", report)
+    frame = page.frame_locator("iframe")
+    frame.locator("#accuracy").wait_for()
+    assert frame.locator("h1").first.inner_text()
+    box = frame.locator("#accuracy > .card .bar .fill").first.bounding_box()
+    assert box
+    assert box["width"] > 50
+    fold = frame.locator("details").first
+    was_open = fold.get_attribute("open")
+    fold.locator("summary").first.click()
+    assert fold.get_attribute("open") != was_open
+    assert [said for said in heard if not said.startswith("about:")] == []
+    page.close()

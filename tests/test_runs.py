@@ -2,9 +2,9 @@
 
 import pytest
 
-from reasongenrm.config import RunConfig
-from reasongenrm.errors import StoreError
-from reasongenrm.runs import RunInputs, TaskRecord, end_run, list_runs, new_run, save_run
+from reasongenrm.config import InputsConfig, RunConfig
+from reasongenrm.errors import ConfigError, StoreError
+from reasongenrm.runs import RunInputs, TaskRecord, choose_inputs, end_run, list_runs, new_run, save_run
 from reasongenrm.store import ArtifactRef, Store
 
 INPUTS = RunInputs(preferences_uri="/p.jsonl", benchmark_uri="/b.jsonl", model_uri="/m", teacher_uri="http://t/v1")
@@ -49,3 +49,23 @@ def test_damaged_record_is_named(store: Store) -> None:
     store.put_bytes("runs/20260101-000000-aaaa.json", b'{"schema_version": 1}')
     with pytest.raises(StoreError, match=r"runs/20260101-000000-aaaa\.json: not a run record of this version: run_id"):
         list_runs(store)
+
+
+def test_options_go_over_the_configs_inputs_and_the_base_model_teaches_itself():
+    section = InputsConfig(preferences="a/p", benchmark="a/b", model="a/m")
+    inputs = choose_inputs(section, benchmark="s3://x/b.jsonl")
+    assert inputs.model_dump() == {
+        "preferences_uri": "a/p",
+        "benchmark_uri": "s3://x/b.jsonl",
+        "model_uri": "a/m",
+        "teacher_uri": "a/m",
+    }
+    assert choose_inputs(section, teacher="a/t").teacher_uri == "a/t"
+
+
+def test_input_that_nobody_gives_is_named_with_its_option():
+    with pytest.raises(
+        ConfigError,
+        match=r"no preferences, model\. Give --preferences, --model, or write inputs\.preferences, inputs\.model",
+    ):
+        choose_inputs(InputsConfig(benchmark="a/b"))

@@ -140,3 +140,14 @@ def test_sigterm_unwinds_the_task(tmp_path: Path) -> None:
     process.stdout.close()
     assert (tmp_path / "cleaned").exists()
     assert json.loads((tmp_path / "outcome.json").read_text())["state"] == "running"
+
+
+def test_task_shows_a_page_of_its_stage_where_it_is_asked_for(store: Store, output: Artifact) -> None:
+    summary = Artifact(Path(output.path).with_name("summary"))
+    for reused in (False, True):
+        with Task("toy", store.uri, output) as task:
+            ref = task.publish(make(task.store), summary=summary)
+        page = Path(summary.path).read_text(encoding="utf-8")
+        assert page.startswith("# toy: 3 in, 2 out\n")
+        assert ref.digest in page
+        assert ("Reused" in page) == reused

@@ -15,6 +15,7 @@ def deploy_kserve(
     sft_model: dsl.Input[dsl.Model],
     dpo_model: dsl.Input[dsl.Model],
     service: dsl.Output[dsl.Artifact],
+    summary: dsl.Output[dsl.Markdown],
 ) -> None:
     """Render the InferenceService of the winner."""
     from reasongenrm.config import DeployConfig
@@ -24,4 +25,4 @@ def deploy_kserve(
     with Task("deploy_kserve", store_uri, service) as task:
         models = {"base": base_model, "genrm": genrm_model, "sft": sft_model, "dpo": dpo_model}
         section = task.section(DeployConfig, config)
-        task.publish(stage(task.store, section, task.input(decision), task.inputs(models)))
+        task.publish(stage(task.store, section, task.input(decision), task.inputs(models)), summary=summary)

@@ -12,6 +12,7 @@ def distill_reasons(
     config: dict,
     prompts: dsl.Input[dsl.Dataset],
     reasons: dsl.Output[dsl.Dataset],
+    summary: dsl.Output[dsl.Markdown],
 ) -> None:
     """Let the teacher, who is told the right verdict, write reasons for each judge prompt."""
     from reasongenrm.config import DistillConfig
@@ -19,4 +20,6 @@ def distill_reasons(
     from reasongenrm.task import Task
 
     with Task("distill_reasons", store_uri, reasons) as task:
-        task.publish(stage(task.store, task.section(DistillConfig, config), task.input(prompts), teacher_uri))
+        task.publish(
+            stage(task.store, task.section(DistillConfig, config), task.input(prompts), teacher_uri), summary=summary
+        )

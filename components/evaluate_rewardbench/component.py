@@ -14,12 +14,15 @@ def evaluate_rewardbench(
     model: dsl.Input[dsl.Model],
     evaluation: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
+    verdicts: dsl.Output[dsl.ClassificationMetrics],
 ) -> None:
     """Have one variant judge every benchmark row in both orders."""
     from reasongenrm.config import EvaluateConfig
     from reasongenrm.evaluation import evaluate_rewardbench as stage
+    from reasongenrm.evaluation import verdict_confusion
     from reasongenrm.task import Task
 
     with Task("evaluate_rewardbench", store_uri, evaluation) as task:
         section = task.section(EvaluateConfig, config)
-        task.publish(stage(task.store, section, variant, task.input(model), benchmark_uri), metrics)
+        ref = task.publish(stage(task.store, section, variant, task.input(model), benchmark_uri), metrics)
+        verdicts.log_confusion_matrix(*verdict_confusion(ref))

@@ -12,6 +12,7 @@ def prepare_pairs(
     config: dict,
     model: dsl.Input[dsl.Model],
     prompts: dsl.Output[dsl.Dataset],
+    summary: dsl.Output[dsl.Markdown],
 ) -> None:
     """Turn preference rows into judge prompts, with every dropped row counted by cause."""
     from reasongenrm.config import PairsConfig
@@ -19,4 +20,6 @@ def prepare_pairs(
     from reasongenrm.task import Task
 
     with Task("prepare_pairs", store_uri, prompts) as task:
-        task.publish(stage(task.store, task.section(PairsConfig, config), preferences_uri, task.input(model)))
+        task.publish(
+            stage(task.store, task.section(PairsConfig, config), preferences_uri, task.input(model)), summary=summary
+        )

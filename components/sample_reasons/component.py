@@ -12,6 +12,7 @@ def sample_reasons(
     model: dsl.Input[dsl.Model],
     prompts: dsl.Input[dsl.Dataset],
     reasons: dsl.Output[dsl.Dataset],
+    summary: dsl.Output[dsl.Markdown],
 ) -> None:
     """Let the SFT model write reasons without seeing the verdict (on-policy)."""
     from reasongenrm.config import SampleConfig
@@ -19,4 +20,7 @@ def sample_reasons(
     from reasongenrm.task import Task
 
     with Task("sample_reasons", store_uri, reasons) as task:
-        task.publish(stage(task.store, task.section(SampleConfig, config), task.input(model), task.input(prompts)))
+        task.publish(
+            stage(task.store, task.section(SampleConfig, config), task.input(model), task.input(prompts)),
+            summary=summary,
+        )

@@ -13,6 +13,7 @@ def score_reasons(
     prompts: dsl.Input[dsl.Dataset],
     reasons: dsl.Input[dsl.Dataset],
     scored: dsl.Output[dsl.Dataset],
+    summary: dsl.Output[dsl.Markdown],
 ) -> None:
     """Score each reason under a model: its fluency, signed by whether it leads to the labelled verdict."""
     from reasongenrm.config import ScoreConfig
@@ -21,4 +22,4 @@ def score_reasons(
 
     with Task("score_reasons", store_uri, scored) as task:
         inputs = (task.input(model), task.input(prompts), task.input(reasons))
-        task.publish(stage(task.store, task.section(ScoreConfig, config), *inputs))
+        task.publish(stage(task.store, task.section(ScoreConfig, config), *inputs), summary=summary)

@@ -12,6 +12,7 @@ def select_preferences(
     prompts: dsl.Input[dsl.Dataset],
     scored: dsl.Input[dsl.Dataset],
     preferences: dsl.Output[dsl.Dataset],
+    summary: dsl.Output[dsl.Markdown],
 ) -> None:
     """Choose a chosen and a rejected reason for each prompt: the pairs for DPO."""
     from reasongenrm.config import PreferencesConfig
@@ -20,4 +21,4 @@ def select_preferences(
 
     with Task("select_preferences", store_uri, preferences) as task:
         inputs = (task.input(prompts), task.input(scored))
-        task.publish(stage(task.store, task.section(PreferencesConfig, config), *inputs))
+        task.publish(stage(task.store, task.section(PreferencesConfig, config), *inputs), summary=summary)

@@ -12,6 +12,7 @@ def select_reasons(
     prompts: dsl.Input[dsl.Dataset],
     scored: dsl.Input[dsl.Dataset],
     examples: dsl.Output[dsl.Dataset],
+    summary: dsl.Output[dsl.Markdown],
 ) -> None:
     """Keep the best reason of each prompt (R*) if its score is high enough: the examples for SFT."""
     from reasongenrm.config import SelectConfig
@@ -19,4 +20,7 @@ def select_reasons(
     from reasongenrm.task import Task
 
     with Task("select_reasons", store_uri, examples) as task:
-        task.publish(stage(task.store, task.section(SelectConfig, config), task.input(prompts), task.input(scored)))
+        task.publish(
+            stage(task.store, task.section(SelectConfig, config), task.input(prompts), task.input(scored)),
+            summary=summary,
+        )

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from reasongenrm.cli.cluster import HostOption, NamespaceOption, show_runs
 from reasongenrm.cli.console import out, print_json, print_note
 from reasongenrm.cli.settings import DEFAULT_STORE, JsonOption, StoreOption
 
@@ -62,19 +63,29 @@ def describe(manifest: "Manifest") -> str:
 
 def runs(
     store: StoreOption = DEFAULT_STORE,
-    run_id: Annotated[str | None, typer.Option("--run", metavar="ID", help="Show one run with all its tasks.")] = None,
+    run_id: Annotated[
+        str | None,
+        typer.Option("--run", metavar="ID", help="Show one run with all its tasks; of a cluster, by name or id."),
+    ] = None,
+    host: HostOption = None,
+    namespace: NamespaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the runs of a store, or show one.
+    """List the runs of a store, or with --host those of a cluster; or show one.
 
-    A run that was killed stays "running"; start it again with the same arguments and it goes on.
+    A run on this machine that was killed stays "running"; start it again with the same arguments and it goes on.
 
     [bold]Examples[/bold]
 
       reasongenrm runs
 
       reasongenrm runs --run 20261123-074612-3f2a
+
+      reasongenrm runs --host http://127.0.0.1:8080 --run reasongenrm-20261124-101500-3f2a
     """
+    if host is not None:
+        show_runs(host, namespace, run_id, as_json)
+        return
     from reasongenrm.errors import InputError
     from reasongenrm.local_run import open_store
     from reasongenrm.runs import list_runs

@@ -16,8 +16,11 @@ from rich.text import Text
 from reasongenrm.cli.console import err, out, print_json, print_note, print_table
 from reasongenrm.cli.settings import (
     DEFAULT_STORE,
+    BenchmarkOption,
     ConfigOption,
     JsonOption,
+    ModelOption,
+    PreferencesOption,
     SetOption,
     StoreOption,
     absolute,
@@ -34,16 +37,9 @@ REPORT_FILES = ("report.html", "report.json", "decision.md", "decision.json")
 
 
 def run(
-    preferences: Annotated[
-        str, typer.Option(metavar="URI", help="Preference pairs: a JSON Lines file, s3:// or a hub name.")
-    ],
-    benchmark: Annotated[
-        str,
-        typer.Option(
-            metavar="URI", help="RewardBench or a benchmark in its schema: JSON Lines file, s3:// or hub name."
-        ),
-    ],
-    model: Annotated[str, typer.Option(metavar="URI", help="Base model: a folder, GGUF file, s3:// or hub name.")],
+    preferences: PreferencesOption = None,
+    benchmark: BenchmarkOption = None,
+    model: ModelOption = None,
     teacher: Annotated[
         str | None,
         typer.Option(
@@ -80,19 +76,16 @@ def run(
     from reasongenrm.cli.run_view import ConsoleRunView, clock
     from reasongenrm.doctor import require
     from reasongenrm.local_run import local_folder, open_store, run_local
-    from reasongenrm.runs import RunInputs
+    from reasongenrm.runs import RunInputs, choose_inputs
 
     require("pipeline", "train", "local", "serve")
     settings = make_config(config, assignments, limit)
     folder, started = local_folder(store), time.monotonic()
     view = ConsoleRunView(err)
-    with open_store(store) as opened, _teacher(teacher or model) as teacher_uri:
-        inputs = RunInputs(
-            preferences_uri=absolute(preferences),
-            benchmark_uri=absolute(benchmark),
-            model_uri=absolute(model),
-            teacher_uri=absolute(teacher_uri),
-        )
+    given = choose_inputs(settings.inputs, preferences, benchmark, model, teacher)
+    with open_store(store) as opened, _teacher(given.teacher_uri) as teacher_uri:
+        uris = given.model_copy(update={"teacher_uri": teacher_uri}).model_dump()
+        inputs = RunInputs(**{name: absolute(uri) for name, uri in uris.items()})
         _check_inputs(inputs, settings)
         with view.live():
             record = run_local(inputs, settings, opened, folder, view)
@@ -120,15 +113,11 @@ def _check_inputs(inputs: "RunInputs", settings: "RunConfig") -> None:
     Raises:
         InputError: a row of the preferences or the benchmark is not what was expected.
     """
-    from reasongenrm.pairs import parse_pairs, read_rows
-    from reasongenrm.records import Drops
-    from reasongenrm.rewardbench import load_benchmark
+    from reasongenrm.cluster.submit import check_rows
     from reasongenrm.store import is_hub_name
 
-    if not is_hub_name(inputs.preferences_uri):
-        parse_pairs(read_rows(inputs.preferences_uri)[1], Drops(), settings.pairs.bad_rows)
-    if not is_hub_name(inputs.benchmark_uri):
-        load_benchmark(inputs.benchmark_uri)
+    data = {"preferences_uri": inputs.preferences_uri, "benchmark_uri": inputs.benchmark_uri}
+    check_rows({name: uri for name, uri in data.items() if not is_hub_name(uri)}, settings)
 
 
 @contextmanager

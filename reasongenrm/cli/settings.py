@@ -20,6 +20,31 @@ StoreOption = Annotated[
         "where and who).",
     ),
 ]
+PreferencesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--preferences",
+        metavar="URI",
+        help="Preference pairs: a JSON Lines file, s3:// or a hub name. Default: the config's inputs.preferences.",
+    ),
+]
+BenchmarkOption = Annotated[
+    str | None,
+    typer.Option(
+        "--benchmark",
+        metavar="URI",
+        help="RewardBench or a benchmark in its schema: JSON Lines file, s3:// or hub name. Default: the config's "
+        "inputs.benchmark.",
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="URI",
+        help="Base model: a folder, GGUF file, s3:// or hub name. Default: the config's inputs.model.",
+    ),
+]
 ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="The run's YAML file; without it the reference's numbers are used."),
@@ -28,6 +53,20 @@ SetOption = Annotated[
     list[str],
     typer.Option(
         "--set", metavar="SECTION.KEY=VALUE", help="Change one value of the config; may be given several times."
+    ),
+]
+ImageOption = Annotated[
+    list[str],
+    typer.Option(
+        "--image",
+        metavar="NAME=IMAGE",
+        help="Another image for the tasks of one kind: cpu, train or vllm; may be repeated.",
+    ),
+]
+RegistryOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REGISTRY", help="Take our images from here, such as registry.example/team, under the same names."
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
@@ -76,3 +115,28 @@ def absolute(uri: str) -> str:
     """A local path made absolute, since tasks run elsewhere; URIs and hub names stay."""
     path = Path(uri).expanduser()
     return uri if "://" in uri or not path.exists() else str(path.resolve())
+
+
+def image_overrides(assignments: list[str], registry: str | None) -> dict[str, str]:
+    """What --registry and --image say: "cpu", "train", "vllm" -> image. --image goes over --registry.
+
+    Raises:
+        ConfigError: an assignment without a name that we have, or an image without a tag that says what it is.
+    """
+    from components.images import NAMES, read_table
+
+    prefix = registry.rstrip("/") if registry else ""
+    images = {name: f"{prefix}/{image.rpartition('/')[2]}" for name, image in read_table().items()} if prefix else {}
+    for assignment in assignments:
+        name, equals, image = assignment.partition("=")
+        where = f"--image {assignment}"
+        if not equals or name not in NAMES:
+            raise ConfigError(f"{where}: expected NAME=IMAGE with one of the names {', '.join(NAMES)}.")
+        _, colon, tag = image.rpartition("/")[2].partition(":")
+        if not colon or tag == "latest":
+            raise ConfigError(
+                f"{where}: expected an image with a tag or a digest that stays what it is, such as {read_table()[name]}; KFP and "
+                "Kubernetes take an image of the same name for the same."
+            )
+        images[name] = image
+    return images

@@ -9,39 +9,59 @@ from rich.text import Text
 
 from reasongenrm import __version__
 from reasongenrm.cli.console import out, print_json, print_note
-from reasongenrm.cli.settings import JsonOption
+from reasongenrm.cli.settings import ImageOption, JsonOption, RegistryOption, image_overrides
 from reasongenrm.errors import ConfigError
 
 COMPILED = Path("pipelines/compiled/reason_reward_model.yaml")
 
 
 def compile_pipeline(
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="YAML file to write.")] = COMPILED,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="YAML file to write; <name>.kubernetes.yaml is written beside it."
+        ),
+    ] = COMPILED,
+    namespace: Annotated[
+        str | None, typer.Option(help="Namespace of the Kubernetes objects; default: what `kubectl -n` says.")
+    ] = None,
+    images: ImageOption = [],  # noqa: B006
+    registry: RegistryOption = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; fail if the file is not what compiling gives.")
+        bool, typer.Option("--check", help="Write nothing; fail if the files are not what compiling gives.")
     ] = False,
 ) -> None:
     """Compile the pipeline for a cluster.
 
-    The file can be uploaded in the KFP UI, or be given to `kfp pipeline create`.
+    FILE can be uploaded in the KFP UI, or be given to `kfp pipeline create`. The file beside it has a Pipeline and a
+    PipelineVersion for `kubectl apply`, where KFP keeps its pipelines in Kubernetes.
 
     [bold]Examples[/bold]
 
       reasongenrm compile
 
       reasongenrm compile --check
+
+      reasongenrm compile -o build/pipeline.yaml --namespace kubeflow --registry registry.example/team --image vllm=judge:7
     """
-    from pipelines.compile import compile_to, is_up_to_date
+    from pipelines.compile import compile_to, stale_files
     from reasongenrm.doctor import require
 
     require("pipeline")
-    if not check:
-        compile_to(output)
-        print_note(f"wrote {output}")
-    elif not is_up_to_date(output):
-        raise ConfigError(
-            f"{output}: not what the pipeline compiles to. Run `reasongenrm compile` and commit the file."
-        )
+    if check:
+        if images or registry or namespace:
+            raise ConfigError(
+                "compile: --check looks at what plain `reasongenrm compile` writes. Leave the other options out."
+            )
+        stale = stale_files(output)
+        if stale:
+            raise ConfigError(
+                f"{', '.join(map(str, stale))}: not what the pipeline compiles to. Run `reasongenrm compile` and commit what it "
+                "writes."
+            )
+        return
+    compiled = compile_to(output, image_overrides(images, registry), namespace)
+    print_note(f"wrote {' and '.join(map(str, compiled.files(output)))}: {compiled.version_name}")
 
 
 def doctor(

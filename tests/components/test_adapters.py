@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from kfp.dsl import HTML, Artifact, Dataset, Markdown, Metrics, Model
+from kfp.dsl import HTML, Artifact, ClassificationMetrics, Dataset, Markdown, Metrics, Model
 
 from components import images
 from reasongenrm import __version__
@@ -80,6 +80,9 @@ def test_readme_names_every_input_and_output(name: str) -> None:
     ] in readme
 
 
+SUMMARISED = {name for name in NAMES if "summary" in (component(name).component_spec.outputs or {})} - {"select_winner"}
+
+
 class Flow:
     """Calls adapters as KFP does: parameters with floats for ints, artifacts as files below a folder."""
 
@@ -94,6 +97,8 @@ class Flow:
         return kind(name=name, uri=str(self.folder / task / name))
 
     def __call__(self, name: str, section: str, main: Any, **arguments: Any) -> ArtifactRef:
+        if name in SUMMARISED:
+            arguments["summary"] = self.output(Markdown, Path(main.path).parent.name, "summary")
         result = component(name).python_func(
             store_uri=self.store_uri, config=self.sections[section], **{main.name: main}, **arguments
         )
@@ -160,8 +165,9 @@ def done(store_env: EmbeddedStore, tmp_path_factory: pytest.TempPathFactory) -> 
             benchmark_uri=str(DEMO / "benchmark.jsonl"),
             model=model,
             metrics=(metrics := out(Metrics, f"evaluate {variant}", "metrics")),
+            verdicts=(verdicts := out(ClassificationMetrics, f"evaluate {variant}", "verdicts")),
         )
-    made["evaluation metrics"] = metrics
+    made["evaluation metrics"], made["verdicts"] = metrics, verdicts
     trained = {f"{variant}_model": model for variant, model in models.items() if variant != "base"}
     decision = out(Dataset, "9", "decision")
     made["summary"], made["report"] = out(Markdown, "9", "summary"), out(HTML, "9", "report")
@@ -204,6 +210,36 @@ def test_every_variant_is_evaluated_as_itself(done: dict[str, Any], variant: str
     ref = done[f"evaluate_rewardbench {variant}"]
     assert (ref.stage, ref.metrics["variant"], ref.counts["num_out"]) == ("evaluate_rewardbench", variant, 8)
     assert done["evaluation metrics"].metadata["accuracy"] == done["evaluate_rewardbench dpo"].metrics["accuracy"]
+
+
+def test_confusion_matrix_counts_every_judgment_by_label_and_verdict(done: dict[str, Any]) -> None:
+    matrix = done["verdicts"].metadata["confusionMatrix"]
+    assert [spec["displayName"] for spec in matrix["annotationSpecs"]] == ["[[A]]", "[[B]]", "unparsed"]
+    rows = [row["row"] for row in matrix["rows"]]
+    # Each of the 4 rows is judged in both orders: 4 judgments whose label is [[A]], 4 whose label is [[B]].
+    assert [sum(row) for row in rows] == [4, 4, 0]
+    ref = done["evaluate_rewardbench dpo"]
+    assert rows[0][2] + rows[1][2] == ref.counts["num_unparsed"]
+    row_accuracy = json.loads(read_file(ref, "evaluation.json"))["row_accuracy"]
+    assert row_accuracy == pytest.approx((rows[0][0] + rows[1][1] + 0.5 * ref.counts["num_unparsed"]) / 8)
+
+
+def test_stages_without_numbers_show_what_they_kept_and_dropped(done: dict[str, Any]) -> None:
+    flow = done["flow"]
+    assert {
+        "prepare_pairs",
+        "distill_reasons",
+        "score_reasons",
+        "select_reasons",
+        "sample_reasons",
+        "select_preferences",
+        "deploy_kserve",
+    } == SUMMARISED
+    shown = (flow.folder / "4" / "summary").read_text(encoding="utf-8")  # of select_reasons
+    ref = done["select_reasons"]
+    assert shown.startswith(f"# select_reasons: {ref.counts['num_in']} in, {ref.counts['num_out']} out")
+    assert ref.uri in shown
+    assert "| min_score |" in shown
 
 
 def test_gate_returns_a_plain_value_and_shows_its_pages(done: dict[str, Any]) -> None:

@@ -1,6 +1,8 @@
 """The one pipeline: its golden YAML, its graph, its parameters and what it keeps secret."""
 
+import importlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,22 +11,38 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.compile import compile_to, is_up_to_date
-from pipelines.reason_reward_model import parameters
+from components import images
+from pipelines.compile import Compiled, compile_pipeline, compile_to, stale_files
+from pipelines.reason_reward_model import parameters, reason_reward_model
 from pipelines.resources import S3_KEYS
-from reasongenrm.config import RunConfig, Section, parse_section
+from reasongenrm import __version__
+from reasongenrm.config import ResourcesConfig, RunConfig, Section, parse_section
 
 GOLDEN = Path(__file__).parents[2] / "pipelines" / "compiled" / "reason_reward_model.yaml"
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    """The pipeline's spec and its platform spec, compiled now."""
-    path = tmp_path_factory.mktemp("compiled") / "pipeline.yaml"
-    compile_to(path)
-    assert path.read_bytes() == GOLDEN.read_bytes(), "run `make compile`"
-    spec, platform = yaml.safe_load_all(path.read_text(encoding="utf-8"))
+def written() -> Compiled:
+    """The pipeline, compiled now."""
+    return compile_pipeline()
+
+
+@pytest.fixture(scope="module")
+def compiled(written: Compiled) -> tuple[Any, Any]:
+    """The pipeline's spec and its platform spec."""
+    spec, platform = yaml.safe_load_all(written.ir)
     return spec, platform
+
+
+@pytest.fixture(scope="module")
+def executors(compiled: tuple[Any, Any]) -> dict[str, Any]:
+    """Executor -> what Kubernetes is told about its pod."""
+    found: dict[str, Any] = compiled[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert len(found) == 17
+    return found
+
+
+IMAGES = {f"{name}_image" for name in images.NAMES}  # None in the config: the compiled default
 
 
 def dags(spec: Any) -> Iterator[tuple[Any, Any]]:
@@ -44,15 +62,76 @@ def stages(spec: Any) -> dict[str, str]:
     }
 
 
-def test_golden_pipeline_is_what_compiling_gives(compiled: tuple[Any, Any]) -> None:
-    assert compiled[0]["pipelineInfo"]["name"] == "reason-reward-model"
+def test_golden_files_are_what_compiling_gives(written: Compiled) -> None:
+    for path, text in written.files(GOLDEN).items():
+        assert path.read_text(encoding="utf-8") == text, "run `make compile`"
 
 
-def test_changed_golden_pipeline_is_noticed(tmp_path: Path) -> None:
-    changed = tmp_path / "pipeline.yaml"
-    assert not is_up_to_date(changed)
-    changed.write_bytes(GOLDEN.read_bytes().replace(b"nvidia.com/gpu", b"amd.com/gpu"))
-    assert not is_up_to_date(changed)
+def test_changed_or_absent_golden_file_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "pipeline.yaml"
+    beside = tmp_path / "pipeline.kubernetes.yaml"
+    assert stale_files(path) == [path, beside]
+    compile_to(path)
+    assert stale_files(path) == []
+    beside.write_text(beside.read_text(encoding="utf-8").replace("nvidia.com/gpu", "amd.com/gpu"), encoding="utf-8")
+    assert stale_files(path) == [beside]
+
+
+def test_manifests_are_those_of_kfps_own_compiler(written: Compiled, tmp_path: Path) -> None:
+    from kfp.compiler import Compiler
+    from kfp.compiler.compiler_utils import KubernetesManifestOptions
+
+    options = KubernetesManifestOptions(
+        pipeline_version_name=written.version_name,
+        pipeline_version_display_name=written.version_name,
+        include_pipeline_manifest=True,
+    )
+    path = tmp_path / "kfp.yaml"
+    Compiler().compile(
+        reason_reward_model, str(path), kubernetes_manifest_options=options, kubernetes_manifest_format=True
+    )
+    assert list(yaml.safe_load_all(written.kubernetes)) == list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+
+
+def test_version_is_ours_and_changes_with_the_content(written: Compiled) -> None:
+    _, version = yaml.safe_load_all(written.kubernetes)
+    name = version["metadata"]["name"]
+    assert re.fullmatch(rf"reason-reward-model-{re.escape(__version__)}-[0-9a-f]{{8}}", name)
+    assert name == version["spec"]["displayName"] == written.version_name
+    assert compile_pipeline().version == written.version
+    assert compile_pipeline({"cpu": "registry.example/judge-cpu:2"}).version != written.version
+    # A namespace says where the objects are, not what the pipeline is.
+    assert compile_pipeline(namespace="team-a").version == written.version
+
+
+def test_namespace_is_written_when_it_is_asked_for(written: Compiled) -> None:
+    assert [document["metadata"].get("namespace") for document in yaml.safe_load_all(written.kubernetes)] == [
+        None,
+        None,
+    ]
+    placed = compile_pipeline(namespace="team-a").kubernetes
+    assert [document["metadata"]["namespace"] for document in yaml.safe_load_all(placed)] == ["team-a", "team-a"]
+
+
+def test_images_are_parameters_with_the_tables_images_as_defaults(compiled: tuple[Any, Any]) -> None:
+    definitions = compiled[0]["root"]["inputDefinitions"]["parameters"]
+    assert {name: definitions[f"{name}_image"]["defaultValue"] for name in images.NAMES} == images.read_table()
+    used = {
+        name.removeprefix("exec-").rstrip("-0123456789"): executor["container"]["image"]
+        for name, executor in compiled[0]["deploymentSpec"]["executors"].items()
+    }
+    image = "{{$.inputs.parameters['pipelinechannel--%s_image']}}"
+    expected = {images.CPU: image % "cpu", images.TRAIN: image % "train", images.VLLM: image % "vllm"}
+    for stage, found in used.items():
+        name = stage.replace("-", "_")
+        adapter = vars(importlib.import_module(f"components.{name}.component"))[name]
+        assert found == expected[adapter.component_spec.implementation.container.image], stage
+
+
+def test_another_image_changes_its_default_and_nothing_else(written: Compiled) -> None:
+    other = compile_pipeline({"vllm": "registry.example/judge:7"})
+    assert other.ir == written.ir.replace(images.VLLM, "registry.example/judge:7")
+    assert written.ir.count(images.VLLM) == 1
 
 
 def test_scores_twice_trains_sft_twice_and_evaluates_four_times(compiled: tuple[Any, Any]) -> None:
@@ -115,18 +194,111 @@ def test_kfp_never_answers_from_its_own_cache(compiled: tuple[Any, Any]) -> None
         ] == []
 
 
-def test_credentials_come_from_secrets_by_name_and_nowhere_else(compiled: tuple[Any, Any]) -> None:
-    spec, platform = compiled
-    names = spec["root"]["inputDefinitions"]["parameters"].keys()
+def test_credentials_come_from_secrets_by_name_and_nowhere_else(
+    compiled: tuple[Any, Any], executors: dict[str, Any]
+) -> None:
+    names = compiled[0]["root"]["inputDefinitions"]["parameters"].keys()
     assert not [name for name in names if any(word in name for word in ("token", "key", "password", "credential"))]
-    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    assert len(executors) == 17
+    hub = ("exec-import", "exec-prepare", "exec-distill", "exec-evaluate")
     for name, executor in executors.items():
         keys = {key["secretKey"] for secret in executor["secretAsEnv"] for key in secret["keyToEnv"]}
         assert keys >= set(S3_KEYS), name
         assert ("OPENAI_API_KEY" in keys) == name.startswith("exec-distill"), name
-        assert ("HF_TOKEN" in keys) == name.startswith("exec-import"), name
+        assert ("HF_TOKEN" in keys) == name.startswith(hub), name
+        assert ("VLLM_API_KEY" in keys) == name.startswith("exec-deploy"), name
+        needed = [secret for secret in executor["secretAsEnv"] if not secret.get("optional")]
+        assert [key["secretKey"] for secret in needed for key in secret["keyToEnv"]] == list(S3_KEYS), name
+
+
+def test_every_pod_is_non_root_and_has_scratch_of_its_own(executors: dict[str, Any]) -> None:
+    for name, executor in executors.items():
         assert executor["securityContext"] == {"runAsNonRoot": True}, name
+        mounts = {mount["mountPath"]: mount for mount in executor["emptyDirMounts"]}
+        assert "/tmp" in mounts, name
+        heavy = name.startswith(("exec-distill", "exec-sample", "exec-score", "exec-train", "exec-evaluate"))
+        assert ("/dev/shm" in mounts) == heavy, name
+
+
+def test_pods_that_make_objects_in_the_cluster_know_who_they_are(executors: dict[str, Any]) -> None:
+    for name, executor in executors.items():
+        told = {field["name"]: field["fieldPath"] for field in executor.get("fieldPathAsEnv", [])}
+        if name.startswith(("exec-train", "exec-deploy")):
+            assert told == {
+                "POD_NAME": "metadata.name",
+                "POD_UID": "metadata.uid",
+                "POD_NAMESPACE": "metadata.namespace",
+            }
+        else:
+            assert told == {}, name
+
+
+def test_nodes_are_chosen_by_parameters_apart_for_tasks_with_accelerators(executors: dict[str, Any]) -> None:
+    for name, executor in executors.items():
+        heavy = name.startswith(("exec-distill", "exec-sample", "exec-score", "exec-train", "exec-evaluate"))
+        start = "accelerator_" if heavy else ""
+        if name.startswith("exec-deploy"):  # inside the condition, parameters come under KFP's own names
+            start = "pipelinechannel--"
+        selector = executor["nodeSelector"]["nodeSelectorJson"]
+        assert selector == {"componentInputParameter": f"{start}node_selector"}, name
+        assert [given["tolerationJson"] for given in executor["tolerations"]] == [
+            {"componentInputParameter": f"{start}tolerations"}
+        ], name
+        assert len(executor["imagePullSecret"]) == 1, name
+
+
+def test_long_tasks_are_tried_again_and_light_ones_have_a_limit(
+    compiled: tuple[Any, Any], executors: dict[str, Any]
+) -> None:
+    retried, limited = set(), set()
+    for _, dag in dags(compiled[0]):
+        for name, task in dag["tasks"].items():
+            if "retryPolicy" in task:
+                assert task["retryPolicy"]["maxRetryCount"] == 2
+                assert task["retryPolicy"]["backoffDuration"] == "60s"
+                retried.add(name)
+    for name, executor in executors.items():
+        if "activeDeadlineSeconds" in executor:
+            assert executor["activeDeadlineSeconds"] == "21600"
+            limited.add(name.removeprefix("exec-"))
+    assert len(retried) == 11
+    assert limited == {
+        "import-model",
+        "prepare-pairs",
+        "select-reasons",
+        "select-preferences",
+        "select-winner",
+        "deploy-kserve",
+    }
+    assert retried.isdisjoint(limited)
+
+
+def test_each_class_of_tasks_has_its_own_number_of_accelerators(compiled: tuple[Any, Any]) -> None:
+    counts = {
+        name.removeprefix("exec-").rstrip("-0123456789"): executor["container"]["resources"]["accelerator"][
+            "resourceCount"
+        ]
+        for name, executor in compiled[0]["deploymentSpec"]["executors"].items()
+        if "accelerator" in executor["container"]["resources"]
+    }
+    count = "{{$.inputs.parameters['pipelinechannel--num_%saccelerators']}}"
+    assert counts == {
+        "distill-reasons": count % "teacher_",
+        "score-reasons": count % "",
+        "sample-reasons": count % "",
+        "evaluate-rewardbench": count % "",
+        "train-sft": count % "train_",
+        "train-dpo": count % "train_",
+    }
+
+
+def test_resources_are_parameters_whose_defaults_are_the_configs(compiled: tuple[Any, Any]) -> None:
+    definitions = compiled[0]["root"]["inputDefinitions"]["parameters"]
+    inputs = {"store_uri", "preferences_uri", "benchmark_uri", "model_uri", "teacher_uri"}
+    assert definitions.keys() - RunConfig().stages().keys() - inputs == ResourcesConfig.model_fields.keys()
+    defaults = {name: definitions[name]["defaultValue"] for name in ResourcesConfig.model_fields}
+    as_kfp_hands_them_over = json.loads(json.dumps(defaults), parse_int=float)
+    found = parse_section(ResourcesConfig, as_kfp_hands_them_over, "the pipeline")
+    assert found.model_dump(exclude=IMAGES) == ResourcesConfig().model_dump(exclude=IMAGES)
 
 
 def test_only_heavy_tasks_ask_for_accelerators(compiled: tuple[Any, Any]) -> None:
@@ -148,7 +320,7 @@ def test_only_heavy_tasks_ask_for_accelerators(compiled: tuple[Any, Any]) -> Non
 
 def test_sections_are_parameters_whose_defaults_are_the_configs(compiled: tuple[Any, Any]) -> None:
     definitions = compiled[0]["root"]["inputDefinitions"]["parameters"]
-    sections = {name: definitions[name]["defaultValue"] for name in RunConfig.model_fields}
+    sections = {name: definitions[name]["defaultValue"] for name in RunConfig().stages()}
     as_kfp_hands_them_over = json.loads(json.dumps(sections), parse_int=float)
     assert parse_section(RunConfig, as_kfp_hands_them_over, "the pipeline") == RunConfig()
 

@@ -1,0 +1,388 @@
+"""submit, logs and cancel, and the runs of a cluster: Kubeflow Pipelines from the command line."""
+
+import signal
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from reasongenrm.cli.console import err, out, print_json, print_note, print_table
+from reasongenrm.cli.settings import (
+    BenchmarkOption,
+    ConfigOption,
+    ImageOption,
+    JsonOption,
+    ModelOption,
+    PreferencesOption,
+    RegistryOption,
+    SetOption,
+    image_overrides,
+    make_config,
+)
+from reasongenrm.errors import ConfigError, ReasonGenRMError
+
+if TYPE_CHECKING:
+    from reasongenrm.cluster.client import Cluster
+    from reasongenrm.cluster.kfp import PipelineServer
+    from reasongenrm.cluster.kfp_runs import ClusterRun, ClusterTask
+
+EXPERIMENT = "reasongenrm"
+_NUM_SHOWN = 20
+_STYLES = {"succeeded": "green", "failed": "red", "running": "cyan", "canceled": "yellow", "canceling": "yellow"}
+
+HostOption = Annotated[
+    str | None,
+    typer.Option(
+        "--host",
+        metavar="URL",
+        help="Kubeflow Pipelines: the address of its API or its UI. Default: KF_PIPELINES_ENDPOINT. Token: KF_PIPELINES_TOKEN.",
+    ),
+]
+NamespaceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--namespace", "-n", help="Where runs and their pods are: a profile, or kubeflow where KFP has one user only."
+    ),
+]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="The run's name or id, as `reasongenrm runs --host` lists it.")
+]
+
+
+class RunFailedError(ReasonGenRMError):
+    """A cluster run ended, and not well."""
+
+    exit_code = 1
+
+
+def submit(
+    store: Annotated[
+        str, typer.Option("--store", metavar="URI", help="s3://bucket/prefix, in an object store that pods reach.")
+    ],
+    preferences: PreferencesOption = None,
+    benchmark: BenchmarkOption = None,
+    model: ModelOption = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI|URL",
+            help="Who writes the reasons: a model, or an endpoint that pods reach. Default: inputs.teacher, else the base model.",
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    assignments: SetOption = [],  # noqa: B006
+    parameters: Annotated[
+        list[str],
+        typer.Option(
+            "--param",
+            metavar="NAME=VALUE",
+            help="A pipeline parameter, as the KFP UI names it: num_accelerators=4; the same as --set resources.NAME=VALUE.",
+        ),
+    ] = [],  # noqa: B006
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Take so many preference pairs and so many benchmark rows.")
+    ] = None,
+    images: ImageOption = [],  # noqa: B006
+    registry: RegistryOption = None,
+    host: HostOption = None,
+    namespace: NamespaceOption = None,
+    experiment: Annotated[str, typer.Option(help="KFP's experiment, a folder for runs.")] = EXPERIMENT,
+    name: Annotated[str | None, typer.Option(help="The run's name; default: one with the time in it.")] = None,
+    upload: Annotated[
+        bool, typer.Option("--upload", help="Put inputs that are local files or folders into the store first.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Follow the run to its end; the exit code says how it went.")
+    ] = False,
+    as_job: Annotated[
+        bool,
+        typer.Option("--as-job", help="Start nothing: print a Job for `kubectl apply` that submits from the cluster."),
+    ] = False,
+    service_account: Annotated[
+        str, typer.Option(help="Of the Job; default-editor where KFP has several users.")
+    ] = "pipeline-runner",
+    as_json: JsonOption = False,
+) -> None:
+    """Start a run on a cluster with Kubeflow Pipelines.
+
+    Takes what `reasongenrm run` takes, but for local paths, which pods cannot see: --upload puts them into the store. A config
+    file may name the run's inputs, and its resources (GPUs, nodes, secrets).
+
+    [bold]Examples[/bold]
+
+      reasongenrm submit --config pipelines/configs/reference/qwen2.5-7b.yaml --store s3://judges/runs --host http://127.0.0.1:8080
+
+      reasongenrm submit --store s3://judges/runs --preferences pairs.jsonl --benchmark rows.jsonl --model org/name --upload --wait
+
+      reasongenrm submit --config run.yaml --store s3://judges/runs --as-job -n kubeflow > job.yaml
+    """
+    from pipelines.compile import PIPELINE_NAME, compile_pipeline
+    from reasongenrm.cluster.kfp import PipelineServer
+    from reasongenrm.cluster.submit import arguments_of, parse_parameters, reachable_inputs
+    from reasongenrm.doctor import require
+    from reasongenrm.runs import choose_inputs, new_run_id
+
+    require("pipeline")
+    if as_job and (wait or as_json):
+        raise ConfigError("submit: --as-job starts nothing, so there is nothing for --wait or --json. Leave them out.")
+    settings = make_config(config, [*assignments, *parse_parameters(parameters)], limit)
+    other_images = image_overrides(images, registry)
+    inputs = reachable_inputs(
+        choose_inputs(settings.inputs, preferences, benchmark, model, teacher), settings, store, upload
+    )
+    arguments = arguments_of(settings, inputs, store, other_images)
+    name = name or f"{EXPERIMENT}-{new_run_id()}"
+    if as_job:
+        _print_job(settings, inputs, store, other_images, name, experiment, namespace, host, service_account)
+        return
+    compiled = compile_pipeline()
+    server = PipelineServer.connect(host, namespace)
+    version = server.ensure_version(PIPELINE_NAME, compiled.version_name, compiled.ir)
+    run_id = server.start(version, experiment, name, arguments)
+    if as_json:
+        print_json({"run_id": run_id, "name": name, "version": version.name, "link": server.link(run_id)})
+    else:
+        out.print(f"run {name} has started: {server.link(run_id)}", markup=False, soft_wrap=True)
+        print_note(f"pipeline version {version.name}, run id {run_id}")
+    if wait:
+        _follow(server, run_id)
+
+
+def _print_job(
+    settings: Any,
+    inputs: Any,
+    store: str,
+    images: dict[str, str],
+    name: str,
+    experiment: str,
+    namespace: str | None,
+    host: str | None,
+    service_account: str,
+) -> None:
+    import yaml
+
+    from components.images import image
+    from reasongenrm.cluster.submit_job import submit_job
+
+    namespace = namespace or "kubeflow"
+    given = settings.resources.model_copy(update={f"{kind}_image": reference for kind, reference in images.items()})
+    job = submit_job(
+        settings.model_copy(update={"resources": given}),
+        inputs,
+        store,
+        name=name,
+        experiment=experiment,
+        namespace=namespace,
+        host=host or f"http://ml-pipeline.{namespace}:8888",
+        image=given.cpu_image or image("cpu"),
+        service_account=service_account,
+    )
+    out.print(yaml.safe_dump_all(job, sort_keys=False), markup=False, soft_wrap=True, end="")
+
+
+def logs(
+    run: RunArgument,
+    task: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[TASK]", help="As `reasongenrm runs --run` names it; default: the one that failed or runs."
+        ),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the task ends.")] = False,
+    host: HostOption = None,
+    namespace: NamespaceOption = None,
+) -> None:
+    """Print the log of a cluster run's task.
+
+    Of a task that has ended: what KFP has archived. Of one that runs: its pods' (needs a kubeconfig).
+
+    [bold]Examples[/bold]
+
+      reasongenrm logs reasongenrm-20261124-101500-3f2a --host http://127.0.0.1:8080
+
+      reasongenrm logs reasongenrm-20261124-101500-3f2a "train_sft (sft)" --follow -n kubeflow
+    """
+    from reasongenrm.cluster.kfp import PipelineServer
+    from reasongenrm.cluster.logs import task_log
+
+    server = PipelineServer.connect(host, namespace)
+    found = server.run(run)
+    for line in task_log(server, lambda: _cluster(namespace), found, _choose_task(found, task), follow):
+        out.print(line, markup=False, soft_wrap=True)
+
+
+def _cluster(namespace: str | None) -> "Cluster":
+    from reasongenrm.cluster.client import Cluster
+
+    cluster = Cluster.connect()
+    cluster.namespace = namespace or cluster.namespace
+    return cluster
+
+
+def _choose_task(run: "ClusterRun", wanted: str | None) -> "ClusterTask":
+    """The task by its name or its key; without one, the first that failed, else the newest that runs or has run.
+
+    Raises:
+        InputError: there is no such task, or none has started.
+    """
+    from reasongenrm.errors import InputError
+
+    if wanted is not None:
+        chosen = [task for task in run.tasks if wanted in (task.name, task.key)]
+        if not chosen:
+            names = ", ".join(f'"{task.name}"' for task in run.tasks)
+            raise InputError(f"run {run.name}: no task '{wanted}'. Give one of {names}.")
+        return chosen[0]
+    started = [task for task in run.tasks if task.started_at]
+    for state in ("failed", "running"):
+        chosen = [task for task in started if task.state == state]
+        if chosen:
+            return chosen[0]
+    if not started:
+        raise InputError(f"run {run.name}: no task has started yet; it is {run.state}. Look again in a while.")
+    return started[-1]
+
+
+def cancel(run: RunArgument, host: HostOption = None, namespace: NamespaceOption = None) -> None:
+    """Stop a cluster run.
+
+    Its pods get SIGTERM; a training task deletes its TrainJob, and Kubernetes deletes it with the task's pod in any case.
+    What is finished stays in the store, and what was begun goes on from its last part or checkpoint when you submit again.
+
+    [bold]Examples[/bold]
+
+      reasongenrm cancel reasongenrm-20261124-101500-3f2a --host http://127.0.0.1:8080
+    """
+    from reasongenrm.cluster.kfp import PipelineServer
+
+    server = PipelineServer.connect(host, namespace)
+    found = server.run(run)
+    if found.has_ended:
+        print_note(f"run {found.name} has ended already: {found.state}")
+        return
+    server.cancel(found.run_id)
+    running = ", ".join(task.name for task in found.tasks if task.state == "running") or "no task"
+    print_note(
+        f"run {found.name} is being cancelled ({running} was running); a TrainJob of it is deleted with its task's pod"
+    )
+    print_note("what is finished is kept in the store: submit with the same inputs and config to go on")
+
+
+def show_runs(host: str | None, namespace: str | None, run: str | None, as_json: bool) -> None:
+    """The runs of a cluster, or one with its tasks; `reasongenrm runs --host` calls it."""
+    from pipelines.compile import PIPELINE_NAME
+    from reasongenrm.cluster.kfp import PipelineServer
+
+    server = PipelineServer.connect(host, namespace)
+    found = [server.run(run)] if run is not None else server.runs(PIPELINE_NAME, _NUM_SHOWN)
+    if as_json:
+        print_json([_as_json(one, server.link(one.run_id)) for one in found])
+    elif run is not None:
+        out.print(_headline(found[0]))
+        print_table(_tasks_table(found[0]))
+        out.print(server.link(found[0].run_id), markup=False, soft_wrap=True)
+    elif not found:
+        print_note(f"no runs at {server.host} yet; `reasongenrm submit` starts one")
+    else:
+        print_table(_runs_table(found))
+
+
+def _as_json(run: "ClusterRun", link: str) -> dict[str, Any]:
+    values = {**vars(run), "tasks": [vars(task) for task in run.tasks], "link": link}
+    plain: dict[str, Any] = _plain(values)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """Times as text, all else as it is."""
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+def _runs_table(found: list["ClusterRun"]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("run", "state", "started", "took", "preferences", "benchmark", "model"):
+        table.add_column(column, no_wrap=column == "run", overflow="fold")
+    for run in found:
+        uris = (str(run.arguments.get(f"{name}_uri", "")) for name in ("preferences", "benchmark", "model"))
+        names = [Path(uri).name for uri in uris]
+        started = f"{run.started_at:%Y-%m-%d %H:%M}" if run.started_at else ""
+        table.add_row(run.name, _state(run.state), started, _took(run), *map(Text, names))
+    return table
+
+
+def _headline(run: "ClusterRun") -> Text:
+    return Text.assemble((run.name, "bold"), "  ", _state(run.state), f"  {_took(run)}  {run.error or ''}")
+
+
+def _tasks_table(run: "ClusterRun") -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("task", "state", "took"):
+        table.add_column(column, no_wrap=True)
+    for task in run.tasks:
+        table.add_row(Text(task.name), _state(task.state), _took(task))
+    return table
+
+
+def _state(state: str) -> Text:
+    return Text(state, style=_STYLES.get(state, ""))
+
+
+def _took(what: "ClusterRun | ClusterTask") -> str:
+    from reasongenrm.cli.run_view import clock
+
+    if what.started_at is None:
+        return ""
+    return clock(((what.ended_at or datetime.now(UTC)) - what.started_at).total_seconds())
+
+
+def _follow(server: "PipelineServer", run_id: str) -> None:
+    """Show the run until it ends: a live table on a terminal, a line for each change elsewhere.
+
+    Raises:
+        RunFailedError: it failed; says which task, and what it said.
+    """
+    run = _watch(server, run_id)
+    if run.state == "succeeded":
+        print_note(f"run {run.name} succeeded in {_took(run)}")
+        return
+    if run.state == "canceled":
+        print_note(f"run {run.name} was cancelled; what is finished is kept, submit again to go on")
+        raise typer.Exit(128 + signal.SIGINT)
+    raise RunFailedError(_failure(server, run))
+
+
+def _watch(server: "PipelineServer", run_id: str) -> "ClusterRun":
+    last: ClusterRun | None = None
+    if err.is_terminal:
+        with Live(console=err, transient=False) as live:
+            for last in server.follow(run_id):
+                live.update(_tasks_table(last))
+    else:
+        states: dict[str, str] = {}
+        for last in server.follow(run_id):
+            for task in last.tasks:
+                if states.get(task.key, "pending") != task.state:
+                    states[task.key] = task.state
+                    print_note(f"{task.name}: {task.state} {_took(task)}".rstrip())
+    assert last, "a run is followed to its end"
+    return last
+
+
+def _failure(server: "PipelineServer", run: "ClusterRun") -> str:
+    from reasongenrm.cluster.logs import last_error
+
+    failed = [task for task in run.tasks if task.state == "failed"]
+    if not failed:
+        return f"run {run.name} failed: {run.error or 'no task failed, see its page'}. {server.link(run.run_id)}"
+    task = failed[0]
+    said = last_error(server, run, task) or run.error
+    more = f'See `reasongenrm logs {run.name} "{task.name}"`; finished work is kept, submit again to go on.'
+    return f"run {run.name} failed in {task.name}{f': {said}' if said else '.'} {more}"
