@@ -1,5 +1,5 @@
 # What up.sh, e2e.sh and down.sh share: names, messages with elapsed time, requirements, time limits, retries. Sourced.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034 # names for the scripts that source this
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 root="$(cd "$here/../.." && pwd)"
@@ -10,6 +10,8 @@ cluster="${KIND_CLUSTER:-reasongenrm}"
 run_namespace=kubeflow
 serving_namespace=reasongenrm
 bucket=reasongenrm
+# The object store of the kind overlay (addons/object-store), as pods reach it.
+store_endpoint=http://reasongenrm-object-store.reasongenrm.svc:8333
 # `make install` puts a kubectl into .venv/bin; the machine's own comes first.
 PATH="$PATH:$root/.venv/bin"
 # Never another cluster than ours, whatever the current context is.
@@ -103,8 +105,12 @@ rolled_out() { # rolled_out NAMESPACE SECONDS DEPLOYMENT...: all of them, or a m
   done
 }
 
+secret_value() { # secret_value NAMESPACE NAME KEY: empty if it is not there
+  within 30 "${kubectl[@]}" -n "$1" get secret "$2" --ignore-not-found -o "jsonpath={.data.$3}" | base64 -d
+}
+
 dump() { # what there is to read after a failure: pods, events, and the ends of the logs of pods that are not well
-  local pods namespace name
+  local pods namespace name ready state
   printf '\n===== pods =====\n' >&2
   within 30 "${kubectl[@]}" get pods -A -o wide >&2 || true
   printf '\n===== last events =====\n' >&2

@@ -3,6 +3,7 @@
 #
 #   TRAINER=1      also JobSet and Kubeflow Trainer, for mode: trainjob
 #   SKIP_BUILD=1   take the images that docker has already
+#   TORCH_INDEX=URL  where pip finds torch for CPUs, unless its wheel lies in images/wheels
 #   KIND_CLUSTER   the cluster's name (reasongenrm)
 set -euo pipefail
 # shellcheck source=manifests/kind/lib.sh
@@ -30,6 +31,9 @@ check_machine() {
   memory="$(timeout 30 docker info --format '{{.MemTotal}}')"
   [ $((memory / 1024 / 1024 / 1024 + 1)) -ge "$MIN_MEMORY_GIB" ] || # a machine of 8 GiB shows a little less
     missing "docker has $((memory / 1024 / 1024)) MiB of memory; expected $MIN_MEMORY_GIB GiB. Give the machine, or Docker Desktop's, more."
+  if [ -z "${SKIP_BUILD:-}${TORCH_INDEX:-}" ] && ! compgen -G "$root/images/wheels/torch-*" >/dev/null; then
+    missing "TORCH_INDEX is not set. Give it the package index with torch for CPUs (PyTorch's install page names it), or put its wheel into images/wheels."
+  fi
   folder="$(timeout 30 docker info --format '{{.DockerRootDir}}')"
   # Docker Desktop's folder lies inside its own machine, where df does not reach.
   if [ -d "$folder" ]; then
@@ -52,10 +56,12 @@ create_cluster() {
 }
 
 load_images() {
-  local name
+  local name builder
   if [ -z "${SKIP_BUILD:-}" ]; then
-    say "images cpu and train, with torch for CPUs: building them"
-    within 3600 make -C "$root" --no-print-directory images IMAGES="cpu train" TORCH=cpu >&2 || die "'make images' failed."
+    # Podman or buildah would build where kind does not look.
+    if timeout 30 docker buildx version >/dev/null 2>&1; then builder=buildx; else builder=docker; fi
+    say "images cpu and train, with torch for CPUs: building them with $builder"
+    within 3600 env BUILDER="$builder" make -C "$root" --no-print-directory images IMAGES="cpu train" TORCH=cpu >&2 || die "'make images' failed."
   fi
   for name in cpu train; do
     timeout 30 docker image inspect "$(image $name)" >/dev/null 2>&1 ||
@@ -102,10 +108,6 @@ random_word() { # so many characters that need no quoting anywhere
   head -c 64 /dev/urandom | base64 | tr -dc 'A-Za-z0-9' | head -c "$1"
 }
 
-secret_value() { # secret_value NAMESPACE NAME KEY: empty if it is not there
-  within 30 "${kubectl[@]}" -n "$1" get secret "$2" --ignore-not-found -o "jsonpath={.data.$3}" | base64 -d
-}
-
 make_secret() { # make_secret NAMESPACE NAME, KEY=VALUE lines on stdin: no value is an argument that others can read
   "${kubectl[@]}" -n "$1" create secret generic "$2" --from-env-file=/dev/stdin --dry-run=client -o yaml |
     within 30 "${kubectl[@]}" apply --server-side --force-conflicts -f - >&2
@@ -124,7 +126,7 @@ create_secrets() {
   key_id="$(secret_value $run_namespace reasongenrm-s3 AWS_ACCESS_KEY_ID)"
   key="$(secret_value $run_namespace reasongenrm-s3 AWS_SECRET_ACCESS_KEY)"
   token="$(secret_value $run_namespace reasongenrm-judge VLLM_API_KEY)"
-  say "secrets: ${key_id:+kept}${key_id:-generated}"
+  say "secrets: reasongenrm-s3 and reasongenrm-judge, $([ -n "$key_id" ] && echo "with the values that are there" || echo "generated")"
   : "${key_id:=$(random_word 20)}" "${key:=$(random_word 40)}" "${token:=$(random_word 40)}"
   for namespace in $run_namespace $serving_namespace; do
     make_secret "$namespace" reasongenrm-s3 <<EOF
@@ -135,11 +137,22 @@ AWS_REGION=us-east-1
 EOF
     make_secret "$namespace" reasongenrm-judge <<<"VLLM_API_KEY=$token"
   done
+  # What KServe's storage initializer reads beside the keys.
+  within 30 "${kubectl[@]}" -n $serving_namespace annotate --overwrite secret reasongenrm-s3 \
+    "serving.kserve.io/s3-endpoint=${store_endpoint#http://}" serving.kserve.io/s3-usehttps=0 \
+    serving.kserve.io/s3-region=us-east-1 serving.kserve.io/s3-useanoncredential=false >&2
 }
 
 install_reasongenrm() {
   say "ReasonGenRM: manifests/overlays/kind"
   retry 12 5 apply manifests/overlays/kind --server-side --force-conflicts || die "manifests/overlays/kind could not be applied."
+}
+
+wait_for_store() {
+  rolled_out $serving_namespace 300 reasongenrm-object-store
+  say "waiting for the bucket"
+  within 310 "${kubectl[@]}" -n $run_namespace wait job/reasongenrm-bucket --for=condition=complete --timeout=300s >&2 ||
+    die "the bucket was not made in 300 s."
 }
 
 check_machine
@@ -152,4 +165,5 @@ install_kserve
 make_namespaces
 create_secrets
 install_reasongenrm
+wait_for_store
 say "ready. Next: make kind-e2e. The KFP UI: kubectl --context kind-$cluster -n $run_namespace port-forward svc/ml-pipeline-ui 8080:80"
