@@ -95,13 +95,14 @@ image() { # image cpu|train|vllm: its reference, from the one table (components/
     found && $1 == "newTag:" { print registry ":" $2; exit }' "$root/components/images/kustomization.yaml"
 }
 
-rolled_out() { # rolled_out NAMESPACE SECONDS DEPLOYMENT...: all of them, or a message that says which is not
+rolled_out() { # rolled_out NAMESPACE SECONDS NAME...: all of these (deployments, or KIND/NAME), or a message that says which not
   local namespace="$1" seconds="$2" name
   shift 2
   for name in "$@"; do
-    say "waiting for $namespace/$name"
-    within $((seconds + 10)) "${kubectl[@]}" -n "$namespace" rollout status "deployment/$name" --timeout="${seconds}s" >&2 ||
-      die "deployment $namespace/$name did not become ready in $seconds s."
+    case "$name" in */*) ;; *) name="deployment/$name" ;; esac
+    say "waiting for $name in $namespace"
+    within $((seconds + 10)) "${kubectl[@]}" -n "$namespace" rollout status "$name" --timeout="${seconds}s" >&2 ||
+      die "$name in $namespace did not become ready in $seconds s."
   done
 }
 

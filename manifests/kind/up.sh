@@ -137,6 +137,11 @@ AWS_REGION=us-east-1
 EOF
     make_secret "$namespace" reasongenrm-judge <<<"VLLM_API_KEY=$token"
   done
+  # The object store of the overlay knows the same account, and no other.
+  "${kubectl[@]}" -n $serving_namespace create secret generic reasongenrm-object-store --from-file=s3.json=/dev/stdin \
+    --dry-run=client -o yaml <<EOF | within 30 "${kubectl[@]}" apply --server-side --force-conflicts -f - >&2
+{"identities": [{"name": "reasongenrm", "credentials": [{"accessKey": "$key_id", "secretKey": "$key"}], "actions": ["Admin"]}]}
+EOF
   # What KServe's storage initializer reads beside the keys.
   within 30 "${kubectl[@]}" -n $serving_namespace annotate --overwrite secret reasongenrm-s3 \
     "serving.kserve.io/s3-endpoint=${store_endpoint#http://}" serving.kserve.io/s3-usehttps=0 \
@@ -149,7 +154,7 @@ install_reasongenrm() {
 }
 
 wait_for_store() {
-  rolled_out $serving_namespace 300 reasongenrm-object-store
+  rolled_out $serving_namespace 300 statefulset/reasongenrm-object-store
   say "waiting for the bucket"
   within 310 "${kubectl[@]}" -n $run_namespace wait job/reasongenrm-bucket --for=condition=complete --timeout=300s >&2 ||
     die "the bucket was not made in 300 s."

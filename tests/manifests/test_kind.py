@@ -136,6 +136,7 @@ def test_up_installs_in_the_order_that_was_found_to_work(machine: Machine) -> No
         "apply -k manifests/third-party/kserve/runtimes",
         "create secret generic reasongenrm-s3",
         "apply -k manifests/overlays/kind --server-side",
+        "-n reasongenrm rollout status statefulset/reasongenrm-object-store",
         "wait job/reasongenrm-bucket --for=condition=complete",
     )
     assert "trainer" not in " ".join(machine.calls())
@@ -187,6 +188,8 @@ def test_credentials_are_new_each_time_and_never_an_argument(machine: Machine) -
         found = re.findall(r"^(?:AWS_SECRET_ACCESS_KEY|VLLM_API_KEY)=([A-Za-z0-9]{40})$", text, re.MULTILINE)
         assert len(found) == 4  # two secrets in two namespaces
         assert len(set(found)) == 2
+        accounts = [json.loads(text) for arguments, text in machine.inputs() if "reasongenrm-object-store" in arguments]
+        assert accounts[0]["identities"][0]["credentials"][0]["secretKey"] in found
         words += found
         assert not any(word in ended.stderr + ended.stdout + " ".join(machine.calls()) for word in found)
     assert len(set(words)) == 4
@@ -229,7 +232,7 @@ def test_what_never_works_is_given_up_shown_and_left_to_read(machine: Machine) -
 def test_deployment_that_does_not_come_up_is_named(machine: Machine) -> None:
     machine.rules = [["rollout status deployment/mysql", {"code": 1}]]
     ended = machine.run("up.sh")
-    assert (ended.returncode, "deployment kubeflow/mysql did not become ready in 600 s." in ended.stderr) == (1, True)
+    assert (ended.returncode, "deployment/mysql in kubeflow did not become ready in 600 s." in ended.stderr) == (1, True)
 
 
 def test_cluster_that_cannot_be_made_leaves_nothing_to_look_at(machine: Machine) -> None:
