@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -51,9 +52,9 @@ TOOLS = [
     "sh",
 ]
 STUBS = ["kind", "docker", "kubectl", "make", "git", "sleep"]
-ANSWERS = [
-    [r"^docker info --format \{\{.MemTotal\}\}", {"out": str(16 * 2**30)}],
-    [r"^docker info --format \{\{.DockerRootDir\}\}", {"out": "/nowhere"}],
+ANSWERS: list[Any] = [
+    ["^docker info --format .*MemTotal", {"out": str(16 * 2**30)}],
+    ["^docker info --format .*DockerRootDir", {"out": "/nowhere"}],
     [r"^kind version", {"out": f"kind {VERSIONS['KIND_VERSION']} go1.24.6 linux/amd64\n"}],
 ]
 
@@ -69,30 +70,49 @@ class Machine:
             found = shutil.which(tool)
             assert found, tool
             (self.bin / tool).symlink_to(found)
-        stub = f"#!{sys.executable} -IS\n" + Path(__file__).with_name("stub.py").read_text()
+        stub = (
+            Path(__file__)
+            .with_name("stub.sh")
+            .read_text()
+            .replace("#!/usr/bin/env bash", f"#!{shutil.which('bash')}", 1)
+        )
         for name in STUBS:
             (self.bin / name).write_text(stub)
             (self.bin / name).chmod(0o755)
         (folder / "clusters").write_text("")
-        self.rules: list[list[object]] = []
+        self.rules: list[Any] = []
 
     def run(self, script: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-        (self.folder / "rules.json").write_text(json.dumps([*self.rules, *ANSWERS]))
-        (self.folder / "calls.jsonl").write_text("")
+        lines = []
+        for number, (pattern, answer) in enumerate([*self.rules, *ANSWERS], start=1):
+            output = self.folder / f"output-{number}"
+            output.write_text(answer.get("out", ""))
+            (self.folder / f"used-{number}").unlink(missing_ok=True)
+            lines.append(f"{pattern}\t{answer.get('code', 0)}\t{answer.get('times', 10**6)}\t{output}\n")
+        (self.folder / "rules").write_text("".join(lines))
+        (self.folder / "calls").write_text("")
         env = {"PATH": str(self.bin), "STUB_FOLDER": str(self.folder), "TMPDIR": str(self.folder / "scratch")}
         env |= {"TORCH_INDEX": "https://torch.example/cpu", "HOME": str(self.folder), **environment}
         command = [str(self.bin / "bash"), str(KIND / script)]
         return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
 
+    def recorded(self) -> list[tuple[str, list[str], str]]:
+        """Name, arguments and standard input of each call, in order."""
+        found = []
+        for record in (self.folder / "calls").read_text().split("\x1d")[:-1]:
+            call, text = record.split("\x1e")
+            name, *arguments = call.split("\x1f")
+            found.append((name, arguments, text))
+        return found
+
     def calls(self, name: str = "") -> list[str]:
-        """Recorded calls in order, without the context that every kubectl call has."""
-        lines = [json.loads(line) for line in (self.folder / "calls.jsonl").read_text().splitlines()]
-        joined = [" ".join([called, *arguments]) for called, arguments, _ in lines if name in ("", called)]
+        """Calls as lines, without the context that every kubectl call has and without our own folder."""
+        joined = [" ".join([called, *arguments]) for called, arguments, _ in self.recorded() if name in ("", called)]
         return [line.replace(" --context kind-reasongenrm", "").replace(f"{ROOT}/", "") for line in joined]
 
     def inputs(self) -> list[tuple[str, str]]:
-        lines = [json.loads(line) for line in (self.folder / "calls.jsonl").read_text().splitlines()]
-        return [(" ".join(arguments), text) for _, arguments, text in lines if text]
+        """Arguments and standard input of the calls that were given any."""
+        return [(" ".join(arguments), text) for _, arguments, text in self.recorded() if text]
 
 
 @pytest.fixture
@@ -140,15 +160,13 @@ def test_up_installs_in_the_order_that_was_found_to_work(machine: Machine) -> No
         "wait job/reasongenrm-bucket --for=condition=complete",
     )
     assert "trainer" not in " ".join(machine.calls())
-    assert re.search(r"\[ +0:\d\d\] ready\. Next: make kind-e2e", ended.stderr)
-
-
-def test_every_kubectl_call_names_our_cluster_and_has_a_time_limit(machine: Machine) -> None:
-    assert machine.run("up.sh").returncode == 0
-    recorded = [json.loads(line) for line in (machine.folder / "calls.jsonl").read_text().splitlines()]
-    kubectl = [arguments for name, arguments, _ in recorded if name == "kubectl"]
+    assert re.search(r"\[ +\d+:\d\d\] ready\. Next: make kind-e2e", ended.stderr)
+    kubectl = [arguments for name, arguments, _ in machine.recorded() if name == "kubectl"]
     assert len(kubectl) > 20
     assert all(arguments[:2] == ["--context", "kind-reasongenrm"] for arguments in kubectl)
+
+
+def test_every_kubectl_call_has_a_time_limit() -> None:
     for script in SCRIPTS:  # an own limit, or a client-side command that reaches nothing
         for line in script.read_text().replace("\\\n", " ").splitlines():
             if '"${kubectl[@]}"' in line and not line.lstrip().startswith("#"):
@@ -232,7 +250,10 @@ def test_what_never_works_is_given_up_shown_and_left_to_read(machine: Machine) -
 def test_deployment_that_does_not_come_up_is_named(machine: Machine) -> None:
     machine.rules = [["rollout status deployment/mysql", {"code": 1}]]
     ended = machine.run("up.sh")
-    assert (ended.returncode, "deployment/mysql in kubeflow did not become ready in 600 s." in ended.stderr) == (1, True)
+    assert (ended.returncode, "deployment/mysql in kubeflow did not become ready in 600 s." in ended.stderr) == (
+        1,
+        True,
+    )
 
 
 def test_cluster_that_cannot_be_made_leaves_nothing_to_look_at(machine: Machine) -> None:
@@ -270,12 +291,12 @@ def test_missing_tool_is_named_with_how_to_get_it(machine: Machine, missing: str
     [
         (["^docker info$", {"code": 1}], {}, "the Docker daemon does not answer"),
         (["^kind version", {"out": "kind v0.29.0 go1.24.2 linux/amd64\n"}], {}, "expected kind v0.30.0"),
-        (["^docker info --format {{.MemTotal", {"out": str(4 * 2**30)}], {}, "4096 MiB of memory; expected 8 GiB"),
+        (["^docker info --format .*MemTotal", {"out": str(4 * 2**30)}], {}, "4096 MiB of memory; expected 8 GiB"),
         (["^nothing", {}], {"TORCH_INDEX": ""}, "TORCH_INDEX is not set."),
     ],
 )
 def test_machine_that_will_not_do_is_refused_before_anything_is_made(
-    machine: Machine, rule: list[object], environment: dict[str, str], message: str
+    machine: Machine, rule: list[Any], environment: dict[str, str], message: str
 ) -> None:
     if list(ROOT.glob("images/wheels/torch-*")) and environment:
         pytest.skip("a torch wheel lies in images/wheels, so TORCH_INDEX is not needed here")
@@ -347,12 +368,11 @@ def submitting(machine: Machine, code: int = 0) -> str:
 
 
 def forwards_left(machine: Machine) -> list[str]:
-    """Port-forwards of this test that still run."""
+    """Processes that a script of this test left running."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or ())
-        if "port-forward" in line and str(machine.bin) in line:
-            found.append(line)
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        if (process.info["environ"] or {}).get("STUB_FOLDER") == str(machine.folder):
+            found.append(" ".join(process.info["cmdline"] or ()))
     return found
 
 
@@ -364,6 +384,7 @@ def wait_gone(machine: Machine) -> None:
     assert forwards_left(machine) == []
 
 
+@pytest.mark.slow
 def test_e2e_runs_the_pipeline_and_reads_the_judges_answer(
     machine: Machine, kfp_port: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
