@@ -150,14 +150,17 @@ EOF
 
 install_reasongenrm() {
   say "ReasonGenRM: manifests/overlays/kind"
+  # A Job's pods cannot be changed: one of an earlier version would be in the way.
+  within 60 "${kubectl[@]}" -n $run_namespace delete job reasongenrm-bucket --ignore-not-found --wait >&2
   retry 12 5 apply manifests/overlays/kind --server-side --force-conflicts || die "manifests/overlays/kind could not be applied."
 }
 
 wait_for_store() {
   rolled_out $serving_namespace 300 statefulset/reasongenrm-object-store
   say "waiting for the bucket"
-  within 310 "${kubectl[@]}" -n $run_namespace wait job/reasongenrm-bucket --for=condition=complete --timeout=300s >&2 ||
-    die "the bucket was not made in 300 s."
+  # It fails until the object store is up, and Kubernetes doubles the pause after each failure.
+  within 610 "${kubectl[@]}" -n $run_namespace wait job/reasongenrm-bucket --for=condition=complete --timeout=600s >&2 ||
+    die "the bucket was not made in 600 s."
 }
 
 check_machine
