@@ -27,10 +27,10 @@ STORE ?= .reasongenrm
 CLI_DOCS = COLUMNS=120 $(BIN)/python -m typer reasongenrm.cli utils docs --name reasongenrm --title "The command line" \
   | sed -e 's|<span style="font-weight: bold">\([^<]*\)</span>|**\1**|g' -e "s/&\#x27;/'/g" -e 's/&gt;/>/g'
 
-.PHONY: help install system demo run-demo test test-slow lint format compile docs lock clean images lock-images image-wheels test-container
+.PHONY: help install system demo run-demo test test-slow test-container lint format compile docs lock clean images lock-images image-wheels kind-up kind-e2e kind-down
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: .venv/.installed ## set up .venv (all other targets do it by themselves)
 
@@ -69,6 +69,15 @@ lint: install ## ruff, mypy, and the compiled pipeline against its golden copy
 	$(BIN)/mypy
 	$(BIN)/reasongenrm compile --check
 	$(CLI_DOCS) | diff docs/cli.md - || { echo "make: docs/cli.md is not what the commands say; run: make docs"; exit 1; }
+
+kind-up: install ## a local cluster with KFP, KServe and ReasonGenRM on CPUs (TRAINER=1 SKIP_BUILD=1 TORCH_INDEX=)
+	@manifests/kind/up.sh
+
+kind-e2e: install ## the whole pipeline on it with a tiny model, to a verdict from the InferenceService
+	@manifests/kind/e2e.sh
+
+kind-down: install ## remove it
+	@manifests/kind/down.sh
 
 format: install ## let ruff rewrite what it can
 	$(BIN)/ruff format .

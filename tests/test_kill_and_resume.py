@@ -34,7 +34,7 @@ def start(folder: Path, model: Path, log: Path) -> subprocess.Popen[bytes]:
     demo = ROOT / "examples" / "demo"
     command = [sys.executable, "-m", "reasongenrm", "run", "--store", str(folder), "--model", str(model), "--no-try"]
     command += ["--preferences", str(demo / "preferences.jsonl"), "--benchmark", str(demo / "benchmark.jsonl")]
-    command += ["--config", str(ROOT / "tests" / "components" / "tiny.yaml"), "--teacher", "demo"]
+    command += ["--config", str(ROOT / "pipelines" / "configs" / "smoke.yaml"), "--teacher", "demo"]
     command += [part for setting in SETTINGS for part in ("--set", setting)]
     with log.open("wb") as output:
         return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)

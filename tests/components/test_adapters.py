@@ -24,7 +24,7 @@ from tests.tiny import tiny_checkpoint
 COMPONENTS = Path(__file__).parents[2] / "components"
 DEMO = Path(__file__).parents[2] / "examples" / "demo"
 NAMES = sorted(path.parent.name for path in COMPONENTS.glob("*/component.py"))
-CONFIG = Path(__file__).with_name("tiny.yaml")
+CONFIG = Path(__file__).parents[2] / "pipelines" / "configs" / "smoke.yaml"
 
 pytestmark = pytest.mark.timeout(900)  # one fixture runs everything: half a minute of work, which others may share
 

@@ -193,7 +193,7 @@ def test_a_task_runs_in_it_as_kfp_runs_it(image: str, store_env: EmbeddedStore, 
     exchange.chmod(0o777)
     ref.write(exchange / "base_model")
     shutil.copy2(ROOT / "examples" / "demo" / "preferences.jsonl", exchange)
-    section = yaml.safe_load((ROOT / "tests" / "components" / "tiny.yaml").read_text(encoding="utf-8"))["pairs"]
+    section = yaml.safe_load((ROOT / "pipelines" / "configs" / "smoke.yaml").read_text(encoding="utf-8"))["pairs"]
     parameters = {"store_uri": store.uri, "preferences_uri": "/exchange/preferences.jsonl", "config": section}
     given = {
         "inputs": {
