@@ -95,12 +95,8 @@ class SelectConfig(Section):
     min_score: Annotated[float, Field(ge=-1, le=1)] = 0.1  # reference: kept if the score > 0.1
 
 
-# pattern of resource.Quantity in the published CRDs
-Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([KMGTPE]i|[mkMGTPE])?$")]
-
-
 class Toleration(Section):
-    """As a Pod's spec.tolerations has it, with Kubernetes' own names."""
+    """A taint that a pod may be placed on in spite of: as in a Pod's spec.tolerations, with Kubernetes' own names."""
 
     key: str | None = None  # None with operator Exists: every taint
     operator: Literal["Equal", "Exists"] = "Equal"
@@ -270,16 +266,6 @@ class InputsConfig(Section):
     benchmark: str | None = None
     model: str | None = None
     teacher: str | None = None  # None: the base model itself
-
-
-class Toleration(Section):
-    """A taint that a pod may be placed on in spite of; the field names are Kubernetes' own."""
-
-    key: str | None = None
-    operator: Literal["Equal", "Exists"] = "Equal"
-    value: str | None = None
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    tolerationSeconds: int | None = None
 
 
 class ResourcesConfig(Section):
