@@ -130,3 +130,8 @@ def test_compiled_pipeline_takes_the_config_as_it_is(
     assert given["model_uri"] == MODELS[path.stem]
     assert given["num_teacher_accelerators"] == 4
     assert given["sft"]["learning_rate"] == 5e-6
+
+
+def test_every_training_is_sharded_as_the_references(config: RunConfig) -> None:
+    assert {section.sharding for section in (config.genrm, config.sft, config.dpo)} == {"zero3"}
+    assert config.resources.num_train_accelerators > 1  # one process would have nothing to share
