@@ -1,8 +1,5 @@
 """The rendered InferenceService: valid against KServe's published schema, and without what its webhook refuses."""
 
-from pathlib import Path
-from typing import Any
-
 import jsonschema
 import pytest
 import yaml
@@ -12,8 +9,7 @@ from reasongenrm.errors import ConfigError, InputError
 from reasongenrm.preflight import check_admission
 from reasongenrm.serving import as_canary, deploy_kserve, mark_of, render_inference_service
 from reasongenrm.store import ArtifactRef, Store, read_file
-
-CRD = Path(__file__).parents[2] / "shared" / "crds" / "serving.kserve.io_inferenceservices.yaml"
+from tests.kube.schemas import check
 
 MODEL = ArtifactRef(stage="train_dpo", key="k" * 16, digest="sha256:" + "5" * 64, uri="s3://judges/run/train_dpo/k/d")
 DECISION = ArtifactRef(
@@ -25,36 +21,6 @@ DECISION = ArtifactRef(
 )
 
 
-def strict(schema: Any) -> Any:
-    """The schema with unknown fields refused, and Kubernetes' int-or-string understood."""
-    if isinstance(schema, list):
-        return [strict(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if schema.get("x-kubernetes-int-or-string"):
-        return {"type": ["integer", "string"]}
-    made = {key: strict(value) for key, value in schema.items()}
-    if (
-        isinstance(schema.get("properties"), dict)
-        and "type" in schema
-        and not schema.get("x-kubernetes-preserve-unknown-fields")
-    ):
-        made.setdefault("additionalProperties", False)
-    return made
-
-
-@pytest.fixture(scope="module")
-def kserve() -> Any:
-    """A validator of InferenceServices; the schema itself, 2 MB, is taken as good."""
-    if not CRD.is_file():
-        pytest.skip(f"KServe's CRDs are not here ({CRD})")
-    crd = yaml.load(CRD.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
-    versions = {version["name"]: version["schema"]["openAPIV3Schema"] for version in crd["spec"]["versions"]}
-    top = strict(versions["v1beta1"])
-    top["properties"]["metadata"] = {"type": "object"}  # the schema leaves ObjectMeta to the API server
-    return jsonschema.Draft202012Validator(top)
-
-
 @pytest.mark.parametrize(
     "config",
     [
@@ -63,15 +29,15 @@ def kserve() -> Any:
         DeployConfig(min_replicas=0, max_replicas=3, autoscaler="external", strategy="RollingUpdate"),
     ],
 )
-def test_service_is_valid_against_the_strict_schema_of_kserve(kserve: Any, config: DeployConfig) -> None:
-    kserve.validate(render_inference_service(config, MODEL, DECISION))
+def test_service_is_valid_against_the_strict_schema_of_kserve(config: DeployConfig) -> None:
+    check(render_inference_service(config, MODEL, DECISION))
 
 
-def test_strict_schema_refuses_a_field_that_kserve_does_not_know(kserve: Any) -> None:
+def test_strict_schema_refuses_a_field_that_kserve_does_not_know() -> None:
     service = render_inference_service(DeployConfig(), MODEL, DECISION)
     service["spec"]["predictor"]["model"]["storageURI"] = "s3://typo/"
     with pytest.raises(jsonschema.ValidationError, match="storageURI"):
-        kserve.validate(service)
+        check(service)
 
 
 def test_service_names_runtime_storage_account_resources_and_replicas() -> None:

@@ -1,0 +1,1 @@
+"""What a cluster would say about an object, without a cluster."""
