@@ -52,7 +52,9 @@ def run_as_trainjob(stage: Stage, config: TrainConfig, inputs: Mapping[str, Arti
     """
     launched = _Launched(Cluster.connect(), stage, config, inputs)
     try:
-        launched.claim()
+        ref = launched.claim()
+        if ref is not None:
+            return ref
         launched.follow()
         return launched.artifact()
     except BaseException:
@@ -72,8 +74,12 @@ class _Launched:
         self._pods: TrainPods | None = None
         self.place = f"TrainJob {self._namespace}/{self._name}"
 
-    def claim(self) -> None:
-        """Create the TrainJob, or take up the one that is there."""
+    def claim(self) -> ArtifactRef | None:
+        """Create the TrainJob, or take up the one that is there.
+
+        Returns:
+            The artifact, if the one that is there has ended since the stage looked for it last; else None.
+        """
         made_anew = False
         while self._uid is None:
             found = self._get()
@@ -87,6 +93,9 @@ class _Launched:
                 self._wait_until_gone(found["metadata"]["uid"])
             elif state not in ("Complete", "Failed"):
                 self._adopt(found)
+            elif (ref := self._stage.find_done()) is not None:
+                self._say(f"{self.place} has ended meanwhile and wrote {ref.uri}")
+                return ref
             elif made_anew:
                 raise TrainingError(
                     f"{self._stage.name}: {self.place} is {state} again, although it has just been made anew: another run "
@@ -99,6 +108,7 @@ class _Launched:
                 self._cluster.delete(TRAIN_JOB, self._namespace, self._name, uid=uid, foreground=True)
                 self._wait_until_gone(uid)
         self._pods = TrainPods(self._cluster, self._namespace, self._name, self._uid, self._config.trainjob, self._say)
+        return None
 
     def follow(self) -> None:
         """Stand by until the TrainJob is Complete.

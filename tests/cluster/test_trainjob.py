@@ -355,6 +355,20 @@ def test_earlier_trainjob_that_left_nothing_is_made_anew_once(
     assert len(fake.asked("delete", "trainjobs")) == 1
 
 
+@pytest.mark.parametrize("state", ["Failed", "Complete"])
+def test_trainjob_that_wrote_its_artifact_since_the_stage_looked_is_not_made_anew(
+    fake: FakeCluster, store: Store, trainer: Callable[[Script], ScriptedTrainer], state: str
+) -> None:
+    with stage_of(store) as stage:
+        assert stage.done is None
+        scripted = trainer(waits)
+        scripted.condition(put_job(fake, store), state, "Ended", "another step's")
+        write_artifact(store)
+        assert run_as_trainjob(stage, CONFIG, INPUTS).counts == {"num_in": 1}
+    assert not fake.asked("create", "trainjobs")
+    assert not fake.asked("delete", "trainjobs")
+
+
 def test_trainjob_that_is_being_deleted_is_waited_for(
     fake: FakeCluster, store: Store, trainer: Callable[[Script], ScriptedTrainer]
 ) -> None:
