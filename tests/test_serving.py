@@ -1,5 +1,7 @@
 """The rendered InferenceService: valid against KServe's published schema, and without what its webhook refuses."""
 
+from typing import Any
+
 import jsonschema
 import pytest
 import yaml
