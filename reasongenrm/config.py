@@ -17,8 +17,6 @@ from reasongenrm.errors import ConfigError
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-# Source: Kubernetes, apimachinery/pkg/api/resource/quantity.go, without its exponents and its nano to micro suffixes.
-Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")]
 
 
 class Section(BaseModel):
@@ -95,7 +93,7 @@ class SelectConfig(Section):
     min_score: Annotated[float, Field(ge=-1, le=1)] = 0.1  # reference: kept if the score > 0.1
 
 
-# pattern of resource.Quantity in the published CRDs
+# Pattern of resource.Quantity in the published CRDs.
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([KMGTPE]i|[mkMGTPE])?$")]
 
 
@@ -270,16 +268,6 @@ class InputsConfig(Section):
     benchmark: str | None = None
     model: str | None = None
     teacher: str | None = None  # None: the base model itself
-
-
-class Toleration(Section):
-    """A taint that a pod may be placed on in spite of; the field names are Kubernetes' own."""
-
-    key: str | None = None
-    operator: Literal["Equal", "Exists"] = "Equal"
-    value: str | None = None
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    tolerationSeconds: int | None = None
 
 
 class ResourcesConfig(Section):
