@@ -41,7 +41,7 @@ class Compiled:
 
     @property
     def version_name(self) -> str:
-        """Name of the PipelineVersion, here and in the KFP UI."""
+        """What the PipelineVersion is called in the KFP UI; its object's name has dashes for the dots."""
         return f"{PIPELINE_NAME}-{self.version}"
 
     def files(self, path: Path) -> dict[Path, str]:
@@ -111,7 +111,7 @@ def _manifests(spec: Any, platform: Any, version: str, namespace: str | None) ->
     pipeline_version = {
         "apiVersion": "pipelines.kubeflow.org/v2beta1",
         "kind": "PipelineVersion",
-        "metadata": {**metadata, "name": name},
+        "metadata": {**metadata, "name": name.replace(".", "-")},
         "spec": {
             "displayName": name,
             "pipelineName": PIPELINE_NAME,

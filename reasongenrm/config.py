@@ -17,8 +17,6 @@ from reasongenrm.errors import ConfigError
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-# Source: Kubernetes, apimachinery/pkg/api/resource/quantity.go, without its exponents and its nano to micro suffixes.
-Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")]
 
 
 class Section(BaseModel):

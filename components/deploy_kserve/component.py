@@ -17,7 +17,7 @@ def deploy_kserve(
     service: dsl.Output[dsl.Artifact],
     summary: dsl.Output[dsl.Markdown],
 ) -> None:
-    """Render the InferenceService of the winner."""
+    """Serve the winner: its InferenceService is rendered and, unless the config says otherwise, brought out."""
     from reasongenrm.config import DeployConfig
     from reasongenrm.serving import deploy_kserve as stage
     from reasongenrm.task import Task

@@ -124,10 +124,10 @@ def arguments_of(
 
 
 def check_accelerators(config: RunConfig, inputs: RunInputs) -> None:
-    """See that a model that is spread over accelerators gets so many.
+    """See that a model that is spread over accelerators gets so many, and that none are held by a pod that only waits.
 
     Raises:
-        ConfigError: it does not; names both settings.
+        ConfigError: one of the two; names the settings.
     """
     by_endpoint = inputs.teacher_uri.startswith(("http://", "https://"))
     resources = config.resources
@@ -145,6 +145,13 @@ def check_accelerators(config: RunConfig, inputs: RunInputs) -> None:
                 f"{where}.tensor_parallel_size is {engine.tensor_parallel_size}, but resources.{key} is {given}: vLLM would not "
                 f"start. Set resources.{key} to {engine.tensor_parallel_size}, or the former to at most {given}."
             )
+
+    modes = {config.genrm.mode, config.sft.mode, config.dpo.mode}
+    if modes == {"trainjob"} and resources.num_train_accelerators:
+        raise ConfigError(
+            f"every training has mode 'trainjob', but resources.num_train_accelerators is {resources.num_train_accelerators}: the "
+            "pods that wait for the TrainJobs would hold accelerators. Set it to 0; trainjob.gpus_per_node is what a TrainJob gets."
+        )
 
 
 def parse_parameters(assignments: list[str], where: str = "--param") -> list[str]:

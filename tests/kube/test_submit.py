@@ -125,6 +125,16 @@ def test_model_that_is_spread_wider_than_its_task_is_refused() -> None:
     arguments_of(enough, given(teacher="org/teacher"), STORE)
 
 
+def test_pods_that_only_wait_for_trainjobs_hold_no_accelerators() -> None:
+    trainings = {name: {"mode": "trainjob"} for name in ("genrm", "sft", "dpo")}
+    config = parse_section(RunConfig, trainings, "test")
+    with pytest.raises(ConfigError, match=r"resources\.num_train_accelerators is 1: the pods that wait.*Set it to 0"):
+        arguments_of(config, REMOTE, STORE)
+    arguments_of(config.model_copy(update={"resources": ResourcesConfig(num_train_accelerators=0)}), REMOTE, STORE)
+    one = parse_section(RunConfig, {"sft": {"mode": "trainjob"}}, "test")
+    arguments_of(one, REMOTE, STORE)  # the others train in their own pods
+
+
 def test_parameters_are_assignments_to_the_resources() -> None:
     assert parse_parameters(["num_accelerators=4"]) == ["resources.num_accelerators=4"]
     for wrong in ("num_accelerators", "=4", "sft.learning_rate=1"):

@@ -17,6 +17,7 @@ from pipelines.reason_reward_model import parameters, reason_reward_model
 from pipelines.resources import S3_KEYS
 from reasongenrm import __version__
 from reasongenrm.config import ResourcesConfig, RunConfig, Section, parse_section
+from tests.kube.schemas import check
 
 GOLDEN = Path(__file__).parents[2] / "pipelines" / "compiled" / "reason_reward_model.yaml"
 
@@ -82,7 +83,7 @@ def test_manifests_are_those_of_kfps_own_compiler(written: Compiled, tmp_path: P
     from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
     options = KubernetesManifestOptions(
-        pipeline_version_name=written.version_name,
+        pipeline_version_name=written.version_name.replace(".", "-"),
         pipeline_version_display_name=written.version_name,
         include_pipeline_manifest=True,
     )
@@ -93,11 +94,26 @@ def test_manifests_are_those_of_kfps_own_compiler(written: Compiled, tmp_path: P
     assert list(yaml.safe_load_all(written.kubernetes)) == list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
 
 
+def test_manifests_are_what_the_kinds_of_kfp_know(written: Compiled) -> None:
+    pipeline, version = yaml.safe_load_all(written.kubernetes)
+    # The kind takes anything as a platform spec, and what KFP calls a nodeSelector in there is not Kubernetes' own.
+    assert version["spec"].pop("platformSpec")["platforms"].keys() == {"kubernetes"}
+    check(pipeline)
+    check(version)
+    del version["spec"]["pipelineSpec"]
+    with pytest.raises(Exception, match="pipelineSpec"):
+        check(version)
+    pipeline["spec"]["displayname"] = "x"
+    with pytest.raises(Exception, match="displayname"):
+        check(pipeline)
+
+
 def test_version_is_ours_and_changes_with_the_content(written: Compiled) -> None:
     _, version = yaml.safe_load_all(written.kubernetes)
-    name = version["metadata"]["name"]
+    name = version["spec"]["displayName"]
     assert re.fullmatch(rf"reason-reward-model-{re.escape(__version__)}-[0-9a-f]{{8}}", name)
-    assert name == version["spec"]["displayName"] == written.version_name
+    assert name == written.version_name
+    assert version["metadata"]["name"] == name.replace(".", "-")  # a label as well as a name
     assert compile_pipeline().version == written.version
     assert compile_pipeline({"cpu": "registry.example/judge-cpu:2"}).version != written.version
     # A namespace says where the objects are, not what the pipeline is.
