@@ -252,7 +252,9 @@ class DeployConfig(Section):
     canary_promote: bool = True  # false: the canary stays beside the judge that is served
     rollout_timeout_seconds: Annotated[float, Field(gt=0)] = 3600.0  # 28 GiB of a 14B model, image and start included
     num_golden: PositiveInt = 8  # rows of the winner's own evaluation that the new pods judge, in both orders
-    min_golden_agreement: Probability = 0.75  # below 1: another engine, batch or GPU changes some greedy tokens
+    min_golden_agreement: Probability = (
+        0.75  # below 1: another engine or GPU changes some greedy tokens; 0: any answer will do
+    )
     golden_timeout_seconds: Annotated[float, Field(gt=0)] = 300.0  # of one request
     golden_endpoint: str | None = None  # http(s)://host[:port] that leads to the new pods; None: what KServe reports
 

@@ -58,6 +58,7 @@ run_pipeline() {
   local minutes="${RUN_MINUTES:-60}" inputs="s3://$bucket/smoke-inputs" run
   run="smoke-$(date -u +%Y%m%d-%H%M%S)"
   say "run $run: submitting it"
+  # Golden judgments: random weights judge nothing rightly, so the new pods must answer and no more (min_golden_agreement).
   # No GPUs: the tasks for vLLM run in the train image, which has transformers. Small requests: a laptop has few cores.
   within $((minutes * 60)) "$python" -m reasongenrm submit --host "http://127.0.0.1:$kfp_port" --namespace $run_namespace \
     --name "$run" --wait --config "$root/pipelines/configs/smoke.yaml" --store "s3://$bucket/$run" \

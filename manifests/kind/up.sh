@@ -149,10 +149,11 @@ EOF
 }
 
 install_reasongenrm() {
-  say "ReasonGenRM: manifests/overlays/kind"
+  local overlay=manifests/overlays/kind${TRAINER:+-with-trainer}
+  say "ReasonGenRM: $overlay"
   # A Job's pods cannot be changed: one of an earlier version would be in the way.
   within 60 "${kubectl[@]}" -n $run_namespace delete job reasongenrm-bucket --ignore-not-found --wait >&2
-  retry 12 5 apply manifests/overlays/kind --server-side --force-conflicts || die "manifests/overlays/kind could not be applied."
+  retry 12 5 apply "$overlay" --server-side --force-conflicts || die "$overlay could not be applied."
 }
 
 wait_for_store() {

@@ -76,7 +76,7 @@ def deploy(
     """
     variant = str(decision.metrics["winner"])
     evaluation = open_artifact(open_artifact(decision).input_uris[f"evaluation_{variant}"]).ref()
-    golden = choose_golden(evaluation, variant, config.num_golden)
+    golden = choose_golden(evaluation, variant, config)
     _check_runtime(cluster, config)
     deployed = bring_out(cluster, store, config, manifest, golden, pace)
     served = served_judge(store, config.namespace, config.name)

@@ -65,11 +65,13 @@ class Golden:
         }
 
 
-def choose_golden(evaluation: ArtifactRef, variant: str, num_rows: int) -> GoldenRows:
+def choose_golden(evaluation: ArtifactRef, variant: str, config: DeployConfig) -> GoldenRows:
     """Rows that this judge judged rightly in both orders, spread over the subsets; the same ones every time.
 
+    With `min_golden_agreement: 0` a judge that got none right is asked other rows: its pods must answer, no more (a smoke run).
+
     Raises:
-        InputError: there is no such row.
+        InputError: there is no such row, and some have to be right.
         StoreError: the evaluation is not there any more.
     """
     manifest = open_artifact(evaluation)
@@ -77,7 +79,9 @@ def choose_golden(evaluation: ArtifactRef, variant: str, num_rows: int) -> Golde
     results = row_results(parse_records(read_file(evaluation, "judgments.jsonl"), Judgment, where))
     right = {result.row_id for result in results if result.accuracy == 1.0}
     rows = parse_records(read_file(evaluation, "rows.jsonl"), BenchmarkRow, f"{evaluation.uri}/rows.jsonl")
-    golden = spread([row for row in rows if row.row_id in right], num_rows, seed=0)
+    if not right and config.min_golden_agreement == 0:
+        right = {row.row_id for row in rows}
+    golden = spread([row for row in rows if row.row_id in right], config.num_golden, seed=0)
     if not golden:
         raise InputError(
             f"{evaluation.uri}: {variant} judged none of {len(results)} rows rightly in both orders; golden judgments need "

@@ -134,7 +134,7 @@ def roll_back(
     judge = choice.judge
     golden = None
     if judge is not None and judge.evaluation is not None:
-        golden = choose_golden(judge.evaluation, judge.variant, config.num_golden)
+        golden = choose_golden(judge.evaluation, judge.variant, config)
     deployed = bring_out(cluster, store, config, _bare(choice.manifest), golden, pace)
     if judge is None:
         forget_served(store, config.namespace, config.name)

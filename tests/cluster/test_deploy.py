@@ -18,7 +18,7 @@ from reasongenrm.cluster.deploy import Deployed, deploy
 from reasongenrm.cluster.replaced import load_replaced, plain
 from reasongenrm.cluster.rollout import Pace
 from reasongenrm.config import DeployConfig, EvaluateConfig, GateConfig
-from reasongenrm.errors import ClusterError, ConfigError
+from reasongenrm.errors import ClusterError, ConfigError, InputError
 from reasongenrm.evaluation import evaluation_files
 from reasongenrm.served import served_history, served_judge
 from reasongenrm.serving import REPLACED, deploy_kserve, render_inference_service
@@ -26,7 +26,7 @@ from reasongenrm.stage import Stage
 from reasongenrm.store import ArtifactRef, Store, read_file
 from tests.cluster.kserve import NAMESPACE, KServe, runtime
 from tests.endpoints import FakeEndpoint, completion, refusal
-from tests.judges import benchmark_of, evaluated, judged, oracle
+from tests.judges import Judge, benchmark_of, evaluated, judged, oracle, silent
 from tests.kube.fake_api import FakeCluster
 
 PACE = Pace(poll_seconds=0.01, patience=0.01)
@@ -44,14 +44,16 @@ def verdict(body: dict[str, Any]) -> str:
 class World:
     """A store with an evaluated winner, a cluster, a judge behind an address."""
 
-    def __init__(self, store: Store, fake: FakeCluster, endpoint: FakeEndpoint, kserve: KServe, folder: Path) -> None:
+    def __init__(
+        self, store: Store, fake: FakeCluster, endpoint: FakeEndpoint, kserve: KServe, folder: Path, judge: Judge
+    ) -> None:
         self.store, self.fake, self.endpoint, self.kserve = store, fake, endpoint, kserve
         self.cluster = Cluster.connect()
         benchmark = benchmark_of(folder, {"sums": 4, "more": 4})
         settings = EvaluateConfig(num_bootstrap=100, max_tokens=50)
         with Stage(store, "evaluate_rewardbench", settings, {}, {"variant": "dpo"}) as stage:
             for name, data in evaluation_files(
-                evaluated(benchmark, oracle), judged(benchmark, oracle), benchmark
+                evaluated(benchmark, judge), judged(benchmark, judge), benchmark
             ).items():
                 stage.add_bytes(name, data)
             self.evaluation = stage.finish({})
@@ -76,13 +78,17 @@ class World:
 
 
 @pytest.fixture
-def world(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[World]:
     endpoint = FakeEndpoint(lambda body, _: completion(verdict(body), reasoning="Counting decides."))
     with endpoint.running() as url, FakeCluster() as fake:
         monkeypatch.setenv("KUBECONFIG", str(fake.kubeconfig))
         monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
         fake.put(runtime())
-        yield World(store, fake, endpoint, KServe(fake, url.removesuffix("/v1")), tmp_path)
+        yield World(
+            store, fake, endpoint, KServe(fake, url.removesuffix("/v1")), tmp_path, getattr(request, "param", oracle)
+        )
 
 
 def test_first_judge_is_created_proven_and_recorded(world: World) -> None:
@@ -173,6 +179,16 @@ def test_judge_that_judges_wrongly_is_taken_back(world: World) -> None:
     now = world.service()
     assert now is not None
     assert now["spec"]["predictor"]["model"]["storageUri"] == "s3://judges/good/"
+
+
+@pytest.mark.parametrize("world", [silent], indirect=True)
+def test_judge_that_was_never_right_is_served_only_where_any_answer_will_do(world: World) -> None:
+    world.endpoint.reply = lambda *_: completion("?", reasoning="Random weights.")
+    with pytest.raises(InputError, match="dpo judged none of 8 rows rightly in both orders"):
+        world.deploy("good")
+    deployed = world.deploy("good", CONFIG.model_copy(update={"min_golden_agreement": 0.0}))
+    assert deployed.golden is not None
+    assert (deployed.changed, deployed.golden.agreement, len(world.endpoint.bodies)) == (True, 0.0, 6)
 
 
 def test_key_that_the_judge_refuses_is_named(world: World) -> None:

@@ -11,19 +11,21 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from components.images import read_table
-from reasongenrm.config import load_config
+from reasongenrm.cli import app
+from reasongenrm.config import DeployConfig, load_config
+from reasongenrm.preflight import check_settings
+from tests.kube.fake_kfp import FakeKfp
 from tests.tiny import tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -175,7 +177,13 @@ def test_every_kubectl_call_has_a_time_limit() -> None:
 
 def test_trainer_comes_after_jobset_when_it_is_asked_for(machine: Machine) -> None:
     assert machine.run("up.sh", TRAINER="1").returncode == 0
-    order(machine.calls(), "third-party/kserve/runtimes", "third-party/jobset", "third-party/trainer", "overlays/kind")
+    order(
+        machine.calls(),
+        "third-party/kserve/runtimes",
+        "third-party/jobset",
+        "third-party/trainer",
+        "overlays/kind-with-trainer ",
+    )
 
 
 def test_up_again_makes_no_second_cluster_and_keeps_the_credentials(machine: Machine) -> None:
@@ -334,29 +342,20 @@ def test_e2e_without_a_cluster_says_how_to_make_one(machine: Machine) -> None:
     )
 
 
-class Healthy(BaseHTTPRequestHandler):
-    """KFP's API server, as far as its health."""
-
-    def do_GET(self) -> None:
-        self.send_response(200 if self.path == "/apis/v2beta1/healthz" else 404)
-        self.end_headers()
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
 @pytest.fixture
-def kfp_port() -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), Healthy) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield str(server.server_port)
-        server.shutdown()
-        thread.join()
+def kfp() -> Iterator[FakeKfp]:
+    """KFP's API server, whose runs end well at once."""
+    with FakeKfp().running() as fake:
+        fake.on_get = lambda run: setattr(run, "state", "SUCCEEDED")
+        yield fake
 
 
-def submitting(machine: Machine, code: int = 0) -> str:
-    """A Python whose `reasongenrm submit` is recorded instead of run; everything else is this one's."""
+def port_of(kfp: FakeKfp) -> str:
+    return kfp.url.rsplit(":", 1)[1].strip("/")
+
+
+def submitting(machine: Machine, code: int) -> str:
+    """A Python whose `reasongenrm submit` is recorded instead of run and ends with `code`; everything else is this one's."""
     python = machine.folder / "python"
     python.write_text(
         f'#!/bin/sh\nif [ "$3" = submit ]; then shift 3; echo "$@" > {machine.folder}/submitted; exit {code}; fi\n'
@@ -386,7 +385,7 @@ def wait_gone(machine: Machine) -> None:
 
 @pytest.mark.slow
 def test_e2e_runs_the_pipeline_and_reads_the_judges_answer(
-    machine: Machine, kfp_port: str, tmp_path_factory: pytest.TempPathFactory
+    machine: Machine, kfp: FakeKfp, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     # In place of the InferenceService: the same server that its pod runs, with a key, on a random checkpoint.
     model = tiny_checkpoint(tmp_path_factory.mktemp("served") / "model", "chatml", opening_role="reason")
@@ -411,8 +410,9 @@ def test_e2e_runs_the_pipeline_and_reads_the_judges_answer(
         machine.rules = [["get secret reasongenrm-judge", {"out": key}]]
         (machine.bin / "sleep").unlink()
         (machine.bin / "sleep").symlink_to(str(shutil.which("sleep")))  # until the server has started
-        python = submitting(machine)
-        passed = machine.run("e2e.sh", PYTHON_BIN=python, KFP_PORT=kfp_port, JUDGE_PORT=port)
+        (machine.folder / "clusters").write_text("reasongenrm\n")
+        python = sys.executable
+        passed = machine.run("e2e.sh", PYTHON_BIN=python, KFP_PORT=port_of(kfp), JUDGE_PORT=port)
         assert passed.returncode == 0, passed.stderr
         assert "reason (swapped): " in passed.stdout
         assert "the judge answers. Done." in passed.stderr
@@ -429,17 +429,13 @@ def test_e2e_runs_the_pipeline_and_reads_the_judges_answer(
             "wait inferenceservice/reasongenrm --for=condition=Ready",
         )
         order(calls, f"port-forward --address 127.0.0.1 svc/reasongenrm-predictor {port}:80")
-        submitted = (machine.folder / "submitted").read_text()
-        train = read_table()["train"]
-        assert f"--image train={train} --image vllm={train}" in submitted
-        assert "--wait" in submitted
-        assert "num_accelerators=0" in submitted
+        assert next(iter(kfp.runs.values())).body["display_name"].startswith("smoke-")
         assert "secret" not in passed.stdout + passed.stderr.replace("get secret", "")
         wait_gone(machine)
         assert list((machine.folder / "scratch").iterdir()) == []
 
         machine.rules = [["get secret reasongenrm-judge", {"out": base64.b64encode(b"wrong").decode()}]]
-        refused = machine.run("e2e.sh", PYTHON_BIN=python, KFP_PORT=kfp_port, JUDGE_PORT=port)
+        refused = machine.run("e2e.sh", PYTHON_BIN=python, KFP_PORT=port_of(kfp), JUDGE_PORT=port)
         assert (refused.returncode, "the judge answered HTTP 401" in refused.stderr) == (1, True), refused.stderr
     finally:
         server.terminate()
@@ -447,16 +443,27 @@ def test_e2e_runs_the_pipeline_and_reads_the_judges_answer(
         log.close()
 
 
-def test_e2e_whose_run_fails_shows_pods_events_and_logs_and_leaves_nothing(machine: Machine, kfp_port: str) -> None:
+def test_e2e_whose_run_fails_shows_pods_events_and_logs_and_leaves_nothing(machine: Machine, kfp: FakeKfp) -> None:
     machine.rules = [
         [
             "get pods -A --no-headers",
             {"out": "kubeflow train-sft-1 0/2 Error 0 2m\nkubeflow done-1 0/2 Completed 0 2m\n"},
         ]
     ]
-    ended = machine.run("e2e.sh", PYTHON_BIN=submitting(machine, code=1), KFP_PORT=kfp_port)
+    ended = machine.run("e2e.sh", PYTHON_BIN=submitting(machine, code=1), KFP_PORT=port_of(kfp))
     assert ended.returncode == 1
     assert "did not succeed in 60 min." in ended.stderr
+    # The very command, by the real program against a server that speaks KFP's API.
+    command = (machine.folder / "submitted").read_text().split()
+    done = CliRunner().invoke(app, ["submit", *command])
+    assert done.exit_code == 0, done.output
+    asked = next(iter(kfp.runs.values())).body["runtime_config"]["parameters"]
+    assert (asked["num_accelerators"], asked["num_train_accelerators"], asked["accelerator_memory"]) == (0, 0, "3Gi")
+    assert (asked["cpu_image"], asked["vllm_image"]) == (read_table()["cpu"], read_table()["train"])
+    assert asked["model_uri"] == asked["teacher_uri"] == "s3://reasongenrm/smoke-inputs/model"
+    assert (asked["deploy"]["apply"], asked["deploy"]["runtime"]) == (True, "reasongenrm-transformers")
+    assert asked["deploy"]["min_golden_agreement"] == 0
+    check_settings(DeployConfig.model_validate(asked["deploy"]))
     order(
         machine.calls(),
         "get pods -A -o wide",
@@ -473,7 +480,7 @@ def test_e2e_gives_up_on_a_service_that_does_not_answer(machine: Machine) -> Non
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    ended = machine.run("e2e.sh", PYTHON_BIN=submitting(machine), KFP_PORT=port)
+    ended = machine.run("e2e.sh", PYTHON_BIN=submitting(machine, code=0), KFP_PORT=port)
     assert ended.returncode == 1
     assert f"kubeflow/ml-pipeline does not answer at http://127.0.0.1:{port}/apis/v2beta1/healthz." in ended.stderr
     assert len(machine.calls("sleep")) == 23
@@ -507,7 +514,7 @@ def test_smoke_inputs_render_in_an_image_of_the_table() -> None:
 def folders_named() -> set[str]:
     """Every folder of this repository that the scripts apply."""
     text = "\n".join(script.read_text() for script in SCRIPTS).replace("$third_party", "manifests/third-party")
-    return set(re.findall(r"\bapply (manifests/[\w/-]+)", text))
+    return set(re.findall(r"\b(?:apply |overlay=)(manifests/[\w/-]+)", text))
 
 
 def test_every_folder_that_is_applied_is_there() -> None:
