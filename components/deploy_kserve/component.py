@@ -17,7 +17,7 @@ def deploy_kserve(
     service: dsl.Output[dsl.Artifact],
     summary: dsl.Output[dsl.Markdown],
 ) -> None:
-    """Serve the winner: its InferenceService is rendered and, unless the config says otherwise, brought out."""
+    """Deploy the winner and prove it, or put back what was served."""
     from reasongenrm.config import DeployConfig
     from reasongenrm.serving import deploy_kserve as stage
     from reasongenrm.task import Task

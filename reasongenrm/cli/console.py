@@ -16,10 +16,9 @@ err = Console(stderr=True, highlight=False)
 
 def print_table(table: Table) -> None:
     """A table whole, also where the lines of a narrow terminal or of a log are shorter."""
-    before = out.width
-    out.width = max(before, table.__rich_measure__(out, out.options.update(width=1000)).maximum)
-    out.print(table)
-    out.width = before
+    needed = table.__rich_measure__(out, out.options.update(width=1000)).maximum
+    # A console of its own: to set the width of `out` would keep it for all that follows.
+    Console(highlight=False, width=max(out.width, needed)).print(table)
 
 
 def print_json(value: Any) -> None:

@@ -127,6 +127,6 @@ def ask_golden(address: str, golden: GoldenRows, config: DeployConfig) -> Golden
 
 
 def _examples(judgments: Sequence[Judgment], right: Sequence[str]) -> str:
-    wrong = next(judgment for judgment in judgments if judgment.row_id not in right)
+    wrong = next(found for found in judgments if found.row_id not in right and found.verdict != found.label)
     said = wrong.verdict or f"no verdict in {wrong.answer[:80]!r}"
     return f"Row {wrong.row_id}, {wrong.order}: {said}, expected {wrong.label}."

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from reasongenrm.cluster.change import Deployed, bring_out
 from reasongenrm.cluster.client import INFERENCE_SERVICE, Cluster
-from reasongenrm.cluster.deploy import Deployed, bring_out
 from reasongenrm.cluster.golden import choose_golden
 from reasongenrm.cluster.replaced import load_replaced, plain
 from reasongenrm.cluster.rollout import Pace

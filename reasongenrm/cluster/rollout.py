@@ -94,11 +94,11 @@ def wait_for_rollout(cluster: Cluster, target: Target, timeout_seconds: float, t
         since = {trouble.cause: since.get(trouble.cause, now) for trouble in troubles}
         for trouble in troubles:
             if now - since[trouble.cause] >= trouble.patience * pace.patience:
-                raise ClusterError(f"{target}: {trouble.text}.{_log_of(cluster, target, trouble)}")
+                raise ClusterError(f"{target}: {trouble.text.rstrip('. ')}.{_log_of(cluster, target, trouble)}")
         doing = "; ".join([state, *(trouble.text for trouble in troubles)])
         if now >= deadline:
             raise ClusterError(
-                f"{target}: not ready after {timeout_seconds:.0f} s: {doing}. Look at `kubectl describe pods -n "
+                f"{target}: not ready after {timeout_seconds:.0f} s: {doing.rstrip('. ')}. Look at `kubectl describe pods -n "
                 f"{target.namespace} -l app=isvc.{target.deployment}`; deploy.rollout_timeout_seconds gives it more time."
             )
         if doing != said or now - said_at >= SAY_SECONDS:

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from reasongenrm.cluster.change import Deployed
 from reasongenrm.cluster.client import Cluster
-from reasongenrm.cluster.deploy import Deployed, deploy
+from reasongenrm.cluster.deploy import deploy
 from reasongenrm.cluster.replaced import load_replaced, plain
 from reasongenrm.cluster.rollout import Pace
 from reasongenrm.config import DeployConfig, EvaluateConfig, GateConfig
@@ -173,7 +174,8 @@ def test_judge_that_judges_wrongly_is_taken_back(world: World) -> None:
     world.deploy("good")
     world.endpoint.reply = lambda *_: completion("[[A]]", reasoning="Always the first.")
     with pytest.raises(
-        ClusterError, match=r"judged 0 of 3 rows as the evaluation did; expected 75% at least.*\n.*is back"
+        ClusterError,
+        match=r"judged 0 of 3 rows as the evaluation did; expected 75% at least.*A.., expected ..B..\.\n.*is back",
     ):
         world.deploy("other")
     now = world.service()
