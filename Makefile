@@ -27,7 +27,7 @@ STORE ?= .reasongenrm
 CLI_DOCS = COLUMNS=120 $(BIN)/python -m typer reasongenrm.cli utils docs --name reasongenrm --title "The command line" \
   | sed -e 's|<span style="font-weight: bold">\([^<]*\)</span>|**\1**|g' -e "s/&\#x27;/'/g" -e 's/&gt;/>/g'
 
-.PHONY: help install system demo run-demo test test-slow test-container lint format compile docs lock clean images lock-images image-wheels kind-up kind-e2e kind-down
+.PHONY: help install system demo run-demo test test-slow test-container lint format compile docs lock clean images lock-images image-wheels kind-up kind-e2e kind-down manifests crds
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -107,6 +107,12 @@ image-wheels: install ## fetch what the images install into images/wheels, for a
 
 test-container: install ## build the cpu image from local parts and run a component in it (root, Debian's docker.io and debootstrap)
 	$(BIN)/python -m pytest -q -m container --timeout 1800
+
+manifests: install ## render and check every overlay and addon of manifests/
+	$(BIN)/python -m pytest -q tests/manifests tests/kube/test_schemas.py
+
+crds: ## fetch the CRDs that the checks of manifests use into build/crds (network)
+	bash manifests/crds.sh build/crds
 
 clean: ## remove .venv and caches (the store, .reasongenrm, stays)
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

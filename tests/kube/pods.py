@@ -54,6 +54,8 @@ def check_pods(obj: dict[str, Any]) -> None:
     for path, spec, _ in pod_specs(obj):
         where = f"{describe(obj)}: {path}"
         volumes = [volume.get("name") for volume in spec.get("volumes") or []]
+        if obj["kind"] == "StatefulSet":
+            volumes += [claim["metadata"]["name"] for claim in obj["spec"].get("volumeClaimTemplates") or []]
         _refuse_duplicates(f"{where}.volumes", volumes)
         _refuse_duplicates(f"{where}.containers", [container["name"] for _, container in containers(spec)])
         ports: list[str] = []

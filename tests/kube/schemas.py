@@ -1,6 +1,6 @@
 """Strict validation of any Kubernetes object: `check(obj)`.
 
-Custom kinds are held against the published CRDs in ../shared/crds (PROVENANCE.md there), built-in kinds against Kubernetes' own
+Custom kinds are held against the published CRDs in ../shared/crds (PROVENANCE.md there) or, elsewhere, of `make crds`, built-in kinds against Kubernetes' own
 OpenAPI schemas (package kubernetes-validate). Unknown fields are refused. What schemas do not say (names, labels, quantities,
 duplicates, mounts) is in `syntax.py` and `pods.py`, and `check` asks them too.
 """
@@ -19,7 +19,9 @@ from referencing import Registry, Resource
 from tests.kube.pods import check_pods
 from tests.kube.syntax import QUANTITY, ManifestError, check_syntax, describe
 
-CRDS = Path(__file__).parents[3] / "shared" / "crds"
+_ROOT = Path(__file__).parents[2]
+_GIVEN, _FETCHED = _ROOT.parent / "shared" / "crds", _ROOT / "build" / "crds"  # `make crds` fetches the same files
+CRDS = _GIVEN if _GIVEN.is_dir() else _FETCHED
 KUBERNETES = "1.37.0"
 _SCHEMAS = f"kubernetes-json-schema/v{KUBERNETES}-local-strict"
 _OBJECT_META = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
