@@ -17,6 +17,8 @@ from reasongenrm.errors import ConfigError
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+# Pattern of resource.Quantity in the published CRDs, without its exponents.
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([KMGTPE]i|[mkMGTPE])?$")]
 
 
 class Section(BaseModel):
