@@ -1,8 +1,9 @@
 """Runs of a cluster and their tasks, read from what the KFP API answers (kfp.py asks it)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from graphlib import TopologicalSorter
 from typing import Any, Literal
 
 RunState = Literal["pending", "running", "paused", "canceling", "succeeded", "skipped", "failed", "canceled", "unknown"]
@@ -75,14 +76,14 @@ def _when(time: datetime | None) -> datetime | None:
 
 
 def task_names(spec: Any) -> dict[str, str]:
-    """Task key -> what the UI calls the task, in the order of the spec, those below conditions last.
+    """Task key -> what the UI calls the task, each behind those that it waits for, those below conditions last.
 
     Args:
         spec: a compiled pipeline as JSON; with a platform spec, as the server gives it, or alone.
     """
     spec = spec.get("pipeline_spec", spec)
     dags = [spec["root"]["dag"], *(part["dag"] for part in spec["components"].values() if "dag" in part)]
-    tasks = {key: task for dag in dags for key, task in dag["tasks"].items()}
+    tasks = {key: dag["tasks"][key] for dag in dags for key in _in_order(dag["tasks"])}
     executors = {name for name, part in spec["components"].items() if "executorLabel" in part}
     return {
         key: task["taskInfo"]["name"].replace("-", "_")
@@ -91,8 +92,13 @@ def task_names(spec: Any) -> dict[str, str]:
     }
 
 
+def _in_order(tasks: Mapping[str, Any]) -> Iterator[str]:
+    return iter(TopologicalSorter({key: task.get("dependentTasks", []) for key, task in tasks.items()}).static_order())
+
+
 def read_tasks(run: Any, spec: Any, run_state: RunState) -> tuple[ClusterTask, ...]:
-    """The run's tasks, in the order in which they started; what has not started comes last, in the order of the spec.
+    """The run's tasks, in the order in which they started; what has not started comes last, in the order of the
+    data flow.
 
     KFP lists the nodes of the workflow: for task T there is a node T, one T-driver that prepares it, and below T the executor.
     """

@@ -138,6 +138,10 @@ def test_task_names_are_those_of_the_pipeline_below_conditions_too(compiled: Com
     assert names["train-sft-2"] == "train_sft (sft)"
     assert names["deploy-kserve"] == "deploy_kserve"
     assert not [key for key in names if key.startswith("condition")]
+    order = list(names)
+    flow = ["import-model", "prepare-pairs", "distill-reasons", "score-reasons", "select-reasons", "train-sft-2"]
+    flow += ["sample-reasons", "score-reasons-2", "select-preferences", "train-dpo", "select-winner", "deploy-kserve"]
+    assert [key for key in order if key in flow] == flow
 
 
 def test_runs_of_other_pipelines_are_left_out_and_pages_are_read_on(
