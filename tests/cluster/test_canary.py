@@ -16,7 +16,7 @@ ROUTE = {
     "apiVersion": "gateway.networking.k8s.io/v1",
     "kind": "HTTPRoute",
     "metadata": {"name": "judge-predictor", "namespace": NAMESPACE},
-    "spec": {},
+    "spec": {"rules": [{"backendRefs": [{"name": "judge-predictor", "port": 80}]}]},
 }
 
 

@@ -29,6 +29,7 @@ from tests.cluster.kserve import NAMESPACE, KServe, runtime
 from tests.endpoints import FakeEndpoint, completion, refusal
 from tests.judges import Judge, benchmark_of, evaluated, judged, oracle, silent
 from tests.kube.fake_api import FakeCluster
+from tests.kube.schemas import check
 
 PACE = Pace(poll_seconds=0.01, patience=0.01)
 CONFIG = DeployConfig(name="judge", rollout_timeout_seconds=20, num_golden=3, golden_timeout_seconds=5)
@@ -83,7 +84,7 @@ def world(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[World]:
     endpoint = FakeEndpoint(lambda body, _: completion(verdict(body), reasoning="Counting decides."))
-    with endpoint.running() as url, FakeCluster() as fake:
+    with endpoint.running() as url, FakeCluster(validate=check) as fake:
         monkeypatch.setenv("KUBECONFIG", str(fake.kubeconfig))
         monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
         fake.put(runtime())
