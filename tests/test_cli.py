@@ -121,9 +121,20 @@ def test_run_finds_a_bad_row_before_anything_starts(store: Store, tmp_path: Path
     preferences.write_text('{"chosen": []}\n', encoding="utf-8")
     write_rows(benchmark, [row("own", 1)])
     given = ["--preferences", str(preferences), "--benchmark", str(benchmark), "--model", str(tmp_path)]
-    result = invoke("run", *given, "--store", store.uri)
+    result = invoke("run", *given, "--store", store.uri, "--set", "deploy.apply=false")
     assert result.exit_code == 2
     assert re.search(r"pairs.jsonl line 1: .*'chosen'", result.output.replace("\n", " "))
+    assert store.list() == []
+
+
+def test_run_without_a_cluster_to_deploy_to_says_so_before_anything_starts(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    result = invoke(*RUN, "--store", store.uri)
+    assert result.exit_code == 2
+    assert re.search(r"deploy\.apply is true.*kubeconfig.*--set deploy\.apply=false", result.output.replace("\n", " "))
     assert store.list() == []
 
 

@@ -106,18 +106,36 @@ def run(
 
 
 def _check_inputs(inputs: "RunInputs", settings: "RunConfig") -> None:
-    """Read what is at hand before anything starts: a bad row should not show after minutes of other work.
+    """Look at what is at hand before anything starts: a bad row, or no cluster to deploy to, should not show after hours.
 
     The stages look again, and at what is on a hub too.
 
     Raises:
         InputError: a row of the preferences or the benchmark is not what was expected.
+        ConfigError: `deploy.apply` is asked for, and no cluster with KServe answers.
     """
     from reasongenrm.cluster.submit import check_rows
     from reasongenrm.store import is_hub_name
 
+    if settings.deploy.apply:
+        _check_cluster(settings)
+
     data = {"preferences_uri": inputs.preferences_uri, "benchmark_uri": inputs.benchmark_uri}
     check_rows({name: uri for name, uri in data.items() if not is_hub_name(uri)}, settings)
+
+
+def _check_cluster(settings: "RunConfig") -> None:
+    from reasongenrm.cluster.client import INFERENCE_SERVICE, Cluster
+    from reasongenrm.errors import ClusterError, ConfigError
+
+    deploy = settings.deploy
+    try:
+        Cluster.connect().get(INFERENCE_SERVICE, deploy.namespace, deploy.name)
+    except ClusterError as error:
+        raise ConfigError(
+            f"deploy.apply is true, so this run would end with a deployment, but: {error} "
+            "Or only render the InferenceService: --set deploy.apply=false."
+        ) from error
 
 
 @contextmanager
