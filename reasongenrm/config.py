@@ -158,7 +158,7 @@ class SFTConfig(TrainConfig):
     learning_rate: Annotated[float, Field(gt=0)] = 5e-6  # reference
     num_train_epochs: Annotated[float, Field(gt=0)] = 2.0  # reference
     max_length: PositiveInt = 131072  # reference; GenRM: 32,768
-    packing: bool = True  # reference
+    packing: bool = True  # METHOD section 3 (the scripts of the reference pack within a micro batch of one: nothing)
     mask: Literal["one_generation", "reference"] = "one_generation"  # METHOD section 3, "On purpose different"
 
 
