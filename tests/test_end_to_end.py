@@ -21,6 +21,7 @@ def test_run_ends_with_a_judged_pair_and_a_second_run_reuses_every_stage(tmp_pat
     command = [sys.executable, "-m", "reasongenrm", "run", "--store", str(store), "--model", str(model)]
     command += ["--preferences", str(demo / "preferences.jsonl"), "--benchmark", str(demo / "benchmark.jsonl")]
     command += ["--config", str(ROOT / "pipelines" / "configs" / "smoke.yaml"), "--teacher", "demo"]
+    command += ["--set", "distill.teacher_model=demo-format-checker"]  # each run serves it at another port
     env = {**os.environ, "COLUMNS": "120"}
 
     first = subprocess.run(command, capture_output=True, text=True, env=env, check=False)

@@ -19,6 +19,7 @@ from tests.tiny import tiny_checkpoint
 ROOT = Path(__file__).parents[1]
 # Work enough in every stage to be caught in the middle of; checkpoints and parts to go on from.
 SETTINGS = (
+    "distill.teacher_model=demo-format-checker",  # each run serves it at another port
     "genrm.max_steps=4",
     "sft.max_steps=4",
     "genrm.save_steps=1",
