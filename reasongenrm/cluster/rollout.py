@@ -142,10 +142,10 @@ def _look(cluster: Cluster, target: Target) -> tuple[str, list[Trouble], str | N
     )
     if not done:
         return state, troubles, None
-    address = _address(service, target)
+    address = address_of(service, target)
     if address is None:
         said = condition(service, "Ready")
-        state += f"; KServe does not call it ready yet (Ready {said.get('status')}: {said.get('reason', '')})"
+        state += f"; KServe's status is not of them yet (Ready {said.get('status')}: {said.get('reason', '')})"
     return state, troubles, address
 
 
@@ -159,8 +159,12 @@ def _asked_mark(service: Mapping[str, Any], target: Target) -> str | None:
     return mark_of({"metadata": named})
 
 
-def _address(service: Mapping[str, Any], target: Target) -> str | None:
-    """Where the pods are reached, once KServe says so: `status.address`, or for a canary the same with its own Service."""
+def address_of(service: Mapping[str, Any], target: Target) -> str | None:
+    """Where the pods are reached, http://host[:port]; None until KServe calls them ready.
+
+    `status.address` names the predictor's Service; a canary's is the same with its own Service. After a canary took over
+    the status names the old Service for a while, which is about to be deleted.
+    """
     status = service.get("status", {})
     if target.is_canary:
         ready = any(entry["name"] == target.predictor and entry["ready"] for entry in status.get("canaryStatuses", ()))
@@ -170,8 +174,11 @@ def _address(service: Mapping[str, Any], target: Target) -> str | None:
     url: str | None = status.get("address", {}).get("url")
     if not ready or url is None:
         return None
-    stable = Target(target.namespace, target.name, None, service["spec"]["predictor"].get("name", "")).deployment
-    return url.replace(f"//{stable}.", f"//{target.deployment}.") if target.is_canary else url
+    scheme, host = url.split("//", 1)
+    first, _, rest = host.partition(".")
+    if not (first.startswith(f"{target.name}-") and first.endswith("predictor")) or first == target.deployment:
+        return url
+    return f"{scheme}//{target.deployment}.{rest}" if target.is_canary else None
 
 
 def _log_of(cluster: Cluster, target: Target, trouble: Trouble) -> str:
