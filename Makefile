@@ -109,7 +109,8 @@ test-container: install ## build the cpu image from local parts and run a compon
 	$(BIN)/python -m pytest -q -m container --timeout 1800
 
 manifests: install ## render and check every overlay and addon of manifests/
-	$(BIN)/python -m pytest -q tests/manifests tests/kube/test_schemas.py
+	$(BIN)/python -m pytest -q tests/manifests/test_overlays.py tests/manifests/test_rights.py tests/manifests/test_example.py \
+	  tests/manifests/test_third_party.py tests/kube/test_schemas.py
 
 crds: ## fetch the CRDs that the checks of manifests use into build/crds (network)
 	bash manifests/crds.sh build/crds
