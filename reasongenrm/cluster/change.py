@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from reasongenrm.cluster.client import HTTP_ROUTE, INFERENCE_SERVICE, AlreadyExistsError, Cluster, ConflictError
+from reasongenrm.cluster.client import CRD, HTTP_ROUTE, INFERENCE_SERVICE, AlreadyExistsError, Cluster, ConflictError
 from reasongenrm.cluster.golden import Golden, GoldenRows, ask_golden
 from reasongenrm.cluster.replaced import load_replaced, over, plain, save_replaced, versioned, with_replaced
 from reasongenrm.cluster.rollout import Pace, Target, Timeline, wait_for_rollout
@@ -22,6 +22,7 @@ from reasongenrm.serving import REPLACED, as_canary, canary_name, mark_of
 from reasongenrm.store import Store
 
 _MAX_WRITES = 8  # KServe updates the status all the time: each update makes what was read stale
+_KEEPS_ALL = "x-kubernetes-preserve-unknown-fields"
 _STOP_SECONDS = 10.0  # a pod that is stopped has 30 s to end
 
 Service = dict[str, Any]
@@ -155,6 +156,7 @@ class _Change:
             return self.look_again()
         is_canary = self.config.canary_percent is not None and self.before is not None and self.golden is not None
         if is_canary:
+            self.check_crd()
             self.check_route()
             beside = self.canary_there() or self.write(as_canary_of=self.config.canary_percent)
             self.prove(Target(self.config.namespace, self.config.name, self.mark, canary_name(self.manifest), True))
@@ -220,17 +222,28 @@ class _Change:
                 written = self.cluster.replace(INFERENCE_SERVICE, self.config.namespace, body)
             except (ConflictError, AlreadyExistsError):
                 continue
-            if as_canary_of is not None and not written["spec"].get("canary"):
-                raise ClusterError(
-                    "deploy.canary_percent is set, but the CRD of InferenceService in this cluster has no spec.canary, "
-                    "which came with KServe 0.21. Upgrade KServe, or deploy without canary_percent."
-                )
             self.timeline.say("canary written" if as_canary_of is not None else "replaced")
             return written
         raise ClusterError(
             f"InferenceService {self.config.namespace}/{self.config.name}: changed {_MAX_WRITES} times while it was to be "
             "written. See who writes to it (kubectl get -o yaml --show-managed-fields), and deploy again."
         )
+
+    def check_crd(self) -> None:
+        """An API server drops a field that the installed CRD does not have, without a word."""
+        name = f"{INFERENCE_SERVICE.plural}.{INFERENCE_SERVICE.group}"
+        crd = self.cluster.get(CRD, None, name) or {"spec": {"versions": []}}
+        schemas = [
+            version["schema"]["openAPIV3Schema"]["properties"]["spec"]
+            for version in crd["spec"]["versions"]
+            if version["name"] == INFERENCE_SERVICE.version
+        ]
+        # KServe's minimal CRDs keep every field; an older KServe behind them ends in the rollout's time-out.
+        if not any("canary" in spec.get("properties", {}) or spec.get(_KEEPS_ALL) for spec in schemas):
+            raise ClusterError(
+                f"deploy.canary_percent is set, but the CRD {name} of this cluster has no spec.canary, which came with KServe "
+                "0.21. Upgrade KServe, or deploy without canary_percent."
+            )
 
     def check_route(self) -> None:
         """A canary's traffic is split by the HTTPRoute that KServe makes where it uses the Gateway API."""

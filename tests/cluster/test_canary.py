@@ -1,6 +1,9 @@
 """A canary beside the judge that is served: asked alone, promoted without new pods, or taken away again."""
 
+from typing import Any
+
 import pytest
+import yaml
 
 from reasongenrm.errors import ClusterError
 from reasongenrm.served import served_history, served_judge
@@ -8,6 +11,7 @@ from reasongenrm.serving import mark_of
 from tests.cluster.kserve import NAMESPACE
 from tests.cluster.test_deploy import CONFIG, World, world
 from tests.endpoints import completion
+from tests.kube.schemas import CRDS
 
 __all__ = ["world"]
 
@@ -20,13 +24,36 @@ ROUTE = {
 }
 
 
+def crd(*fields: str) -> dict[str, Any]:
+    """A CRD of InferenceService whose spec has these fields beside its predictor."""
+    spec = {"type": "object", "properties": {field: {"type": "object"} for field in ("predictor", *fields)}}
+    schema = {"openAPIV3Schema": {"type": "object", "properties": {"spec": spec}}}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": "inferenceservices.serving.kserve.io"},
+        "spec": {
+            "group": "serving.kserve.io",
+            "scope": "Namespaced",
+            "names": {"kind": "InferenceService", "plural": "inferenceservices"},
+            "versions": [{"name": "v1beta1", "served": True, "storage": True, "schema": schema}],
+        },
+    }
+
+
+def know_canaries(world: World) -> None:
+    """Make the cluster one whose KServe has canaries and uses the Gateway API."""
+    world.fake.put(crd("canary"))
+    world.fake.put(ROUTE)
+
+
 def pods(world: World) -> list[str]:
     return sorted(pod["metadata"]["name"] for pod in world.fake.objects("pods", NAMESPACE))
 
 
 def test_canary_is_asked_and_takes_over_with_its_own_pods(world: World) -> None:
     world.deploy("good")
-    world.fake.put(ROUTE)
+    know_canaries(world)
     num_pods = world.kserve.num_pods
     deployed = world.deploy("other", CANARY)
     predictor = deployed.manifest["spec"]["predictor"]
@@ -42,7 +69,7 @@ def test_canary_is_asked_and_takes_over_with_its_own_pods(world: World) -> None:
 
 def test_canary_that_judges_wrongly_is_taken_away_and_the_old_pods_never_stopped(world: World) -> None:
     world.deploy("good")
-    world.fake.put(ROUTE)
+    know_canaries(world)
     before, old = pods(world), world.service()
     assert old is not None
     world.endpoint.reply = lambda *_: completion("[[A]]", reasoning="Always the first.")
@@ -56,7 +83,7 @@ def test_canary_that_judges_wrongly_is_taken_away_and_the_old_pods_never_stopped
 
 def test_canary_that_is_not_promoted_stays_beside_and_is_no_champion(world: World) -> None:
     world.deploy("good")
-    world.fake.put(ROUTE)
+    know_canaries(world)
     stay = CANARY.model_copy(update={"canary_promote": False})
     deployed = world.deploy("other", stay)
     assert deployed.is_canary
@@ -70,7 +97,27 @@ def test_canary_that_is_not_promoted_stays_beside_and_is_no_champion(world: Worl
     assert pods(world) == [name for name in beside if not name.startswith("judge-predictor")]
 
 
+def test_kserve_that_knows_no_canaries_is_told_from_its_crd_before_anything_is_written(world: World) -> None:
+    world.deploy("good")
+    world.fake.put(crd())
+    world.fake.put(ROUTE)
+    num_writes = len(world.writes())
+    with pytest.raises(
+        ClusterError, match=r"has no spec\.canary, which came with KServe 0\.21[\s\S]*Nothing was changed"
+    ):
+        world.deploy("other", CANARY)
+    assert len(world.writes()) == num_writes
+
+
+@pytest.mark.skipif(not CRDS.is_dir(), reason="the CRDs of ../shared/crds are not here")
+def test_published_crd_of_kserve_is_one_that_knows_canaries() -> None:
+    published = yaml.load((CRDS / "serving.kserve.io_inferenceservices.yaml").read_text(), Loader=yaml.CSafeLoader)
+    (version,) = [item for item in published["spec"]["versions"] if item["name"] == "v1beta1"]
+    assert "canary" in version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+
+
 def test_cluster_without_httproutes_has_no_canary(world: World) -> None:
+    world.fake.put(crd("canary"))
     world.deploy("good")
     with pytest.raises(
         ClusterError, match=r"there is no HTTPRoute reasongenrm/judge-predictor[\s\S]*Nothing was changed"
