@@ -169,6 +169,7 @@ def test_signal_to_the_command_stops_its_tasks_and_its_store(
     program += f"from reasongenrm import cli, local_run\nlocal_run.PIPELINE = ('-u', {SCRIPTED!r})\ncli.main()"
     demo = Path(__file__).parents[1] / "examples" / "demo"
     command = [sys.executable, "-c", program, "run", "--model", "work hang", "--store", str(tmp_path), "--teacher", "t"]
+    command += ["--set", "deploy.apply=false"]
     command += ["--preferences", str(demo / "preferences.jsonl"), "--benchmark", str(demo / "benchmark.jsonl")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr
