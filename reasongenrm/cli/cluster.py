@@ -163,10 +163,8 @@ def _print_job(
     host: str | None,
     service_account: str,
 ) -> None:
-    import yaml
-
     from components.images import image
-    from reasongenrm.cluster.submit_job import submit_job
+    from reasongenrm.cluster.submit_job import as_yaml, submit_job
 
     namespace = namespace or "kubeflow"
     given = settings.resources.model_copy(update={f"{kind}_image": reference for kind, reference in images.items()})
@@ -181,7 +179,7 @@ def _print_job(
         image=given.cpu_image or image("cpu"),
         service_account=service_account,
     )
-    out.print(yaml.safe_dump_all(job, sort_keys=False), markup=False, soft_wrap=True, end="")
+    out.print(as_yaml(job), markup=False, soft_wrap=True, end="")
 
 
 def logs(

@@ -363,15 +363,16 @@ class PipelineServer:
         Args:
             doing: what the call is for, in words that go behind "cannot".
         """
-        from urllib3.exceptions import HTTPError
+        from urllib3.exceptions import HTTPError, MaxRetryError
 
         try:
             return call(*arguments, **options, _request_timeout=(_CONNECT_SECONDS, _READ_SECONDS))
         except self._api.ApiException as error:
             raise self._refused(doing, error.status, error.body or str(error.reason)) from error
         except HTTPError as error:
+            why = error.reason if isinstance(error, MaxRetryError) and error.reason else error
             raise ServerAwayError(
-                f"{self.host}: cannot {doing}: {' '.join(str(error).split())}. Is it the right --host, and does the port-forward "
+                f"{self.host}: cannot {doing}: {str(why).partition(': ')[2] or why}. Is it the right --host, and does the port-forward "
                 "(or the VPN) still stand?"
             ) from error
 

@@ -3,6 +3,7 @@
 It meets Pod Security "restricted", talks to nothing but the KFP API, and ends when the run has started.
 """
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
@@ -121,3 +122,19 @@ def _labels() -> dict[str, str]:
         "app.kubernetes.io/part-of": "reasongenrm",
         "app.kubernetes.io/version": __version__,
     }
+
+
+def as_yaml(objects: Iterable[Mapping[str, Any]]) -> str:
+    """The objects as one file for `kubectl apply`; the config in it reads as a file of its own."""
+    return yaml.dump_all(objects, Dumper=_Readable, sort_keys=False)
+
+
+class _Readable(yaml.SafeDumper):
+    """Writes a text of several lines as a block instead of one quoted line."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Readable.add_representer(str, _represent_text)

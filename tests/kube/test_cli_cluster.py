@@ -261,6 +261,7 @@ def test_job_is_printed_for_kubectl_and_nothing_is_started(server: FakeKfp) -> N
     arguments = ["submit", *GIVEN, "--as-job", "--name", "later", "-n", "team-a", "--image", "cpu=registry/cpu:3"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
+    assert "run.yaml: |\n" in result.stdout  # a block that people can read
     config_map, job = yaml.safe_load_all(result.stdout)
     assert job["metadata"] == {**config_map["metadata"], "name": "submit-later", "namespace": "team-a"}
     (container,) = job["spec"]["template"]["spec"]["containers"]
