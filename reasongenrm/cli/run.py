@@ -125,7 +125,8 @@ def _check_inputs(inputs: "RunInputs", settings: "RunConfig") -> None:
 
 
 def _check_cluster(settings: "RunConfig") -> None:
-    from reasongenrm.cluster.client import INFERENCE_SERVICE, Cluster
+    from reasongenrm.cluster.client import Cluster
+    from reasongenrm.cluster.kinds import INFERENCE_SERVICE
     from reasongenrm.errors import ClusterError, ConfigError
 
     deploy = settings.deploy

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from reasongenrm.cluster.client import CRD, HTTP_ROUTE, INFERENCE_SERVICE, AlreadyExistsError, Cluster, ConflictError
+from reasongenrm.cluster.client import AlreadyExistsError, Cluster, ConflictError
 from reasongenrm.cluster.golden import Golden, GoldenRows, ask_golden
+from reasongenrm.cluster.kinds import CRD, HTTP_ROUTE, INFERENCE_SERVICE
 from reasongenrm.cluster.replaced import load_replaced, over, plain, save_replaced, versioned, with_replaced
 from reasongenrm.cluster.rollout import Pace, Target, Timeline, wait_for_rollout
 from reasongenrm.config import DeployConfig

@@ -7,8 +7,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from reasongenrm.cluster.change import Deployed, Service, bring_out
-from reasongenrm.cluster.client import SERVING_RUNTIME, Cluster
+from reasongenrm.cluster.client import Cluster
 from reasongenrm.cluster.golden import choose_golden
+from reasongenrm.cluster.kinds import SERVING_RUNTIME
 from reasongenrm.cluster.rollout import Pace
 from reasongenrm.config import DeployConfig
 from reasongenrm.errors import ClusterError

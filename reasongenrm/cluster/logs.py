@@ -58,7 +58,7 @@ def task_log(
 
 def task_pods(cluster: "Cluster", run_id: str, key: str) -> list[dict[str, Any]]:
     """The pods in which a task works or worked, one for each try, oldest first; not those that only prepare it."""
-    from reasongenrm.cluster.client import POD
+    from reasongenrm.cluster.kinds import POD
 
     pods = cluster.list(POD, cluster.namespace, labels=f"{RUN_LABEL}={run_id}")
     ours = [pod for pod in pods if task_of(pod) == key]

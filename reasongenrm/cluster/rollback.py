@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from reasongenrm.cluster.change import Deployed, bring_out
-from reasongenrm.cluster.client import INFERENCE_SERVICE, Cluster
+from reasongenrm.cluster.client import Cluster
 from reasongenrm.cluster.golden import choose_golden
+from reasongenrm.cluster.kinds import INFERENCE_SERVICE
 from reasongenrm.cluster.replaced import load_replaced, plain
 from reasongenrm.cluster.rollout import Pace
 from reasongenrm.config import DeployConfig

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from reasongenrm.cluster.client import DEPLOYMENT, INFERENCE_SERVICE, POD, Cluster, ForbiddenError, UnavailableError
+from reasongenrm.cluster.client import Cluster, ForbiddenError, UnavailableError
 from reasongenrm.cluster.health import Trouble, condition, pod_troubles, service_troubles
+from reasongenrm.cluster.kinds import DEPLOYMENT, INFERENCE_SERVICE, POD
 from reasongenrm.errors import ClusterError
 from reasongenrm.serving import mark_of
 

@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from reasongenrm.cluster.client import EVENT, POD, Cluster, ForbiddenError, NotFoundError
+from reasongenrm.cluster.client import Cluster, ForbiddenError, NotFoundError
+from reasongenrm.cluster.kinds import EVENT, POD
 from reasongenrm.cluster.trainjob_spec import NODE
 from reasongenrm.config import TrainJobConfig
 from reasongenrm.errors import ClusterError, TrainingError

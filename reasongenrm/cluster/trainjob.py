@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from reasongenrm.cluster.client import POD, TRAIN_JOB, AlreadyExistsError, Cluster, ConflictError
+from reasongenrm.cluster.client import AlreadyExistsError, Cluster, ConflictError
+from reasongenrm.cluster.kinds import POD, TRAIN_JOB
 from reasongenrm.cluster.train_pods import TrainPods
 from reasongenrm.cluster.trainjob_spec import (
     KEY_LABEL,

@@ -12,11 +12,6 @@ import pytest
 
 from reasongenrm.cluster import client, connection
 from reasongenrm.cluster.client import (
-    CONFIG_MAP,
-    CRD,
-    POD,
-    SECRET,
-    TRAIN_JOB,
     AlreadyExistsError,
     Cluster,
     ConflictError,
@@ -24,6 +19,7 @@ from reasongenrm.cluster.client import (
     NotFoundError,
     UnavailableError,
 )
+from reasongenrm.cluster.kinds import CONFIG_MAP, CRD, POD, SECRET, TRAIN_JOB
 from reasongenrm.errors import ClusterError
 from tests.kube.fake_api import FakeCluster
 

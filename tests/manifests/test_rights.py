@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from reasongenrm.cluster import client
+from reasongenrm.cluster import kinds
+from reasongenrm.cluster.kinds import Kind
 from tests.manifests import OVERLAYS, ROOT, rendered
 
 ACCOUNTS = ("pipeline-runner", "default-editor")
@@ -24,13 +25,11 @@ RIGHTS: dict[tuple[str, str, str], set[str]] = {
         "list",
     },  # preflight: is the runtime there, and if not, what is
     (SERVING, "apps", "deployments"): {"get", "list", "watch"},  # the rollout
-    (SERVING, "apps", "replicasets"): {"get", "list", "watch"},  # why there is no pod: quota, Pod Security
     (SERVING, "", "pods"): {"get", "list", "watch"},  # are the new pods ready, and why not
     (SERVING, "", "events"): {"get", "list", "watch"},
     (SERVING, "", "pods/log"): {"get"},  # the last lines of a judge that does not start
     (SERVING, "gateway.networking.k8s.io", "httproutes"): {"get"},  # a canary's route
     (RUN, "trainer.kubeflow.org", "trainjobs"): {"get", "list", "watch", "create", "patch", "delete"},
-    (RUN, "trainer.kubeflow.org", "trainingruntimes"): {"get"},
     (RUN, "", "pods"): {"get", "list", "watch"},  # the nodes of a training
     (RUN, "", "events"): {"get", "list", "watch"},
     (RUN, "", "pods/log"): {"get"},
@@ -93,11 +92,11 @@ def used_by_the_code() -> set[tuple[str, str, str]]:
     return used
 
 
-def kind_of(path: Path, name: str) -> client.Kind:
-    """The kind behind a constant: of the client, or of the module that uses it."""
+def kind_of(path: Path, name: str) -> Kind:
+    """The kind behind a constant that a module uses."""
     module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    found = {**vars(client), **vars(module)}[name]
-    assert isinstance(found, client.Kind), f"{module.__name__}.{name}"
+    found = {**vars(kinds), **vars(module)}[name]  # some are imported where they are used
+    assert isinstance(found, Kind), f"{module.__name__}.{name}"
     return found
 
 
