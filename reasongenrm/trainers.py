@@ -343,6 +343,9 @@ def _save(trainer: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype:
     model.config._name_or_path = ""  # a scratch folder of this run; equal runs leave equal bytes
     model.generation_config = GenerationConfig(**tokens)
     model.save_pretrained(folder, state_dict=state)
+    # It has just written the dtype of the model, which under FSDP2 is that of the master weights and not of `state`.
+    model.config.dtype = dtype
+    model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
