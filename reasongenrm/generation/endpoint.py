@@ -11,8 +11,10 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import httpx
@@ -79,6 +81,15 @@ class _TooLong(Exception):
     """The server says that prompt and max_tokens do not fit into the model's context."""
 
 
+@dataclass(frozen=True)
+class _Connections:
+    """What the requests of one call share; `tasks` are the batches under way."""
+
+    client: httpx.AsyncClient
+    slots: asyncio.Semaphore
+    tasks: set["asyncio.Task[Any]"] = field(default_factory=set)
+
+
 class EndpointEngine:
     """Generates through `POST {base_url}/chat/completions`.
 
@@ -128,41 +139,56 @@ class EndpointEngine:
         batches = plan_batches(requests, sampling.num_samples, self._config.batch_size, skip)
         # Enough batches under way to keep every connection busy while the oldest one waits for its last answer.
         num_ahead = 1 + -(-self._config.concurrency // self._config.batch_size)
-        with start_blocking_portal() as portal, portal.wrap_async_context_manager(self._client()) as client:
-            slots = asyncio.Semaphore(self._config.concurrency)
+        with start_blocking_portal() as portal, portal.wrap_async_context_manager(self._connections()) as connections:
             under_way: deque[Future[list[Generation]]] = deque()
             for batch in batches:
                 if len(under_way) == num_ahead:
                     yield under_way.popleft().result()
-                under_way.append(portal.start_task_soon(self._generate_batch, client, slots, batch, sampling))
+                under_way.append(portal.start_task_soon(self._generate_batch, connections, batch, sampling))
             while under_way:
                 yield under_way.popleft().result()
 
+    @asynccontextmanager
+    async def _connections(self) -> AsyncIterator["_Connections"]:
+        """The client; when the context ends, requests under way end before it: a connection that is being opened while
+        its client is closed would stay open."""
+        async with self._client() as client:
+            connections = _Connections(client, asyncio.Semaphore(self._config.concurrency))
+            try:
+                yield connections
+            finally:
+                for task in connections.tasks:
+                    task.cancel()
+                await asyncio.gather(*connections.tasks, return_exceptions=True)
+
     async def _generate_batch(
-        self, client: httpx.AsyncClient, slots: asyncio.Semaphore, batch: list[GenerationRequest], sampling: Sampling
+        self, connections: "_Connections", batch: list[GenerationRequest], sampling: Sampling
     ) -> list[Generation]:
-        return await asyncio.gather(
-            *(
-                self._generate_one(client, slots, request, sample, sampling)
-                for request in batch
-                for sample in range(sampling.num_samples)
-            )
-        )
+        own_task = asyncio.current_task()
+        assert own_task is not None
+        connections.tasks.add(own_task)
+        own_task.add_done_callback(connections.tasks.discard)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._generate_one(connections, request, sample, sampling))
+                    for request in batch
+                    for sample in range(sampling.num_samples)
+                ]
+        except ExceptionGroup as failures:
+            first = failures.exceptions[0]
+            raise first from first.__cause__
+        return [task.result() for task in tasks]
 
     async def _generate_one(
-        self,
-        client: httpx.AsyncClient,
-        slots: asyncio.Semaphore,
-        request: GenerationRequest,
-        sample: int,
-        sampling: Sampling,
+        self, connections: "_Connections", request: GenerationRequest, sample: int, sampling: Sampling
     ) -> Generation:
         where = f"{self.base_url}: request {request.request_id}"
-        async with slots:
+        async with connections.slots:
             started = time.perf_counter()
             try:
                 data = await self._call(
-                    client, "POST", "/chat/completions", self._body(request, sample, sampling), where
+                    connections.client, "POST", "/chat/completions", self._body(request, sample, sampling), where
                 )
             except _TooLong as refusal:
                 logger.warning("%s: longer than the model's context, counted as cut off (%s)", where, refusal)

@@ -1,6 +1,7 @@
 """The endpoint engine against real HTTP servers: replies, seeds, concurrency, retries, resume."""
 
 import asyncio
+import gc
 import logging
 import socket
 import time
@@ -306,6 +307,19 @@ def test_engine_can_be_left_in_the_middle() -> None:
         started = time.monotonic()
         batches.close()  # type: ignore[attr-defined]
         assert time.monotonic() - started < 0.9
+
+
+@pytest.mark.parametrize("batch_size", [1, 16])
+def test_failure_ends_what_is_under_way_before_its_connections_close(batch_size: int) -> None:
+    def first_fails(body: dict[str, Any], number: int) -> Response:
+        return refusal(400, "no") if number % 64 == 0 else echo(body, number)
+
+    with FakeEndpoint(first_fails).running() as url:
+        engine = EndpointEngine(url, EngineConfig(batch_size=batch_size, concurrency=16))
+        for _ in range(4):  # a connection that is opened while its client closes stays open: a ResourceWarning
+            with pytest.raises(EngineError, match="HTTP 400: no"):
+                list(engine.generate([ask(f"q{i}") for i in range(256)], Sampling(max_tokens=9)))
+            gc.collect()
 
 
 def test_addresses_that_are_neither_endpoint_nor_folder_are_refused() -> None:
