@@ -1,0 +1,250 @@
+"""What the judge is asked and what it answers: the JSON of its REST API, and the records of its Python client.
+
+"A" and "B" are always the answers as the caller gave them, whatever order the model saw them in.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MAX_TEXT_CHARS = 1_000_000  # of one text; what does not fit into the model's context is refused or cut with better words
+MAX_TURNS = 256
+MAX_ANSWERS = 32  # of a list
+MAX_VOTES = 16  # METHOD section 7: majority vote of k samples
+MAX_BATCH = 256
+
+Order = Literal["given", "swapped"]
+Letter = Literal["A", "B"]
+Text = Annotated[str, Field(max_length=MAX_TEXT_CHARS)]
+
+
+class _Part(BaseModel):
+    """Unknown fields are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Turn(_Part):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Text
+
+
+class JudgeOptions(_Part):
+    """What every kind of judgment takes.
+
+    Attributes:
+        question: the question's text, or a conversation whose last turn is the user's.
+        rubric: what to judge by, in words; None leaves it to the judge.
+        votes: reasons sampled per order; 1 is greedy.
+        temperature: of the votes; used if `votes` is above 1.
+        both_orders: judge with the answers in each other's place too. False halves the cost and keeps the position bias.
+        max_tokens: of one reason with its verdict; None: the server's setting.
+        seed: of the votes' random numbers.
+        when_too_long: "refuse" answers 422; "truncate" cuts the middle out of what is too long and says so.
+    """
+
+    question: Text | Annotated[list[Turn], Field(min_length=1, max_length=MAX_TURNS)]
+    rubric: Annotated[str, Field(max_length=20_000)] | None = None
+    votes: Annotated[int, Field(ge=1, le=MAX_VOTES)] = 1
+    temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
+    both_orders: bool = True
+    max_tokens: Annotated[int, Field(ge=1, le=131_072)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    when_too_long: Literal["refuse", "truncate"] = "refuse"
+
+    @model_validator(mode="after")
+    def _asks(self) -> "JudgeOptions":
+        if not isinstance(self.question, str) and self.question[-1].role != "user":
+            raise ValueError("the last turn of 'question' must be the user's")
+        return self
+
+    def turns(self) -> list[Turn]:
+        """The question as turns."""
+        return [Turn(role="user", content=self.question)] if isinstance(self.question, str) else list(self.question)
+
+
+class PairwiseRequest(JudgeOptions):
+    """Which of two answers is better. `stream`: server-sent events, see docs/judge.md."""
+
+    answer_a: Text
+    answer_b: Text
+    stream: bool = False
+
+
+class ListwiseRequest(JudgeOptions):
+    """Rank several answers by comparing pairs of them.
+
+    `max_comparisons` bounds the pairs that are judged; None: as many as sorting by merges needs at most.
+    """
+
+    answers: Annotated[list[Text], Field(min_length=2, max_length=MAX_ANSWERS)]
+    max_comparisons: Annotated[int, Field(ge=1, le=MAX_ANSWERS * (MAX_ANSWERS - 1) // 2)] | None = None
+
+
+class PointwiseRequest(JudgeOptions):
+    """Score one answer against a reference answer; None: against the server's fixed anchor."""
+
+    answer: Text
+    reference: Text | None = None
+
+
+class Usage(_Part):
+    """What the predictor counted, over all of its requests."""
+
+    num_requests: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class OrderJudgment(_Part):
+    """One generation of the judge.
+
+    Attributes:
+        vote: from 0.
+        reason: as the model wrote it. In the order "swapped" its "answer A" is the caller's B.
+        preferred: the caller's answer that the verdict names; None if no verdict could be read.
+        p_a: calibrated probability that the caller's A is the better one, in [0, 1]; None if the predictor gave no
+            log-probabilities or the generation ended before its verdict.
+        truncated: the generation was cut off by max_tokens or the context.
+    """
+
+    order: Order
+    vote: int
+    reason: str | None
+    preferred: Letter | None
+    p_a: float | None
+    truncated: bool
+
+
+class Cut(_Part):
+    """A text whose middle was left out: which one, and how many of its characters."""
+
+    field: str
+    num_chars: int
+
+
+class _Answered(_Part):
+    """What every answer has. `id` is the request's, also in the header X-Request-ID."""
+
+    id: str
+    model: str
+    cuts: list[Cut]
+    usage: Usage
+    latency_seconds: float
+
+
+class PairwiseResponse(_Answered):
+    """The judgment of a pair.
+
+    Attributes:
+        preferred: the answer that both orders name (the majority of each order's votes); "tie" if they disagree or one
+            order's votes are even; None if no order has a verdict that can be read.
+        p_a: mean over orders and votes; None if there is none.
+        consistent: both orders name the same answer; None with one order, or if an order has no verdict.
+        calibrated: p_a was corrected by a calibration of this checkpoint.
+        judgments: one an order and vote, in the order "given" then "swapped".
+    """
+
+    preferred: Literal["A", "B", "tie"] | None
+    p_a: float | None
+    consistent: bool | None
+    calibrated: bool
+    judgments: list[OrderJudgment]
+
+
+class Comparison(_Part):
+    """One pair of a list: indices of the two answers, the better one's index (None: tie or unread), P(first better)."""
+
+    first: int
+    second: int
+    preferred: int | None
+    p_first: float | None
+    consistent: bool | None
+
+
+class ListwiseResponse(_Answered):
+    """A ranking.
+
+    Attributes:
+        ranking: indices of the answers, best first.
+        scores: per answer, in the order given: mean probability of being the better one, over its comparisons.
+        comparisons: what was judged.
+        complete: False if `max_comparisons` ended the tournament before the ranking was sure.
+    """
+
+    ranking: list[int]
+    scores: list[float]
+    comparisons: list[Comparison]
+    complete: bool
+
+
+class PointwiseResponse(_Answered):
+    """A score in [0, 1]: the probability that the answer is better than what it was held against; None: no verdict.
+
+    `against` says what that was.
+    """
+
+    score: float | None
+    against: Literal["reference", "anchor"]
+    consistent: bool | None
+    calibrated: bool
+    judgments: list[OrderJudgment]
+
+
+class BatchPair(PairwiseRequest):
+    """A pair in a batch."""
+
+    kind: Literal["pairwise"] = "pairwise"
+    stream: Literal[False] = False
+
+
+class BatchList(ListwiseRequest):
+    """A list in a batch."""
+
+    kind: Literal["listwise"]
+
+
+class BatchPoint(PointwiseRequest):
+    """A single answer in a batch."""
+
+    kind: Literal["pointwise"]
+
+
+class BatchRequest(_Part):
+    """Several judgments; each ends by itself, with an answer or an error."""
+
+    requests: Annotated[
+        list[Annotated[BatchPair | BatchList | BatchPoint, Field(discriminator="kind")]],
+        Field(min_length=1, max_length=MAX_BATCH),
+    ]
+
+
+class ErrorDetail(_Part):
+    """What went wrong, in words that say what to do; `code` is for programs, `param` the field that is at fault."""
+
+    message: str
+    code: str
+    param: str | None = None
+    request_id: str | None = None
+
+
+class ErrorResponse(_Part):
+    """The body of every answer that is an error."""
+
+    error: ErrorDetail
+
+
+class BatchItem(_Part):
+    """One of a batch: an answer or an error."""
+
+    result: PairwiseResponse | ListwiseResponse | PointwiseResponse | None = None
+    error: ErrorDetail | None = None
+
+
+class BatchResponse(_Part):
+    """In the order of the requests."""
+
+    id: str
+    results: list[BatchItem]
