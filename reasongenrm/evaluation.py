@@ -24,7 +24,7 @@ from reasongenrm.store import ArtifactRef, Store, digest_bytes, download, read_f
 
 # How each variant is asked (METHOD section 7): plain chat; the verdict at once; reason and verdict.
 VARIANT_STYLES: dict[str, JudgeStyle] = {"base": "plain", "genrm": "verdict", "sft": "reason", "dpo": "reason"}
-_OPENINGS: dict[JudgeStyle, OpeningRole | None] = {"plain": None, "verdict": "assistant", "reason": "reason"}
+OPENINGS: dict[JudgeStyle, OpeningRole | None] = {"plain": None, "verdict": "assistant", "reason": "reason"}
 
 KeepPart = Callable[[str, bytes], None]
 
@@ -278,7 +278,7 @@ def _ask(
 def _first_question(row: BenchmarkRow, order: Order, style: JudgeStyle, two_step: bool) -> _Question:
     messages = judge_messages(row.prompt(order), "plain" if style == "plain" else "trained")
     request = GenerationRequest(
-        _request_id(row, order), messages, opening_role=_OPENINGS[style], stop_at="turn" if two_step else "sequence"
+        _request_id(row, order), messages, opening_role=OPENINGS[style], stop_at="turn" if two_step else "sequence"
     )
     return _Question(request, row, order)
 

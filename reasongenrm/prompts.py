@@ -6,10 +6,10 @@ the verdict is only ever read from the assistant turn.
 
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 from reasongenrm.chat import neutralise
-from reasongenrm.records import JudgePrompt, Message, Verdict
+from reasongenrm.records import JudgePrompt, Verdict
 
 Style = Literal["plain", "trained"]
 
@@ -27,9 +27,14 @@ is correct, and is helpful and safe.
 
 ### Answer B
 {answer_b}
-
+{rubric}
 ### Verdict
 Write [[A]] if answer A is better, or [[B]] if answer B is better."""
+
+_RUBRIC = """
+### Judge by
+{rubric}
+"""
 
 _EXPLAIN = " First explain your decision in two or three sentences. Then end with the verdict, [[A]] or [[B]], on a line of its own."
 
@@ -43,23 +48,39 @@ from the two answers alone, as if nobody had told you the result, and do not men
 in words which answer is better. Write the reasoning only, without the marks [[A]] and [[B]]."""
 
 
-def question_text(question: Sequence[Message]) -> str:
+class Turn(Protocol):
+    """One turn of a question: a `records.Message`, or a turn as the judge's API takes it."""
+
+    @property
+    def role(self) -> str: ...
+    @property
+    def content(self) -> str: ...
+
+
+def question_text(question: Sequence[Turn]) -> str:
     """The question as text: a single turn as it is, several turns each with its role."""
     if len(question) == 1:
         return question[0].content
     return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in question)
 
 
-def judge_prompt(question: Sequence[Message], answer_a: str, answer_b: str) -> str:
-    """The user turn that GenRM and ReasonGenRM are trained on and asked with."""
+def judge_prompt(question: Sequence[Turn], answer_a: str, answer_b: str, rubric: str | None = None) -> str:
+    """The user turn that GenRM and ReasonGenRM are trained on and asked with.
+
+    Args:
+        rubric: what to judge by, a section of its own; None, as in training, leaves that section out.
+    """
     return _TASK.format(
-        question=neutralise(question_text(question)), answer_a=neutralise(answer_a), answer_b=neutralise(answer_b)
+        question=neutralise(question_text(question)),
+        answer_a=neutralise(answer_a),
+        answer_b=neutralise(answer_b),
+        rubric="" if rubric is None else _RUBRIC.format(rubric=neutralise(rubric)),
     )
 
 
-def plain_judge_prompt(question: Sequence[Message], answer_a: str, answer_b: str) -> str:
+def plain_judge_prompt(question: Sequence[Turn], answer_a: str, answer_b: str, rubric: str | None = None) -> str:
     """The user turn for an untrained model: a judge by plain chat, its verdict at the end (METHOD section 7)."""
-    return judge_prompt(question, answer_a, answer_b) + _EXPLAIN
+    return judge_prompt(question, answer_a, answer_b, rubric) + _EXPLAIN
 
 
 def teacher_prompt(prompt: JudgePrompt) -> str:

@@ -1,0 +1,52 @@
+"""What the judge can answer instead of a judgment; each error knows its HTTP status and what the caller should do."""
+
+from reasongenrm.errors import ReasonGenRMError
+
+
+class JudgeError(ReasonGenRMError):
+    """A judgment that could not be given.
+
+    Attributes:
+        status: HTTP status of the answer.
+        code: for programs; does not change.
+        param: the request's field that is at fault, if one is.
+        retry_after_seconds: when it is worth asking again; None: not by itself.
+    """
+
+    status = 500
+    code = "internal"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_seconds: int | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.retry_after_seconds = retry_after_seconds
+
+
+class TooLongError(JudgeError):
+    """The texts do not fit into the model's context, and were not to be cut."""
+
+    status, code = 422, "too_long"
+
+
+class OverloadedError(JudgeError):
+    """Too much is under way already, here or at the predictor."""
+
+    status, code = 429, "overloaded"
+
+
+class PredictorRefusedError(JudgeError):
+    """The predictor answered something that is no completion."""
+
+    status, code = 502, "predictor_refused"
+
+
+class PredictorUnavailableError(JudgeError):
+    """The predictor cannot be reached, or broke off."""
+
+    status, code = 503, "predictor_unavailable"
+
+
+class PredictorTimeoutError(JudgeError):
+    """The predictor did not answer in time."""
+
+    status, code = 504, "predictor_timeout"

@@ -1,0 +1,130 @@
+"""Several answers ranked by a tournament: merge sort over pairwise judgments, comparisons of a round side by side.
+
+Merge sort needs at most n*ceil(log2(n)) - 2**ceil(log2(n)) + 1 comparisons (Knuth, The Art of Computer Programming 3,
+5.2.4), and every pair at most once. Rounds are the same whatever the timing, so a bound cuts off the same comparisons.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from dataclasses import dataclass
+
+from reasongenrm.judge.api import Comparison, Usage
+from reasongenrm.judge.pairwise import PairResult
+
+Compare = Callable[[int, int], Awaitable[PairResult]]
+Merge = Generator[tuple[int, int], bool, list[int]]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Best first; see `api.ListwiseResponse`."""
+
+    order: list[int]
+    scores: list[float]
+    comparisons: list[Comparison]
+    complete: bool
+    results: list[PairResult]
+
+    @property
+    def usage(self) -> Usage:
+        """Of all comparisons."""
+        return Usage(
+            num_requests=sum(result.usage.num_requests for result in self.results),
+            prompt_tokens=sum(result.usage.prompt_tokens for result in self.results),
+            completion_tokens=sum(result.usage.completion_tokens for result in self.results),
+        )
+
+
+def most_comparisons(num_answers: int) -> int:
+    """What ranking so many answers needs at most."""
+    levels = (num_answers - 1).bit_length()
+    return num_answers * levels - 2**levels + 1
+
+
+async def rank(num_answers: int, compare: Compare, max_comparisons: int | None = None) -> Ranking:
+    """Rank answers 0 .. num_answers - 1.
+
+    A comparison without a probability counts as 0.5. At 0.5 the answer given first stays first.
+
+    Args:
+        compare: judges the answers with these two indices; `p_a` is the first one's.
+        max_comparisons: asked for at most; if that ends the tournament, the answers are ordered by their scores.
+    """
+    results: dict[tuple[int, int], PairResult] = {}
+    runs = [[index] for index in range(num_answers)]
+    complete = True
+    while len(runs) > 1 and complete:
+        merges = [_merge(left, right) for left, right in zip(runs[::2], runs[1::2], strict=False)]
+        leftover = runs[len(merges) * 2 :]
+        merged: dict[int, list[int]] = {}
+        asked = {number: next(merge) for number, merge in enumerate(merges)}
+        while asked:
+            if max_comparisons is not None and len(results) + len(asked) > max_comparisons:
+                asked = dict(list(asked.items())[: max_comparisons - len(results)])
+                complete = False
+            results |= await _judge_all(list(asked.values()), compare)
+            if not complete:
+                break
+            upcoming: dict[int, tuple[int, int]] = {}
+            for number, pair in asked.items():
+                try:
+                    upcoming[number] = merges[number].send(_p_first(results[pair]) >= 0.5)
+                except StopIteration as done:
+                    merged[number] = done.value
+            asked = upcoming
+        runs = [merged[number] for number in sorted(merged)] + leftover
+    comparisons = [
+        Comparison(
+            first=first,
+            second=second,
+            preferred={"A": first, "B": second}.get(result.preferred or "tie"),
+            p_first=result.p_a,
+            consistent=result.consistent,
+        )
+        for (first, second), result in results.items()
+    ]
+    scores = _scores(num_answers, results)
+    by_score = sorted(range(num_answers), key=lambda index: (-scores[index], index))
+    return Ranking(runs[0] if complete else by_score, scores, comparisons, complete, list(results.values()))
+
+
+def _merge(left: Sequence[int], right: Sequence[int]) -> Merge:
+    """Merge two ranked runs; yields a pair (one of the left, one of the right), is sent whether the left one goes first."""
+    merged: list[int] = []
+    i = j = 0
+    while i < len(left) and j < len(right):
+        if (yield left[i], right[j]):
+            merged.append(left[i])
+            i += 1
+        else:
+            merged.append(right[j])
+            j += 1
+    return [*merged, *left[i:], *right[j:]]
+
+
+async def _judge_all(pairs: Sequence[tuple[int, int]], compare: Compare) -> dict[tuple[int, int], PairResult]:
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_awaited(compare(*pair))) for pair in pairs]
+    except ExceptionGroup as failures:
+        first = failures.exceptions[0]  # the others were given up
+        raise first from first.__cause__
+    return {pair: task.result() for pair, task in zip(pairs, tasks, strict=True)}
+
+
+async def _awaited(work: Awaitable[PairResult]) -> PairResult:
+    return await work
+
+
+def _p_first(result: PairResult) -> float:
+    return 0.5 if result.p_a is None else result.p_a
+
+
+def _scores(num_answers: int, results: dict[tuple[int, int], PairResult]) -> list[float]:
+    """Mean probability of being the better one; 0.5 for an answer that met no other."""
+    shares: list[list[float]] = [[] for _ in range(num_answers)]
+    for (first, second), result in results.items():
+        p_first = _p_first(result)
+        shares[first].append(p_first)
+        shares[second].append(1.0 - p_first)
+    return [sum(own) / len(own) if own else 0.5 for own in shares]

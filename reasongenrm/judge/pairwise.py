@@ -1,0 +1,238 @@
+"""One pair: both orders and all votes asked side by side, and what they say together.
+
+In goes a pair, out come its judgments in terms of the caller's answers, the answer that they prefer and p_a.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from reasongenrm.evaluation import OPENINGS
+from reasongenrm.generation.seam import sample_seed
+from reasongenrm.judge.api import Cut, JudgeOptions, Letter, Order, OrderJudgment, Usage
+from reasongenrm.judge.errors import TooLongError
+from reasongenrm.judge.predictor import Ask, ContextExceededError, OnReason, Predictor, Reply
+from reasongenrm.judge.prompting import MIN_CHARS, Pair
+from reasongenrm.metrics import JudgeStyle
+from reasongenrm.prompts import parse_verdict
+
+if TYPE_CHECKING:
+    from reasongenrm.judge.calibration import Calibration
+
+VERDICTS = ("[[A]]", "[[B]]")
+CUT_STEP = 0.7  # how much is kept at each try, where only the predictor knows what fits
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """How the judge asks its predictor.
+
+    Attributes:
+        predictor_url: up to and including /v1.
+        model: the predictor's model; None: the only one that it lists.
+        style: how the checkpoint wants to be asked: a trained judge for "reason" and verdict or for the "verdict" at
+            once, any other model in "plain" chat.
+        max_tokens: of one generation, reason and verdict, unless a request says otherwise.
+        max_chars: of question and answers together; more is refused or cut before the predictor sees it.
+        timeout_seconds: of one generation.
+        constrained: have the predictor allow nothing but [[A]] and [[B]] as the answer (not with style "plain", whose
+            answer holds its reasoning too).
+        anchor: what a single answer is held against if it comes without a reference.
+        max_concurrency: generations under way at the predictor at once.
+        calibration: of this checkpoint, if there is one.
+    """
+
+    predictor_url: str
+    model: str | None = None
+    style: JudgeStyle = "reason"
+    max_tokens: int = 2048
+    max_chars: int = 400_000
+    timeout_seconds: float = 120.0
+    constrained: bool = True
+    anchor: str = "I am not sure how to answer that."
+    max_concurrency: int = 64
+    calibration: "Calibration | None" = None
+
+
+@dataclass(frozen=True)
+class JudgeEvent:
+    """Something happened to one generation: its reason grew, or its judgment is there."""
+
+    order: Order
+    vote: int
+    reason_delta: str = ""
+    judgment: OrderJudgment | None = None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One generation that ended, for metrics; `letter` is the verdict as the model wrote it."""
+
+    order: Order
+    letter: Letter | None
+    truncated: bool
+    num_prompt_tokens: int
+    num_output_tokens: int
+    seconds: float
+
+
+OnEvent = Callable[[JudgeEvent], Awaitable[None]]
+Observe = Callable[[Observed], None]
+
+
+@dataclass(frozen=True)
+class PairResult:
+    """What is known of a pair after all of its generations (see `api.PairwiseResponse`)."""
+
+    preferred: Literal["A", "B", "tie"] | None
+    p_a: float | None
+    consistent: bool | None
+    judgments: list[OrderJudgment] = field(default_factory=list)
+    cuts: tuple[Cut, ...] = ()
+    usage: Usage = field(default_factory=lambda: Usage(num_requests=0, prompt_tokens=0, completion_tokens=0))
+
+
+class PairJudge:
+    """Judges pairs through a predictor."""
+
+    def __init__(self, predictor: Predictor, settings: JudgeSettings, observe: Observe | None = None) -> None:
+        self._predictor, self._settings, self._observe = predictor, settings, observe
+
+    async def judge(self, pair: Pair, options: JudgeOptions, on_event: OnEvent | None = None) -> PairResult:
+        """Judge one pair.
+
+        Equal answers are a tie with p_a 0.5, by symmetry and without a request.
+
+        Raises:
+            TooLongError: it does not fit, and was not to be cut or cannot be cut enough.
+            JudgeError: the predictor failed (see `Predictor.complete`).
+        """
+        if pair.answer_a == pair.answer_b:
+            return PairResult("tie", 0.5, True)
+        may_cut = options.when_too_long == "truncate"
+        if pair.num_chars > self._settings.max_chars:
+            if not may_cut:
+                raise TooLongError(
+                    f"question and answers have {pair.num_chars} characters; this judge takes {self._settings.max_chars}. "
+                    'Send less, or "when_too_long": "truncate" to have their middle left out.'
+                )
+            pair = pair.cut_to(self._settings.max_chars)
+        whole, max_chars = pair, pair.num_chars
+        while True:
+            try:
+                return await self._judge(pair, options, on_event)
+            except ContextExceededError as error:
+                max_chars = int(max_chars * CUT_STEP)
+                if not may_cut or max_chars < MIN_CHARS:
+                    raise TooLongError(
+                        f"question and answers ({whole.num_chars} characters) and the answer's tokens do not fit into the "
+                        f'model\'s context: {error}. Send less or a smaller max_tokens, or "when_too_long": "truncate".'
+                    ) from error
+                pair = whole.cut_to(max_chars)
+
+    async def _judge(self, pair: Pair, options: JudgeOptions, on_event: OnEvent | None) -> PairResult:
+        orders: tuple[Order, ...] = ("given", "swapped") if options.both_orders else ("given",)
+        places = [(order, vote) for order in orders for vote in range(options.votes)]
+        max_tokens = await self._max_tokens(options)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._ask(pair, order, vote, options, max_tokens, on_event))
+                    for order, vote in places
+                ]
+        except ExceptionGroup as failures:
+            first = failures.exceptions[0]  # the others were given up
+            raise first from first.__cause__
+        replies = [task.result() for task in tasks]
+        judgments = [judgment for _, judgment in replies]
+        usage = Usage(
+            num_requests=len(replies),
+            prompt_tokens=sum(reply.num_prompt_tokens for reply, _ in replies),
+            completion_tokens=sum(reply.num_output_tokens for reply, _ in replies),
+        )
+        p_as = [judgment.p_a for judgment in judgments if judgment.p_a is not None]
+        preferred, consistent = agree(judgments, orders)
+        return PairResult(preferred, sum(p_as) / len(p_as) if p_as else None, consistent, judgments, pair.cuts, usage)
+
+    async def _max_tokens(self, options: JudgeOptions) -> int:
+        """What was asked for, and no more than half of the context: the prompt needs room as well."""
+        wanted = options.max_tokens or self._settings.max_tokens
+        context = (await self._predictor.card()).max_model_len
+        return wanted if context is None else max(1, min(wanted, context // 2))
+
+    async def _ask(
+        self, pair: Pair, order: Order, vote: int, options: JudgeOptions, max_tokens: int, on_event: OnEvent | None
+    ) -> tuple[Reply, OrderJudgment]:
+        style = self._settings.style
+        ask = Ask(
+            messages=pair.messages(order, style),
+            opening_role=OPENINGS[style],
+            max_tokens=max_tokens,
+            temperature=options.temperature if options.votes > 1 else 0.0,
+            # Not of the order's name: the same texts in the same places are the same sample, whichever is called A.
+            seed=sample_seed(options.seed, "vote", vote),
+            choices=VERDICTS if self._settings.constrained and style != "plain" else (),
+        )
+        on_reason: OnReason | None = None
+        if on_event is not None:
+            notify = on_event
+
+            async def on_reason(piece: str) -> None:
+                await notify(JudgeEvent(order, vote, reason_delta=piece))
+
+        reply = await self._predictor.complete(ask, on_reason)
+        judgment = self._judgment(reply, order, vote)
+        if self._observe is not None:
+            letter = parse_verdict(reply.content)
+            self._observe(
+                Observed(
+                    order=order,
+                    letter="A" if letter == "[[A]]" else "B" if letter == "[[B]]" else None,
+                    truncated=reply.truncated,
+                    num_prompt_tokens=reply.num_prompt_tokens,
+                    num_output_tokens=reply.num_output_tokens,
+                    seconds=reply.seconds,
+                )
+            )
+        if on_event is not None:
+            await on_event(JudgeEvent(order, vote, judgment=judgment))
+        return reply, judgment
+
+    def _judgment(self, reply: Reply, order: Order, vote: int) -> OrderJudgment:
+        """A reply in terms of the caller's answers."""
+        verdict = parse_verdict(reply.content)
+        preferred: Letter | None = None
+        p_a = None
+        if verdict is not None:
+            preferred = "A" if (verdict == "[[A]]") == (order == "given") else "B"
+            p_a = reply.p_a
+        if p_a is not None:
+            if self._settings.calibration is not None:
+                p_a = self._settings.calibration.apply(p_a)
+            p_a = p_a if order == "given" else 1.0 - p_a
+        reason = reply.reason
+        if reason is None and self._settings.style == "plain":
+            reason = reply.content  # plain chat: it says why in its answer
+        return OrderJudgment(
+            order=order, vote=vote, reason=reason, preferred=preferred, p_a=p_a, truncated=reply.truncated
+        )
+
+
+def agree(
+    judgments: Sequence[OrderJudgment], orders: Sequence[Order]
+) -> tuple[Literal["A", "B", "tie"] | None, bool | None]:
+    """What the orders prefer together, and whether they agree (see `api.PairwiseResponse`)."""
+    said = [_majority([found.preferred for found in judgments if found.order == order]) for order in orders]
+    known = [preferred for preferred in said if preferred is not None]
+    if not known:
+        return None, None
+    together = known[0] if len(set(known)) == 1 else "tie"
+    return together, known[0] == known[-1] != "tie" if len(known) == 2 else None
+
+
+def _majority(preferred: Sequence[Letter | None]) -> Literal["A", "B", "tie"] | None:
+    num_a, num_b = preferred.count("A"), preferred.count("B")
+    if num_a == num_b:
+        return "tie" if num_a else None
+    return "A" if num_a > num_b else "B"

@@ -1,0 +1,77 @@
+"""A pair as the caller sent it becomes the chat messages of each order; what is too long loses its middle, if it may.
+
+The prompt is that of the training (`prompts.judge_prompt`); every text goes through `neutralise` there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reasongenrm.judge.api import Cut, Order, Turn
+from reasongenrm.metrics import JudgeStyle
+from reasongenrm.prompts import judge_prompt, plain_judge_prompt, question_text
+
+MIN_CHARS = 200  # of all texts together: less than that is no judgment
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What is judged: a question and two answers, with what was left out of them."""
+
+    question: tuple[Turn, ...]
+    answer_a: str
+    answer_b: str
+    rubric: str | None = None
+    cuts: tuple[Cut, ...] = ()
+
+    @property
+    def num_chars(self) -> int:
+        """Of question and answers."""
+        return len(question_text(self.question)) + len(self.answer_a) + len(self.answer_b)
+
+    def messages(self, order: Order, style: JudgeStyle) -> tuple[dict[str, str], ...]:
+        """The chat messages that ask about the pair in one order."""
+        first, second = (self.answer_a, self.answer_b) if order == "given" else (self.answer_b, self.answer_a)
+        write = plain_judge_prompt if style == "plain" else judge_prompt
+        return ({"role": "user", "content": _encodable(write(self.question, first, second, self.rubric))},)
+
+    def cut_to(self, max_chars: int) -> "Pair":
+        """The pair with the middle left out of its longest texts, so that all together have at most `max_chars` (and the marks).
+
+        All texts are cut to the same length, so that it does not matter which answer is called A.
+        """
+        whole = question_text(self.question)
+        texts = {"question": whole, "answer_a": self.answer_a, "answer_b": self.answer_b}
+        level = _level([len(text) for text in texts.values()], max_chars)
+        cut = {field: _without_middle(text, level) for field, text in texts.items()}
+        cuts = tuple(
+            Cut(field=field, num_chars=len(text) - level) for field, text in texts.items() if len(text) > level
+        )
+        question = self.question
+        if len(whole) > level:
+            question = (Turn(role="user", content=cut["question"]),)
+        return Pair(question, cut["answer_a"], cut["answer_b"], self.rubric, cuts)
+
+
+def _level(lengths: Sequence[int], budget: int) -> int:
+    """The largest L with sum(min(length, L)) <= budget."""
+    left = budget
+    for place, length in enumerate(ordered := sorted(lengths)):
+        share = left // (len(ordered) - place)
+        if length > share:
+            return max(0, share)
+        left -= length
+    return max(lengths)
+
+
+def _without_middle(text: str, level: int) -> str:
+    """`level` characters of a text, from its beginning and its end, and a mark in between."""
+    if len(text) <= level:
+        return text
+    head = level - level // 2
+    tail = text[len(text) - level // 2 :] if level > 1 else ""
+    return f"{text[:head]}\n[... {len(text) - level} characters left out ...]\n{tail}"
+
+
+def _encodable(text: str) -> str:
+    """Lone surrogates, which JSON can carry and UTF-8 cannot, become the replacement character."""
+    return text.encode("utf-8", errors="surrogatepass").decode("utf-8", errors="replace")

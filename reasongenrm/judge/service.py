@@ -1,0 +1,145 @@
+"""The judge itself, without HTTP: requests of the API in, responses out, one predictor behind it."""
+
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from reasongenrm.judge.api import (
+    Cut,
+    JudgeOptions,
+    ListwiseRequest,
+    ListwiseResponse,
+    PairwiseRequest,
+    PairwiseResponse,
+    PointwiseRequest,
+    PointwiseResponse,
+)
+from reasongenrm.judge.listwise import rank
+from reasongenrm.judge.pairwise import JudgeEvent, JudgeSettings, Observe, Observed, OnEvent, PairJudge, PairResult
+from reasongenrm.judge.predictor import Predictor
+from reasongenrm.judge.prompting import Pair
+
+__all__ = ["JudgeEvent", "JudgeService", "JudgeSettings", "Observed", "open_judge"]
+
+KEY_VARIABLE = "VLLM_API_KEY"  # the predictor's, under vLLM's own name
+
+
+class JudgeService:
+    """Judges pairs, lists and single answers. Make it with `open_judge`."""
+
+    def __init__(self, predictor: Predictor, settings: JudgeSettings, observe: Observe | None = None) -> None:
+        self.predictor, self.settings = predictor, settings
+        self._pairs = PairJudge(predictor, settings, observe)
+
+    async def pairwise(
+        self, request: PairwiseRequest, request_id: str, on_event: OnEvent | None = None
+    ) -> PairwiseResponse:
+        """Which of two answers is better; `on_event` is told of each piece of a reason and of each judgment.
+
+        Raises:
+            JudgeError: see `PairJudge.judge`.
+        """
+        started = time.perf_counter()
+        result = await self._judge(request, request.answer_a, request.answer_b, on_event)
+        return PairwiseResponse(
+            id=request_id,
+            model=await self._model_of(result),
+            preferred=result.preferred,
+            p_a=result.p_a,
+            consistent=result.consistent,
+            calibrated=self._calibrated,
+            judgments=result.judgments,
+            cuts=list(result.cuts),
+            usage=result.usage,
+            latency_seconds=time.perf_counter() - started,
+        )
+
+    async def pointwise(self, request: PointwiseRequest, request_id: str) -> PointwiseResponse:
+        """How probable it is that an answer is better than its reference, or than the fixed anchor.
+
+        Raises:
+            JudgeError: see `PairJudge.judge`.
+        """
+        started = time.perf_counter()
+        against = self.settings.anchor if request.reference is None else request.reference
+        result = await self._judge(request, request.answer, against)
+        names = {"question": "question", "answer_a": "answer", "answer_b": "reference"}
+        return PointwiseResponse(
+            id=request_id,
+            model=await self._model_of(result),
+            score=result.p_a,
+            against="anchor" if request.reference is None else "reference",
+            consistent=result.consistent,
+            calibrated=self._calibrated,
+            judgments=result.judgments,
+            cuts=[cut.model_copy(update={"field": names[cut.field]}) for cut in result.cuts],
+            usage=result.usage,
+            latency_seconds=time.perf_counter() - started,
+        )
+
+    async def listwise(self, request: ListwiseRequest, request_id: str) -> ListwiseResponse:
+        """A ranking of several answers.
+
+        Raises:
+            JudgeError: see `PairJudge.judge`; the comparisons under way are given up.
+        """
+        started = time.perf_counter()
+        cuts: dict[str, Cut] = {}
+
+        async def compare(first: int, second: int) -> PairResult:
+            result = await self._judge(request, request.answers[first], request.answers[second])
+            names = {"question": "question", "answer_a": f"answers.{first}", "answer_b": f"answers.{second}"}
+            for cut in result.cuts:  # an answer may be cut differently beside another one: the longest cut is told
+                name = names[cut.field]
+                if name not in cuts or cut.num_chars > cuts[name].num_chars:
+                    cuts[name] = Cut(field=name, num_chars=cut.num_chars)
+            return result
+
+        ranking = await rank(len(request.answers), compare, request.max_comparisons)
+        return ListwiseResponse(
+            id=request_id,
+            model=(await self.predictor.card()).name,
+            ranking=ranking.order,
+            scores=ranking.scores,
+            comparisons=ranking.comparisons,
+            complete=ranking.complete,
+            cuts=[cuts[name] for name in sorted(cuts)],
+            usage=ranking.usage,
+            latency_seconds=time.perf_counter() - started,
+        )
+
+    async def ready(self) -> bool:
+        """Whether the predictor answers."""
+        return await self.predictor.ready()
+
+    @property
+    def _calibrated(self) -> bool:
+        return self.settings.calibration is not None
+
+    async def _model_of(self, _: PairResult) -> str:
+        return (await self.predictor.card()).name
+
+    async def _judge(
+        self, options: JudgeOptions, answer_a: str, answer_b: str, on_event: OnEvent | None = None
+    ) -> PairResult:
+        pair = Pair(tuple(options.turns()), answer_a, answer_b, options.rubric)
+        return await self._pairs.judge(pair, options, on_event)
+
+
+@asynccontextmanager
+async def open_judge(settings: JudgeSettings, observe: Observe | None = None) -> AsyncIterator[JudgeService]:
+    """A judge with its connections; the predictor's key, if it wants one, is read from VLLM_API_KEY.
+
+    Args:
+        observe: called with every generation that ended.
+    """
+    predictor = Predictor(
+        settings.predictor_url,
+        settings.model,
+        os.environ.get(KEY_VARIABLE) or None,
+        settings.timeout_seconds,
+        settings.max_concurrency,
+    )
+    async with predictor:
+        yield JudgeService(predictor, settings, observe)
