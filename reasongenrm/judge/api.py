@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-MAX_TEXT_CHARS = 1_000_000  # of one text; what does not fit into the model's context is refused or cut with better words
+MAX_TEXT_CHARS = (
+    1_000_000  # of one text; what does not fit into the model's context is refused or cut with better words
+)
 MAX_TURNS = 256
 MAX_ANSWERS = 32  # of a list
 MAX_VOTES = 16  # METHOD section 7: majority vote of k samples
