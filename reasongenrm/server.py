@@ -216,10 +216,13 @@ def _live_request(chat: ChatRequest, model: "LiveModel") -> "LiveRequest":
     """Render the conversation and fit its generation into the context.
 
     Raises:
-        APIError: 422 if the chat template refuses the messages, 400 if they leave no room in the context.
+        APIError: 422 if the chat template refuses the messages, 400 if they leave no room in the context, if a choice
+            cannot be one, or if max_tokens has no room for the choices.
     """
     import jinja2
 
+    from reasongenrm.errors import InputError
+    from reasongenrm.generation.choices import Choices
     from reasongenrm.generation.live import LiveRequest
 
     messages = tuple({"role": message.role, "content": message.text()} for message in chat.messages)
@@ -227,24 +230,40 @@ def _live_request(chat: ChatRequest, model: "LiveModel") -> "LiveRequest":
         prompt = model.turns.encode(GenerationRequest("", messages, chat.chat_template_kwargs.opening_role))
     except jinja2.TemplateError as error:
         raise APIError(422, f"The model's chat template refuses these messages: {error}.", "messages") from error
+    choices = None
+    if chat.structured_outputs is not None:
+        try:
+            choices = Choices(model.turns, chat.structured_outputs.choice)
+        except InputError as error:
+            raise APIError(400, str(error), "structured_outputs.choice") from error
+    num_needed = choices.num_answer_tokens(prompt.opening_role) if choices else 1
     room = model.max_model_len - len(prompt.ids)
-    if room < 1:
+    if room < num_needed:
         raise APIError(
             400,
-            f"This model's maximum context length is {model.max_model_len} tokens; the messages have {len(prompt.ids)}. "
-            "Send fewer.",
+            f"This model's maximum context length is {model.max_model_len} tokens; the messages have {len(prompt.ids)} "
+            f"and the answer needs {num_needed}. Send fewer.",
             "messages",
             "context_length_exceeded",
+        )
+    limit = chat.token_limit() or room
+    if limit < num_needed:
+        raise APIError(
+            400,
+            f"max_tokens is {limit}; the answer alone needs {num_needed} (its longest choice, and what stands between it "
+            "and the reason). Send more.",
+            "max_tokens" if chat.max_tokens else "max_completion_tokens",
         )
     seed = chat.seed if chat.seed is not None else secrets.randbits(31)
     return LiveRequest(
         prompt=prompt,
-        max_tokens=min(chat.token_limit() or room, room),
+        max_tokens=min(limit, room),
         temperature=chat.temperature,
         top_p=chat.top_p,
         seeds=tuple(sample_seed(seed, "choice", index) for index in range(chat.n)),
         stop=chat.stop_strings(),
         top_logprobs=(chat.top_logprobs or 0) if chat.logprobs else None,
+        choices=choices,
     )
 
 

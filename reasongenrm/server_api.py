@@ -1,7 +1,8 @@
 """OpenAI's chat completion API as the small server speaks it: requests checked, replies and errors shaped.
 
 Whatever would have no effect is refused by name instead of being ignored. Beyond OpenAI's fields: the role "reason",
-`chat_template_kwargs.opening_role` (as in vLLM), and the reason in the reply (as in vLLM).
+`chat_template_kwargs.opening_role` and `structured_outputs.choice` (as in vLLM), and the reason in the reply (as in
+vLLM), with `reasoning_truncated` where it had to be closed so that there was room for one of the choices.
 """
 
 import secrets
@@ -74,6 +75,12 @@ class TemplateArguments(_Part):
     opening_role: OpeningRole | None = None
 
 
+class StructuredOutputs(_Part):
+    """What the content is held to; the reason before it is free."""
+
+    choice: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MAX_CHOICES)]
+
+
 class StreamOptions(_Part):
     """What a stream has at its end."""
 
@@ -101,6 +108,7 @@ class ChatRequest(_Part):
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     chat_template_kwargs: TemplateArguments = TemplateArguments()
+    structured_outputs: StructuredOutputs | None = None
     # Clients send these along; they change nothing here at the values that are let through.
     user: str | None = None
     frequency_penalty: Literal[0] | None = None
@@ -153,11 +161,14 @@ def completion(chat: ChatRequest, live: "LiveRequest", deltas: Sequence["Delta"]
     for index in range(chat.n):
         own = [delta for delta in deltas if delta.choice == index]
         reasoning = "".join(delta.reasoning for delta in own) if live.prompt.opening_role == "reason" else None
-        message = {"role": "assistant", "content": "".join(delta.content for delta in own), "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(delta.content for delta in own)}
+        message |= {"refusal": None, "reasoning": reasoning, "reasoning_content": reasoning}
+        if any(delta.reasoning_truncated for delta in own):
+            message["reasoning_truncated"] = True
         choices.append(
             {
                 "index": index,
-                "message": message | {"reasoning": reasoning, "reasoning_content": reasoning},
+                "message": message,
                 "logprobs": _logprobs([delta.logprob for delta in own]) if chat.logprobs else None,
                 "finish_reason": own[-1].finish_reason,
             }
@@ -189,6 +200,8 @@ async def chunks(
             new |= {"reasoning": delta.reasoning, "reasoning_content": delta.reasoning}
         if delta.content:
             new["content"] = delta.content
+        if delta.reasoning_truncated:
+            new["reasoning_truncated"] = True
         if new or delta.logprob:
             yield chunk(delta.choice, new, _logprobs([delta.logprob]) if chat.logprobs else None)
         if delta.finish_reason:

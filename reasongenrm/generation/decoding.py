@@ -7,7 +7,7 @@ Legend: P prompts, N rows a prompt, R rows still being written (at most P * N), 
 """
 
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,10 @@ class DecodingPrompt:
 
 @dataclass(frozen=True)
 class Step:
-    """What one step wrote: `tokens[i]` and `logits_RV[i]` belong to row `rows[i]` (prompt index * N + sample)."""
+    """What one step wrote: `tokens[i]` and `logits_RV[i]` belong to row `rows[i]` (prompt index * N + sample).
+
+    The logits are the model's own, whatever the tokens were limited to.
+    """
 
     rows: list[int]
     tokens: list[int]
@@ -87,6 +90,7 @@ def decode(
     temperature: float,
     top_p: float,
     ended: Collection[int] = (),
+    limit: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
 ) -> Iterator[Step]:
     """Write every row of every prompt, one token a row and step, until all have stopped.
 
@@ -95,6 +99,7 @@ def decode(
         prompts: P prompts of N rows each; short ones are padded on the left.
         pad_id: any token; padding is masked.
         ended: rows that the caller wants no more of; looked at after every step, so it may grow.
+        limit: takes a row and the logits of its next token, shape (V,); gives those that the token is drawn from.
     """
     num_rows = len(prompts[0].seeds)
     assert all(len(prompt.seeds) == num_rows and prompt.max_tokens >= 1 for prompt in prompts)
@@ -126,7 +131,10 @@ def decode(
     num_written = 0
     while True:
         uniforms = [generators[row].random() for row in rows]
-        tokens_R = pick_tokens(logits_RV, temperature, top_p, uniforms)
+        drawn_from_RV = logits_RV
+        if limit is not None:
+            drawn_from_RV = torch.stack([limit(row, logits_V) for row, logits_V in zip(rows, logits_RV, strict=True)])
+        tokens_R = pick_tokens(drawn_from_RV, temperature, top_p, uniforms)
         tokens = [int(token) for token in tokens_R.tolist()]
         num_written += 1
         yield Step(rows, tokens, logits_RV)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from reasongenrm.chat import split_generation
+from reasongenrm.generation.choices import Choices, HeldRow
 from reasongenrm.generation.decoding import DecodingPrompt, decode
 from reasongenrm.generation.turns import Prompt, Turns
 
@@ -22,7 +23,14 @@ LOWEST_LOGPROB = -9999.0  # JSON has no -inf
 
 @dataclass(frozen=True)
 class LiveRequest:
-    """What is asked. `max_tokens` fits into the context; one seed a choice; `top_logprobs` None: no log-probabilities."""
+    """What is asked.
+
+    Attributes:
+        max_tokens: fits into the context, and with `choices` holds at least their `num_answer_tokens`.
+        seeds: one a choice of OpenAI's `n`.
+        top_logprobs: None: no log-probabilities.
+        choices: what the answer is held to; None: nothing.
+    """
 
     prompt: Prompt
     max_tokens: int
@@ -31,11 +39,16 @@ class LiveRequest:
     seeds: tuple[int, ...]
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
+    choices: Choices | None = None
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token of the answer, its natural-log probability (temperature left out), and the most probable ones there."""
+    """A token of the answer, its natural-log probability, and the most probable ones there.
+
+    Temperature and choices are left out of the probabilities. Of an answer held to choices, `top` also has the tokens
+    that were allowed, however improbable.
+    """
 
     text: str
     logprob: float
@@ -51,6 +64,7 @@ class Delta:
     content: str
     logprob: TokenLogprob | None
     finish_reason: Literal["stop", "length"] | None
+    reasoning_truncated: bool = False  # the reason was closed by force, with this token
 
 
 class _Choice:
@@ -62,6 +76,8 @@ class _Choice:
         self._ids: list[int] = []
         self._raw = ""
         self._sent_reasoning = self._sent_content = ""
+        choices = request.choices
+        self.held = HeldRow(choices, request.prompt.opening_role, request.max_tokens) if choices else None
 
     def in_answer(self) -> bool:
         """Whether the next token is the answer's (its closing token included)."""
@@ -76,12 +92,16 @@ class _Choice:
     def add(self, token: int) -> tuple[str, str, Literal["stop", "length"] | None]:
         """Take one more token; (new reasoning, new content, finish reason)."""
         self._ids.append(token)
+        if self.held is not None:
+            self.held.add(token)
         finish: Literal["stop", "length"] | None = None
         if token in self._request.prompt.stop_ids:
             finish = "stop"
         else:
             self._raw = self._turns.text(self._ids)
-            if len(self._ids) == self._request.max_tokens:
+            if self.held is not None and self.held.done:
+                finish = "stop"
+            elif len(self._ids) == self._request.max_tokens:
                 finish = "length"
         cuts = [cut for word in self._request.stop if (cut := self._raw.find(word)) >= 0]
         if cuts:
@@ -127,21 +147,39 @@ class LiveModel:
         prompt = DecodingPrompt(request.prompt.ids, request.prompt.stop_ids, request.max_tokens, request.seeds)
         choices = [_Choice(self.turns, request) for _ in request.seeds]
         ended: set[int] = set()
-        steps = decode(self._model, [prompt], request.prompt.ids[0], request.temperature, request.top_p, ended)
+
+        def limit(row: int, logits_V: torch.Tensor) -> torch.Tensor:
+            held = choices[row].held
+            return logits_V if held is None else held.limit(logits_V)
+
+        steps = decode(
+            self._model,
+            [prompt],
+            request.prompt.ids[0],
+            request.temperature,
+            request.top_p,
+            ended,
+            limit if request.choices else None,
+        )
         for step in steps:
             for place, (index, token) in enumerate(zip(step.rows, step.tokens, strict=True)):
-                logprob = None
-                if request.top_logprobs is not None and choices[index].in_answer() and not self.turns.is_special(token):
-                    logprob = self._logprob(step.logits_RV[place], token, request.top_logprobs)
-                reasoning, content, finish = choices[index].add(token)
+                choice, logprob = choices[index], None
+                if request.top_logprobs is not None and choice.in_answer() and not self.turns.is_special(token):
+                    allowed = (choice.held.allowed() if choice.held else None) or []
+                    logprob = self._logprob(step.logits_RV[place], token, request.top_logprobs, allowed)
+                truncated_before = choice.held is not None and choice.held.reason_truncated
+                reasoning, content, finish = choice.add(token)
+                truncated = choice.held is not None and choice.held.reason_truncated
                 if finish:
                     ended.add(index)
-                yield Delta(index, reasoning, content, logprob, finish)
+                yield Delta(index, reasoning, content, logprob, finish, truncated and not truncated_before)
 
-    def _logprob(self, logits_V: torch.Tensor, token: int, num_top: int) -> TokenLogprob:
+    def _logprob(self, logits_V: torch.Tensor, token: int, num_top: int, allowed: Sequence[int]) -> TokenLogprob:
         logprobs_V = torch.log_softmax(logits_V.double(), dim=-1).clamp(min=LOWEST_LOGPROB)
-        top = torch.topk(logprobs_V, num_top)
-        pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        top = torch.topk(logprobs_V, num_top).indices.tolist()
+        if num_top:
+            top += sorted(set(allowed) - set(top), key=lambda other: -float(logprobs_V[other]))
+        pairs = [(other, float(logprobs_V[other])) for other in top]
         return TokenLogprob(
             self.turns.text([token]),
             float(logprobs_V[token]),

@@ -65,13 +65,13 @@ class Turns:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", generation_end_ids: Collection[int]) -> None:
         self.tokenizer = tokenizer
         self.family = detect_family(tokenizer)
-        self._turn_end = int(tokenizer.convert_tokens_to_ids(self.family.turn_end))
+        self.turn_end_id = int(tokenizer.convert_tokens_to_ids(self.family.turn_end))
         if is_installed(tokenizer):
             self._sequence_ends = frozenset([int(tokenizer.convert_tokens_to_ids(self.family.sequence_end))])
         else:
             own = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
             self._sequence_ends = frozenset([*generation_end_ids, *own])
-        self._special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.special_ids = frozenset(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
         self._opening_of_reason = self.family.opening("reason")
         # Every byte is in a byte-level vocabulary, so both letters are single tokens.
         self.letter_ids = tuple(int(tokenizer.convert_tokens_to_ids(verdict[2])) for verdict in LETTERS)
@@ -88,7 +88,7 @@ class Turns:
         # what was rendered decides, not what was asked for.
         tail = self.tokenizer.decode(ids[-len(self._opening_of_reason) :], skip_special_tokens=False)
         role: OpeningRole = "reason" if tail.endswith(self._opening_of_reason) else "assistant"
-        stop_ids = self._sequence_ends | ({self._turn_end} if request.stop_at == "turn" else set())
+        stop_ids = self._sequence_ends | ({self.turn_end_id} if request.stop_at == "turn" else set())
         return Prompt(ids, role, frozenset(stop_ids))
 
     def text(self, ids: Sequence[int]) -> str:
@@ -96,7 +96,7 @@ class Turns:
         pieces: list[str] = []
         run: list[int] = []
         for token in [*ids, None]:
-            if token is not None and token not in self._special:
+            if token is not None and token not in self.special_ids:
                 run.append(token)
                 continue
             if run:
@@ -108,7 +108,7 @@ class Turns:
 
     def is_special(self, token: int) -> bool:
         """Whether a token is markup."""
-        return token in self._special
+        return token in self.special_ids
 
     def split(self, ids: Sequence[int], prompt: Prompt) -> tuple[str | None, str]:
         """Generated tokens, shape (T_output,), as (reason, answer); a final stop token belongs to neither."""
