@@ -6,7 +6,7 @@ In goes a pair, out come its judgments in terms of the caller's answers, the ans
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from reasongenrm.evaluation import OPENINGS
 from reasongenrm.generation.seam import sample_seed
@@ -78,7 +78,6 @@ class Observed:
 
 
 OnEvent = Callable[[JudgeEvent], Awaitable[None]]
-Observe = Callable[[Observed], None]
 
 
 @dataclass(frozen=True)
@@ -93,20 +92,38 @@ class PairResult:
     usage: Usage = field(default_factory=lambda: Usage(num_requests=0, prompt_tokens=0, completion_tokens=0))
 
 
+class Observer(Protocol):
+    """Is told what happens, for metrics."""
+
+    def generation(self, observed: Observed) -> None:
+        """A generation ended."""
+
+    def pair(self, result: PairResult) -> None:
+        """A pair was judged, wherever it came from."""
+
+
 class PairJudge:
     """Judges pairs through a predictor."""
 
-    def __init__(self, predictor: Predictor, settings: JudgeSettings, observe: Observe | None = None) -> None:
-        self._predictor, self._settings, self._observe = predictor, settings, observe
+    def __init__(self, predictor: Predictor, settings: JudgeSettings, observer: Observer | None = None) -> None:
+        self._predictor, self._settings, self._observer = predictor, settings, observer
 
     async def judge(self, pair: Pair, options: JudgeOptions, on_event: OnEvent | None = None) -> PairResult:
-        """Judge one pair.
-
-        Equal answers are a tie with p_a 0.5, by symmetry and without a request.
+        """Judge one pair (see `_judge_fitting`) and tell the observer.
 
         Raises:
             TooLongError: it does not fit, and was not to be cut or cannot be cut enough.
             JudgeError: the predictor failed (see `Predictor.complete`).
+        """
+        result = await self._judge_fitting(pair, options, on_event)
+        if self._observer is not None:
+            self._observer.pair(result)
+        return result
+
+    async def _judge_fitting(self, pair: Pair, options: JudgeOptions, on_event: OnEvent | None) -> PairResult:
+        """Cut the pair until it fits, if it may be cut.
+
+        Equal answers are a tie with p_a 0.5, by symmetry and without a request.
         """
         if pair.answer_a == pair.answer_b:
             return PairResult("tie", 0.5, True)
@@ -183,9 +200,9 @@ class PairJudge:
 
         reply = await self._predictor.complete(ask, on_reason)
         judgment = self._judgment(reply, order, vote)
-        if self._observe is not None:
+        if self._observer is not None:
             letter = parse_verdict(reply.content)
-            self._observe(
+            self._observer.generation(
                 Observed(
                     order=order,
                     letter="A" if letter == "[[A]]" else "B" if letter == "[[B]]" else None,

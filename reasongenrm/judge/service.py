@@ -16,11 +16,11 @@ from reasongenrm.judge.api import (
     PointwiseResponse,
 )
 from reasongenrm.judge.listwise import rank
-from reasongenrm.judge.pairwise import JudgeEvent, JudgeSettings, Observe, Observed, OnEvent, PairJudge, PairResult
+from reasongenrm.judge.pairwise import JudgeEvent, JudgeSettings, Observed, Observer, OnEvent, PairJudge, PairResult
 from reasongenrm.judge.predictor import Predictor
 from reasongenrm.judge.prompting import Pair
 
-__all__ = ["JudgeEvent", "JudgeService", "JudgeSettings", "Observed", "open_judge"]
+__all__ = ["JudgeEvent", "JudgeService", "JudgeSettings", "Observed", "Observer", "open_judge"]
 
 KEY_VARIABLE = "VLLM_API_KEY"  # the predictor's, under vLLM's own name
 
@@ -28,9 +28,9 @@ KEY_VARIABLE = "VLLM_API_KEY"  # the predictor's, under vLLM's own name
 class JudgeService:
     """Judges pairs, lists and single answers. Make it with `open_judge`."""
 
-    def __init__(self, predictor: Predictor, settings: JudgeSettings, observe: Observe | None = None) -> None:
+    def __init__(self, predictor: Predictor, settings: JudgeSettings, observer: Observer | None = None) -> None:
         self.predictor, self.settings = predictor, settings
-        self._pairs = PairJudge(predictor, settings, observe)
+        self._pairs = PairJudge(predictor, settings, observer)
 
     async def pairwise(
         self, request: PairwiseRequest, request_id: str, on_event: OnEvent | None = None
@@ -44,7 +44,7 @@ class JudgeService:
         result = await self._judge(request, request.answer_a, request.answer_b, on_event)
         return PairwiseResponse(
             id=request_id,
-            model=await self._model_of(result),
+            model=(await self.predictor.card()).name,
             preferred=result.preferred,
             p_a=result.p_a,
             consistent=result.consistent,
@@ -67,7 +67,7 @@ class JudgeService:
         names = {"question": "question", "answer_a": "answer", "answer_b": "reference"}
         return PointwiseResponse(
             id=request_id,
-            model=await self._model_of(result),
+            model=(await self.predictor.card()).name,
             score=result.p_a,
             against="anchor" if request.reference is None else "reference",
             consistent=result.consistent,
@@ -117,9 +117,6 @@ class JudgeService:
     def _calibrated(self) -> bool:
         return self.settings.calibration is not None
 
-    async def _model_of(self, _: PairResult) -> str:
-        return (await self.predictor.card()).name
-
     async def _judge(
         self, options: JudgeOptions, answer_a: str, answer_b: str, on_event: OnEvent | None = None
     ) -> PairResult:
@@ -128,11 +125,11 @@ class JudgeService:
 
 
 @asynccontextmanager
-async def open_judge(settings: JudgeSettings, observe: Observe | None = None) -> AsyncIterator[JudgeService]:
+async def open_judge(settings: JudgeSettings, observer: Observer | None = None) -> AsyncIterator[JudgeService]:
     """A judge with its connections; the predictor's key, if it wants one, is read from VLLM_API_KEY.
 
     Args:
-        observe: called with every generation that ended.
+        observer: is told of every generation and pair.
     """
     predictor = Predictor(
         settings.predictor_url,
@@ -142,4 +139,4 @@ async def open_judge(settings: JudgeSettings, observe: Observe | None = None) ->
         settings.max_concurrency,
     )
     async with predictor:
-        yield JudgeService(predictor, settings, observe)
+        yield JudgeService(predictor, settings, observer)
