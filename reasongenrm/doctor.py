@@ -18,12 +18,14 @@ from reasongenrm.store import Store
 MIN_MEMORY_GIB = 7.5  # the demo's peak is below 8 GB
 MIN_DISK_GIB = 5.0  # four variants of a 135M model, a checkpoint to resume from, scratch
 
-# Extras of pyproject.toml -> what they are for. The first four make the whole loop run on a laptop.
+# Extras of pyproject.toml -> what they are for. These make the whole loop run on a laptop.
 EXTRAS = {
     "train": "importing, scoring and training models",
     "pipeline": "the pipeline: run and compile",
     "local": "the embedded object store, and stopping a run",
-    "serve": "serving a judge",
+    "serve": "serving a checkpoint",
+    "judge": "the judge in front of it",
+    "web": "the web page",
 }
 OPTIONAL_EXTRAS = {"vllm": "generation on GPUs; an environment of its own", "deepspeed": "training on several GPUs"}
 

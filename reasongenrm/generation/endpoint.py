@@ -25,6 +25,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 from reasongenrm.chat import FAMILIES, ChatFamily, split_generation
 from reasongenrm.config import EngineConfig
 from reasongenrm.errors import ConfigError, EngineError
+from reasongenrm.gathering import gather_or_cancel
 from reasongenrm.generation.seam import Generation, GenerationRequest, Sampling, plan_batches, sample_seed
 
 logger = logging.getLogger(__name__)
@@ -168,17 +169,11 @@ class EndpointEngine:
         assert own_task is not None
         connections.tasks.add(own_task)
         own_task.add_done_callback(connections.tasks.discard)
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(self._generate_one(connections, request, sample, sampling))
-                    for request in batch
-                    for sample in range(sampling.num_samples)
-                ]
-        except ExceptionGroup as failures:
-            first = failures.exceptions[0]
-            raise first from first.__cause__
-        return [task.result() for task in tasks]
+        return await gather_or_cancel(
+            self._generate_one(connections, request, sample, sampling)
+            for request in batch
+            for sample in range(sampling.num_samples)
+        )
 
     async def _generate_one(
         self, connections: "_Connections", request: GenerationRequest, sample: int, sampling: Sampling

@@ -24,7 +24,23 @@ _MAX_STEPS = 100
 _TOLERANCE = 1e-10
 
 
-class Calibration(Record):
+class PlattScaling(Record):
+    """P -> sigmoid(logit(P) / temperature + bias).
+
+    Attributes:
+        temperature: above 1 the judge was too sure.
+        bias: added log-odds of the answer that the prompt names A.
+    """
+
+    temperature: float = Field(gt=0)
+    bias: float = 0.0
+
+    def apply(self, p: float) -> float:
+        """The calibrated probability, in (0, 1), of one judgment's P([[A]]) in [0, 1]."""
+        return float(_apply(np.array([p]), self.temperature, self.bias)[0])
+
+
+class Calibration(PlattScaling):
     """P -> sigmoid(logit(P) / temperature + bias): Platt scaling of one judgment's P([[A]]).
 
     Attributes:
@@ -39,8 +55,6 @@ class Calibration(Record):
         model_digest: of the judge that was calibrated, if known.
     """
 
-    temperature: float = Field(gt=0)
-    bias: float = 0.0
     num_judgments: int = Field(ge=1)
     nll_before: float
     nll_after: float
@@ -48,10 +62,6 @@ class Calibration(Record):
     ece_after: float
     cross_validated: bool = False
     model_digest: str | None = None
-
-    def apply(self, p: float) -> float:
-        """The calibrated probability, in (0, 1), of one judgment's P([[A]]) in [0, 1]."""
-        return float(_apply(np.array([p]), self.temperature, self.bias)[0])
 
 
 def fit(p: Sequence[float], is_a_better: Sequence[bool]) -> Calibration:

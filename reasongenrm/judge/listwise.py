@@ -4,14 +4,15 @@ Merge sort needs at most n*ceil(log2(n)) - 2**ceil(log2(n)) + 1 comparisons (Knu
 5.2.4), and every pair at most once. Rounds are the same whatever the timing, so a bound cuts off the same comparisons.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from reasongenrm.gathering import gather_or_cancel
 from reasongenrm.judge.api import Comparison, Usage
 from reasongenrm.judge.pairwise import PairResult
 
-Compare = Callable[[int, int], Awaitable[PairResult]]
+Compare = Callable[[int, int], Coroutine[Any, Any, PairResult]]
 Merge = Generator[tuple[int, int], bool, list[int]]
 
 
@@ -62,7 +63,8 @@ async def rank(num_answers: int, compare: Compare, max_comparisons: int | None =
             if max_comparisons is not None and len(results) + len(asked) > max_comparisons:
                 asked = dict(list(asked.items())[: max_comparisons - len(results)])
                 complete = False
-            results |= await _judge_all(list(asked.values()), compare)
+            judged = await gather_or_cancel(compare(*pair) for pair in asked.values())
+            results |= dict(zip(asked.values(), judged, strict=True))
             if not complete:
                 break
             upcoming: dict[int, tuple[int, int]] = {}
@@ -100,20 +102,6 @@ def _merge(left: Sequence[int], right: Sequence[int]) -> Merge:
             merged.append(right[j])
             j += 1
     return [*merged, *left[i:], *right[j:]]
-
-
-async def _judge_all(pairs: Sequence[tuple[int, int]], compare: Compare) -> dict[tuple[int, int], PairResult]:
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_awaited(compare(*pair))) for pair in pairs]
-    except ExceptionGroup as failures:
-        first = failures.exceptions[0]  # the others were given up
-        raise first from first.__cause__
-    return {pair: task.result() for pair, task in zip(pairs, tasks, strict=True)}
-
-
-async def _awaited(work: Awaitable[PairResult]) -> PairResult:
-    return await work
 
 
 def _p_first(result: PairResult) -> float:

@@ -3,12 +3,12 @@
 In goes a pair, out come its judgments in terms of the caller's answers, the answer that they prefer and p_a.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from reasongenrm.evaluation import OPENINGS
+from reasongenrm.gathering import gather_or_cancel
 from reasongenrm.generation.seam import sample_seed
 from reasongenrm.judge.api import Cut, JudgeOptions, Letter, Order, OrderJudgment, Usage
 from reasongenrm.judge.errors import TooLongError
@@ -18,7 +18,7 @@ from reasongenrm.metrics import JudgeStyle
 from reasongenrm.prompts import parse_verdict
 
 if TYPE_CHECKING:
-    from reasongenrm.judge.calibration import Calibration
+    from reasongenrm.judge.calibration import PlattScaling
 
 VERDICTS = ("[[A]]", "[[B]]")
 CUT_STEP = 0.7  # how much is kept at each try, where only the predictor knows what fits
@@ -52,7 +52,7 @@ class JudgeSettings:
     constrained: bool = True
     anchor: str = "I am not sure how to answer that."
     max_concurrency: int = 64
-    calibration: "Calibration | None" = None
+    calibration: "PlattScaling | None" = None
 
 
 @dataclass(frozen=True)
@@ -152,16 +152,9 @@ class PairJudge:
         orders: tuple[Order, ...] = ("given", "swapped") if options.both_orders else ("given",)
         places = [(order, vote) for order in orders for vote in range(options.votes)]
         max_tokens = await self._max_tokens(options)
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(self._ask(pair, order, vote, options, max_tokens, on_event))
-                    for order, vote in places
-                ]
-        except ExceptionGroup as failures:
-            first = failures.exceptions[0]  # the others were given up
-            raise first from first.__cause__
-        replies = [task.result() for task in tasks]
+        replies = await gather_or_cancel(
+            self._ask(pair, order, vote, options, max_tokens, on_event) for order, vote in places
+        )
         judgments = [judgment for _, judgment in replies]
         usage = Usage(
             num_requests=len(replies),

@@ -1,0 +1,104 @@
+"""judge-server: the judge in front of a predictor, for people and programs; KServe's transformer in a cluster."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from reasongenrm.cli.console import print_note
+from reasongenrm.errors import ConfigError
+
+
+def judge_server(
+    predictor: Annotated[
+        str | None,
+        typer.Option(
+            "--predictor",
+            metavar="URL",
+            help="The OpenAI-compatible endpoint that serves the checkpoint, http(s)://.../v1; its key: VLLM_API_KEY.",
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; the key that clients must send: JUDGE_API_KEY.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", "--http_port", help="Port to listen on.")] = 8080,
+    name: Annotated[
+        str, typer.Option("--name", "--model_name", help="The judge's name in KServe's protocols.")
+    ] = "reasongenrm",
+    served_model: Annotated[
+        str | None,
+        typer.Option("--served-model", metavar="NAME", help="Which of the predictor's models; default: its only one."),
+    ] = None,
+    style: Annotated[
+        Literal["plain", "verdict", "reason"],
+        typer.Option("--style", help="How the checkpoint is asked: plain chat, verdict at once, reason and verdict."),
+    ] = "reason",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of one generation, unless a request says otherwise.")] = 2048,
+    max_chars: Annotated[int, typer.Option(min=1000, help="Of question and answers together.")] = 400_000,
+    max_concurrency: Annotated[int, typer.Option(min=1, help="Generations under way at the predictor.")] = 64,
+    max_requests: Annotated[int, typer.Option(min=1, help="Requests under way; more get 429.")] = 256,
+    generation_seconds: Annotated[float, typer.Option(min=0.1, help="Time limit of one generation.")] = 120.0,
+    request_seconds: Annotated[float, typer.Option(min=0.1, help="Time limit of one request.")] = 600.0,
+    constrained: Annotated[
+        bool, typer.Option(help="Let the predictor allow nothing but [[A]] and [[B]] as the answer.")
+    ] = True,
+    anchor: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What a single answer is held against without a reference.")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="A checkpoint with a judge_calibration.json.")
+    ] = None,
+    calibration_temperature: Annotated[
+        float | None, typer.Option(min=0.001, help="The same as a number, where there is no folder.")
+    ] = None,
+    calibration_bias: Annotated[float, typer.Option(help="Goes with --calibration-temperature.")] = 0.0,
+    log_text: Annotated[bool, typer.Option("--log-text", help="Log questions, answers and reasons too.")] = False,
+    predictor_host: Annotated[
+        str | None, typer.Option("--predictor_host", "--predictor-host", hidden=True, help="As KServe says it.")
+    ] = None,
+    predictor_protocol: Annotated[  # noqa: ARG001
+        str | None, typer.Option("--predictor_protocol", "--predictor-protocol", hidden=True, help="Passed by KServe.")
+    ] = None,
+) -> None:
+    """Serve the judge in front of a predictor until Ctrl-C: pairs, lists and single answers, in both orders.
+
+    The API's page is at /docs, metrics at /metrics. Logs go to stderr, one JSON line a request, without the users' text.
+
+    [bold]Examples[/bold]
+
+      reasongenrm judge-server --predictor http://127.0.0.1:8000/v1
+
+      curl http://127.0.0.1:8080/v1/pairwise -H 'Content-Type: application/json' -d '{"question": "Name a prime.", "answer_a": "7", "answer_b": "9"}'
+    """
+    from reasongenrm.doctor import require
+
+    require("judge")
+    from reasongenrm.judge.calibration import PlattScaling, load_calibration
+    from reasongenrm.judge.server import ServerSettings, limits_from_environment, run_server
+    from reasongenrm.judge.service import JudgeSettings
+
+    if (predictor is None) == (predictor_host is None):
+        raise ConfigError("judge-server: give the predictor as --predictor URL, such as http://127.0.0.1:8000/v1.")
+    if calibration is not None and calibration_temperature is not None:
+        raise ConfigError("judge-server: give one of --calibration FOLDER and --calibration-temperature.")
+    found: PlattScaling | None = None if calibration is None else load_calibration(calibration)
+    if calibration_temperature is not None:
+        found = PlattScaling(temperature=calibration_temperature, bias=calibration_bias)
+    url = predictor if predictor is not None else f"http://{predictor_host}/v1"
+    settings = JudgeSettings(
+        predictor_url=url,
+        model=served_model,
+        style=style,
+        max_tokens=max_tokens,
+        max_chars=max_chars,
+        timeout_seconds=generation_seconds,
+        constrained=constrained,
+        max_concurrency=max_concurrency,
+        calibration=found,
+        anchor=anchor or JudgeSettings.anchor,
+    )
+    limits = limits_from_environment(max_requests=max_requests, request_seconds=request_seconds)
+    if limits.api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
+        print_note(f"serving on {host} without a key: anybody who reaches it may use it; set JUDGE_API_KEY")
+    print_note(f"judge at http://{host}:{port} (docs: /docs), in front of {url} (Ctrl-C stops)")
+    run_server(settings, limits, ServerSettings(host=host, port=port, model_name=name, log_text=log_text))
