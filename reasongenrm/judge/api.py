@@ -5,7 +5,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
 MAX_TEXT_CHARS = (
     1_000_000  # of one text; what does not fit into the model's context is refused or cut with better words
@@ -15,6 +15,15 @@ MAX_ANSWERS = 32  # of a list
 MAX_VOTES = 16  # METHOD section 7: majority vote of k samples
 MAX_BATCH = 256
 
+
+def _no_guess(value: object) -> object:
+    """Pydantic would take "3" and true for numbers."""
+    if isinstance(value, bool | str):
+        raise ValueError("expected a number")
+    return value
+
+
+NoGuess = BeforeValidator(_no_guess)
 Order = Literal["given", "swapped"]
 Letter = Literal["A", "B"]
 Text = Annotated[str, Field(max_length=MAX_TEXT_CHARS)]
@@ -37,7 +46,7 @@ class JudgeOptions(_Part):
     """What every kind of judgment takes.
 
     Attributes:
-        question: the question's text, or a conversation whose last turn is the user's.
+        question: the question's text, or a conversation; the answers are its next turn.
         rubric: what to judge by, in words; None leaves it to the judge.
         votes: reasons sampled per order; 1 is greedy.
         temperature: of the votes; used if `votes` is above 1.
@@ -49,30 +58,29 @@ class JudgeOptions(_Part):
 
     question: Text | Annotated[list[Turn], Field(min_length=1, max_length=MAX_TURNS)]
     rubric: Annotated[str, Field(max_length=20_000)] | None = None
-    votes: Annotated[int, Field(ge=1, le=MAX_VOTES)] = 1
-    temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
-    both_orders: bool = True
-    max_tokens: Annotated[int, Field(ge=1, le=131_072)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    votes: Annotated[int, Field(ge=1, le=MAX_VOTES), NoGuess] = 1
+    temperature: Annotated[float, Field(gt=0, le=2), NoGuess] = 1.0
+    both_orders: StrictBool = True
+    max_tokens: Annotated[int, Field(ge=1, le=131_072), NoGuess] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31), NoGuess] = 0
     when_too_long: Literal["refuse", "truncate"] = "refuse"
-
-    @model_validator(mode="after")
-    def _asks(self) -> "JudgeOptions":
-        if not isinstance(self.question, str) and self.question[-1].role != "user":
-            raise ValueError("the last turn of 'question' must be the user's")
-        return self
 
     def turns(self) -> list[Turn]:
         """The question as turns."""
         return [Turn(role="user", content=self.question)] if isinstance(self.question, str) else list(self.question)
 
 
-class PairwiseRequest(JudgeOptions):
-    """Which of two answers is better. `stream`: server-sent events, see docs/judge.md."""
+class AnswerPair(JudgeOptions):
+    """A question and two answers."""
 
     answer_a: Text
     answer_b: Text
-    stream: bool = False
+
+
+class PairwiseRequest(AnswerPair):
+    """Which of two answers is better. `stream`: server-sent events, see docs/judge.md."""
+
+    stream: StrictBool = False
 
 
 class ListwiseRequest(JudgeOptions):
@@ -82,7 +90,7 @@ class ListwiseRequest(JudgeOptions):
     """
 
     answers: Annotated[list[Text], Field(min_length=2, max_length=MAX_ANSWERS)]
-    max_comparisons: Annotated[int, Field(ge=1, le=MAX_ANSWERS * (MAX_ANSWERS - 1) // 2)] | None = None
+    max_comparisons: Annotated[int, Field(ge=1, le=MAX_ANSWERS * (MAX_ANSWERS - 1) // 2), NoGuess] | None = None
 
 
 class PointwiseRequest(JudgeOptions):
@@ -195,11 +203,10 @@ class PointwiseResponse(_Answered):
     judgments: list[OrderJudgment]
 
 
-class BatchPair(PairwiseRequest):
+class BatchPair(AnswerPair):
     """A pair in a batch."""
 
-    kind: Literal["pairwise"] = "pairwise"
-    stream: Literal[False] = False
+    kind: Literal["pairwise"]
 
 
 class BatchList(ListwiseRequest):

@@ -8,14 +8,14 @@ and let anybody load and unload models.
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from reasongenrm import __version__
 from reasongenrm.gathering import gather_or_cancel
-from reasongenrm.judge.api import ErrorDetail, PairwiseRequest, PairwiseResponse
+from reasongenrm.judge.api import ErrorDetail, NoGuess, PairwiseRequest, PairwiseResponse, Text
 from reasongenrm.judge.errors import JudgeError
 from reasongenrm.judge.routes import JUDGING, as_json, error_response, errors, request_id
 from reasongenrm.judge.service import JudgeService
@@ -61,12 +61,12 @@ class V1Response(BaseModel):
 
 
 class V2Input(BaseModel):
-    """One input tensor of texts: "question", "answer_a" or "answer_b"."""
+    """One input tensor of texts, of shape (N,)."""
 
-    name: str
-    shape: list[int]
-    datatype: str
-    data: list[str]
+    name: Literal["question", "answer_a", "answer_b"]
+    shape: Annotated[list[Annotated[int, Field(ge=1, le=MAX_PAIRS), NoGuess]], Field(min_length=1, max_length=1)]
+    datatype: Literal["BYTES"]
+    data: Annotated[list[Text], Field(min_length=1, max_length=MAX_PAIRS)]
     parameters: dict[str, JsonValue] | None = None
 
 
@@ -80,7 +80,7 @@ class V2RequestedOutput(BaseModel):
 class V2Request(BaseModel):
     """OIP v2: three BYTES tensors of one shape (N,). Options of the judgment (votes, ...) go into `parameters`."""
 
-    inputs: list[V2Input]
+    inputs: Annotated[list[V2Input], Field(min_length=3, max_length=3)]
     id: str | None = None
     parameters: dict[str, JsonValue] | None = None
     outputs: list[V2RequestedOutput] | None = None
@@ -262,17 +262,18 @@ def kserve_router(server: ModelServer, service: Callable[[], JudgeService]) -> A
         listed = {"id": card.name, "object": "model", "owned_by": "reasongenrm", "max_model_len": card.max_model_len}
         return {"object": "list", "data": [listed], "models": list(plane.model_registry.get_models())}
 
-    @router.get("/v1/models/{model_name}", response_model=ModelReady, responses=errors(401, 404, 422, 503))
-    async def v1_ready(model_name: str, request: Request) -> Any:
-        """Whether the model can judge now."""
-        ready = await plane.model_ready(model_name)
-        return ModelReady(name=model_name, ready=True) if ready else _not_ready(request)
-
+    # Before the route below, whose pattern its path fits too.
     @router.post("/v1/models/{model_name}:predict", response_model=V1Response, responses={**JUDGING, **errors(404)})
     async def predict(model_name: str, body: V1Request, request: Request) -> Any:
         """Judge pairs: KServe's v1 protocol."""
         found = await infer(model_name, {"instances": body.instances}, request)
         return as_json(V1Response.model_construct(predictions=found["predictions"]))
+
+    @router.get("/v1/models/{model_name}", response_model=ModelReady, responses=errors(401, 404, 422, 503))
+    async def v1_ready(model_name: str, request: Request) -> Any:
+        """Whether the model can judge now."""
+        ready = await plane.model_ready(model_name)
+        return ModelReady(name=model_name, ready=True) if ready else _not_ready(request)
 
     @router.get("/v2", response_model=V2Server)
     async def v2_server() -> Any:

@@ -9,10 +9,10 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool
 from starlette.exceptions import HTTPException
 
 from reasongenrm.gathering import gather_or_cancel
@@ -57,7 +57,24 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorResponse, "description": _MEANINGS[status]} for status in statuses}
 
 
+_EVENT = {
+    "type": "object",
+    "properties": {
+        "event": {"type": "string", "enum": ["reason", "judgment", "result", "error"]},
+        "data": {"type": "string", "description": "JSON."},
+    },
+    "required": ["event", "data"],
+}
 JUDGING = errors(400, 401, 413, 422, 429, 500, 502, 503, 504)
+
+
+class ChatBody(BaseModel):
+    """OpenAI's chat completion request; whatever else it has is for the predictor to check."""
+
+    model_config = ConfigDict(extra="allow")
+    model: str
+    messages: Annotated[list[dict[str, JsonValue]], Field(min_length=1)]
+    stream: StrictBool = False
 
 
 class Live(BaseModel):
@@ -144,7 +161,7 @@ def judge_router(service: Callable[[], JudgeService], log_text: bool = False) ->
             **JUDGING,
             200: {
                 "description": "The judgment; with `stream`, server-sent events `reason`, `judgment`, and `result` or `error`.",
-                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+                "content": {"text/event-stream": {"schema": _EVENT}},
             },
         },
         tags=["judge"],
@@ -186,14 +203,20 @@ def judge_router(service: Callable[[], JudgeService], log_text: bool = False) ->
         "/v1/chat/completions",
         responses={
             **errors(401, 413, 429, 500, 502, 503, 504),
-            200: {"description": "As the predictor answers; with `stream`, server-sent events."},
-            "4XX": {"description": "The predictor's own refusal, in OpenAI's shape, or the judge's."},
+            200: {
+                "description": "As the predictor answers; with `stream`, server-sent events.",
+                "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
+            },
+            "4XX": {
+                "description": "The predictor's own refusal, in OpenAI's shape, or the judge's.",
+                "content": {"application/json": {"schema": {"type": "object"}}},
+            },
         },
         tags=["openai"],
     )
-    async def chat_completions(body: Annotated[dict[str, Any], Body()]) -> Response:
+    async def chat_completions(body: ChatBody) -> Response:
         """The predictor's own endpoint, passed through: OpenAI's chat completions, reason and verdict in one reply."""
-        forwarding = service().predictor.forward(json.dumps(body).encode())
+        forwarding = service().predictor.forward(body.model_dump_json(exclude_unset=True).encode())
         answer = await forwarding.__aenter__()
         kept = {name: answer.headers[name] for name in ("Content-Type", "Retry-After") if name in answer.headers}
 

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from reasongenrm.judge.api import (
+    AnswerPair,
     Cut,
     JudgeOptions,
     ListwiseRequest,
     ListwiseResponse,
-    PairwiseRequest,
     PairwiseResponse,
     PointwiseRequest,
     PointwiseResponse,
@@ -32,9 +32,7 @@ class JudgeService:
         self.predictor, self.settings = predictor, settings
         self._pairs = PairJudge(predictor, settings, observer)
 
-    async def pairwise(
-        self, request: PairwiseRequest, request_id: str, on_event: OnEvent | None = None
-    ) -> PairwiseResponse:
+    async def pairwise(self, request: AnswerPair, request_id: str, on_event: OnEvent | None = None) -> PairwiseResponse:
         """Which of two answers is better; `on_event` is told of each piece of a reason and of each judgment.
 
         Raises:
