@@ -41,4 +41,4 @@ def test_example_runs(language: str, code: str, judge_url: str, tmp_path: Path) 
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert found.returncode == 0, found.stderr
     assert found.stdout.strip(), "an example shows something"
-    assert '"error"' not in found.stdout, found.stdout
+    assert '"error":{' not in found.stdout, found.stdout
