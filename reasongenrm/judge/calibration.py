@@ -13,9 +13,19 @@ import numpy as np
 from pydantic import Field
 
 from reasongenrm.errors import InputError
-from reasongenrm.records import Record
+from reasongenrm.records import CALIBRATION_FILE, Record
 
-CALIBRATION_FILE = "judge_calibration.json"
+__all__ = [
+    "CALIBRATION_FILE",
+    "Calibration",
+    "expected_calibration_error",
+    "fit",
+    "fit_cross_validated",
+    "load_calibration",
+    "negative_log_likelihood",
+    "save_calibration",
+]
+
 NUM_BINS = 10  # of the expected calibration error, equally wide, as in Guo et al. 2017, section 2
 NUM_FOLDS = 5
 MAX_TEMPERATURE = 100.0  # a judge whose probabilities say nothing, or the contrary, is all but ignored, never inverted
