@@ -231,12 +231,15 @@ def _live_request(chat: ChatRequest, model: "LiveModel") -> "LiveRequest":
     except jinja2.TemplateError as error:
         raise APIError(422, f"The model's chat template refuses these messages: {error}.", "messages") from error
     choices = None
+    num_needed = 1
     if chat.structured_outputs is not None:
         try:
             choices = Choices(model.turns, chat.structured_outputs.choice)
         except InputError as error:
             raise APIError(400, str(error), "structured_outputs.choice") from error
-    num_needed = choices.num_answer_tokens(prompt.opening_role) if choices else 1
+        num_needed = choices.num_answer_tokens(prompt.opening_role)
+    elif chat.thinking_token_budget is not None:
+        choices = Choices(model.turns, ())
     room = model.max_model_len - len(prompt.ids)
     if room < num_needed:
         raise APIError(
@@ -264,6 +267,7 @@ def _live_request(chat: ChatRequest, model: "LiveModel") -> "LiveRequest":
         stop=chat.stop_strings(),
         top_logprobs=(chat.top_logprobs or 0) if chat.logprobs else None,
         choices=choices,
+        max_reason_tokens=chat.thinking_token_budget,
     )
 
 
