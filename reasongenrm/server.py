@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from reasongenrm.chat import REASONING_PARSER_FILE
 from reasongenrm.config import EngineConfig
 from reasongenrm.generation.seam import GenerationRequest, sample_seed
 from reasongenrm.server_api import APIError, ChatRequest, chunks, completion, error_body, parse_chat_request
@@ -292,13 +294,20 @@ async def _events(chat: ChatRequest, live: "LiveRequest", deltas: AsyncIterator[
 
 
 def vllm_command(path: Path, model_name: str, host: str, port: int, config: EngineConfig) -> list[str]:
-    """The command that serves a checkpoint with vLLM, in this Python environment."""
+    """The command that serves a checkpoint with vLLM, in this Python environment.
+
+    A judge's checkpoint, which has our reasoning parser in it, is served with it; the parser that runs is this
+    package's own, for a folder's code is not to be trusted.
+    """
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(path)]
     command += ["--served-model-name", model_name, "--host", host, "--port", str(port), "--dtype", config.dtype]
     command += ["--tensor-parallel-size", str(config.tensor_parallel_size)]
     command += ["--gpu-memory-utilization", str(config.gpu_memory_utilization)]
     if config.max_model_len is not None:
         command += ["--max-model-len", str(config.max_model_len)]
+    if (path / REASONING_PARSER_FILE).is_file():
+        own = resources.files("reasongenrm").joinpath("chat_templates", REASONING_PARSER_FILE)
+        command += ["--reasoning-parser-plugin", str(own), "--reasoning-parser", "reasongenrm"]
     return command
 
 

@@ -92,7 +92,7 @@ def fit_cross_validated(
 
     Args:
         groups: what a judgment belongs to (its pair): one group's judgments are always held out together, for the two
-            orders of a pair are no independent evidence. Groups are dealt to the folds in the order in which they come.
+            orders of a pair are no independent evidence. Groups are dealt to the folds in the order of their names.
         num_folds: lowered to the number of groups.
 
     Raises:
@@ -101,7 +101,7 @@ def fit_cross_validated(
     p_J, labels_J = _checked(p, is_a_better)
     if len(groups) != len(p_J):
         raise ValueError(f"{len(groups)} groups for {len(p_J)} judgments; expected one each.")
-    order = {group: index for index, group in enumerate(dict.fromkeys(groups))}
+    order = {group: index for index, group in enumerate(sorted(set(groups)))}
     if len(order) < 2:
         raise ValueError(f"judgments of {len(order)} pair; expected at least 2, to hold one out. Judge more pairs.")
     fold_J = np.array([order[group] for group in groups]) % min(num_folds, len(order))
