@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from reasongenrm.errors import InputError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _MARK = "ReasonGenRM chat template"
+REASONING_PARSER_FILE = "reasongenrm_reasoning_parser.py"  # of vLLM; lies in every checkpoint beside the template
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,16 @@ def install_template(tokenizer: "PreTrainedTokenizerBase", family: ChatFamily, o
     tokenizer.chat_template = template
     tokenizer.eos_token = family.sequence_end
     tokenizer.pad_token = family.pad_token if family.pad_token in tokenizer.get_vocab() else family.turn_end
+
+
+def reasoning_parser() -> str:
+    """The source of vLLM's reasoning parser."""
+    return resources.files("reasongenrm").joinpath("chat_templates", REASONING_PARSER_FILE).read_text(encoding="utf-8")
+
+
+def save_reasoning_parser(folder: Path) -> None:
+    """Put vLLM's reasoning parser beside a judge's template, so that vLLM tells its reason from its verdict."""
+    (folder / REASONING_PARSER_FILE).write_text(reasoning_parser(), encoding="utf-8")
 
 
 def is_installed(tokenizer: "PreTrainedTokenizerBase") -> bool:

@@ -7,17 +7,18 @@
 import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from reasongenrm.config import EvaluateConfig
 from reasongenrm.errors import ConfigError
 from reasongenrm.generation import Engine, Generation, GenerationRequest, OpeningRole, Sampling, open_engine
+from reasongenrm.generation.verdicts import p_a
 from reasongenrm.metrics import Evaluation, JudgeStyle, evaluate
 from reasongenrm.progress import Tracker, track
 from reasongenrm.prompts import judge_messages, parse_verdict
-from reasongenrm.records import Judgment, Order, dump_records, parse_records
+from reasongenrm.records import CALIBRATION_FILE, Judgment, Order, dump_records, parse_records
 from reasongenrm.rewardbench import LABELS, ORDERS, Benchmark, BenchmarkRow, load_benchmark
 from reasongenrm.stage import Stage
 from reasongenrm.store import ArtifactRef, Store, digest_bytes, download, read_file
@@ -55,6 +56,7 @@ class _Question:
             num_output_tokens=generation.num_output_tokens + (first.num_output_tokens if first else 0),
             truncated=generation.finish_reason == "length" or (first is not None and first.truncated),
             seconds=generation.seconds + (first.seconds if first else 0.0),
+            p_a=None if generation.verdict_logprobs is None else p_a(generation.verdict_logprobs),
         )
 
 
@@ -94,14 +96,17 @@ def judge_benchmark(
     num_judgments = len(questions) * config.votes
     with track("judge", total=num_judgments * (2 if two_step else 1), unit="judgment") as progress:
         name = "reasons" if two_step else "judgments"
-        judged = _ask(engine, questions, _sampling(config, config.votes), name, parts or {}, keep_part, progress)
+        # A plain chat may be anybody's API, and not all of those give log-probabilities.
+        sampling = replace(_sampling(config, config.votes), verdict_logprobs=style != "plain" and not two_step)
+        judged = _ask(engine, questions, sampling, name, parts or {}, keep_part, progress)
         if two_step:
             verdicts = [
                 _second_question(rows_of, found)
                 for rows_of in questions
                 for found in judged[rows_of.request.request_id]
             ]
-            answered = _ask(engine, verdicts, _sampling(config, 1), "judgments", parts or {}, keep_part, progress)
+            sampling = replace(_sampling(config, 1), verdict_logprobs=True)
+            answered = _ask(engine, verdicts, sampling, "judgments", parts or {}, keep_part, progress)
             judged = defaultdict(list)
             for question in verdicts:
                 judged[_request_id(question.row, question.order)] += answered[question.request.request_id]
@@ -119,7 +124,8 @@ def evaluate_rewardbench(
     """Stage: one variant judges the benchmark.
 
     Args:
-        store: where the artifact goes: judgments.jsonl, rows.jsonl (as judged), evaluation.json.
+        store: where the artifact goes: judgments.jsonl, rows.jsonl (as judged), evaluation.json, and
+            judge_calibration.json if the judge's probabilities are known.
         config: its section.
         variant: "base", "genrm", "sft" or "dpo"; decides how the judge is asked.
         judge: a checkpoint, or the http(s):// address of an OpenAI-compatible endpoint.
@@ -149,7 +155,10 @@ def evaluate_rewardbench(
                 engine, benchmark.rows, config, style, parts=stage.parts(), keep_part=stage.put_part
             )
             model = judge.uri if isinstance(judge, ArtifactRef) else f"{engine.model_name} at {judge}"
-        evaluation = evaluate(judgments, benchmark, config, variant=variant, model=model, style=style)
+            digest = judge.digest if isinstance(judge, ArtifactRef) else None
+        evaluation = evaluate(
+            judgments, benchmark, config, variant=variant, model=model, style=style, model_digest=digest
+        )
         for name, data in evaluation_files(evaluation, judgments, benchmark).items():
             stage.add_bytes(name, data)
         return stage.finish(evaluation_counts(evaluation), evaluation_metrics(evaluation))
@@ -190,12 +199,15 @@ def evaluate_alone(
 
 
 def evaluation_files(evaluation: Evaluation, judgments: Sequence[Judgment], benchmark: Benchmark) -> dict[str, bytes]:
-    """The files of an evaluation by name."""
-    return {
+    """The files of an evaluation by name; judge_calibration.json is for whoever serves the judge."""
+    files = {
         "judgments.jsonl": dump_records(judgments),
         "rows.jsonl": dump_records(benchmark.rows),
         "evaluation.json": evaluation.model_dump_json(indent=2).encode() + b"\n",
     }
+    if evaluation.calibration is not None:
+        files[CALIBRATION_FILE] = evaluation.calibration.model_dump_json(indent=2).encode() + b"\n"
+    return files
 
 
 def evaluation_counts(evaluation: Evaluation) -> dict[str, int]:
@@ -226,6 +238,19 @@ def evaluation_metrics(evaluation: Evaluation) -> dict[str, Any]:
     sections = {
         f"accuracy_{section.section.lower().replace(' ', '_')}": section.accuracy for section in evaluation.sections
     }
+    calibration = evaluation.calibration
+    calibrated = (
+        {}
+        if calibration is None
+        else {
+            "calibration_temperature": calibration.temperature,
+            "calibration_bias": calibration.bias,
+            "nll_before": calibration.nll_before,
+            "nll_after": calibration.nll_after,
+            "ece_before": calibration.ece_before,
+            "ece_after": calibration.ece_after,
+        }
+    )
     return {
         "variant": evaluation.variant,
         "accuracy": evaluation.accuracy,
@@ -241,6 +266,7 @@ def evaluation_metrics(evaluation: Evaluation) -> dict[str, Any]:
         "mean_output_tokens": evaluation.mean_output_tokens,
         "mean_seconds": evaluation.mean_seconds,
         "is_partial_benchmark": coverage is not None and coverage.is_partial,
+        **calibrated,
     }
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 from reasongenrm.bootstrap import Interval, bootstrap_means, percentile_interval, tidy
 from reasongenrm.config import EvaluateConfig
 from reasongenrm.errors import InputError
+from reasongenrm.judge.calibration import Calibration, fit_cross_validated
 from reasongenrm.records import Judgment, Order, Record, Verdict
 from reasongenrm.rewardbench import LABELS, ORDERS, Benchmark, rows_digest
 from reasongenrm.sections import SECTION_OF, SECTIONS, Coverage, subset_weights
@@ -21,6 +22,9 @@ VARIANT_NAMES = {"base": "base", "genrm": "GenRM", "sft": "ReasonGenRM-sft", "dp
 
 # Below so many rows, resampling within a subset understates its spread: the variance comes out by a factor (n - 1) / n.
 SMALL_SUBSET = 10
+
+# Two numbers are fitted, five times over: 20 judgments are 10 rows in both orders, 16 judgments a fit.
+MIN_CALIBRATION_JUDGMENTS = 20
 
 
 class BenchmarkInfo(Record):
@@ -76,6 +80,8 @@ class Evaluation(Record):
         unparsed_fraction: judgments without a verdict.
         truncated_fraction: judgments that the token limit cut off.
         mean_seconds: wall time a judgment, each in its batch or among its concurrent requests.
+        calibration: of the judge's P([[A]]), with figures before and after, those after from rows held out of the fit;
+            None if the engine gave no probabilities, or of fewer than MIN_CALIBRATION_JUDGMENTS.
         notes: what a reader must know beside the figures (a partial benchmark, subsets too small for their interval).
     """
 
@@ -105,6 +111,7 @@ class Evaluation(Record):
     mean_output_tokens: float
     mean_seconds: float
     notes: tuple[str, ...]
+    calibration: Calibration | None = None
 
 
 class Difference(Record):
@@ -197,6 +204,7 @@ def evaluate(
     variant: str,
     model: str,
     style: JudgeStyle,
+    model_digest: str | None = None,
 ) -> Evaluation:
     """Figures of one judge on one benchmark.
 
@@ -210,6 +218,7 @@ def evaluate(
         variant: who judged, as the report calls it.
         model: the checkpoint's URI or the endpoint's model name.
         style: how it was asked.
+        model_digest: of the checkpoint, for its calibration.
 
     Raises:
         InputError: the judgments are not those of the benchmark's rows.
@@ -281,7 +290,25 @@ def evaluate(
         mean_output_tokens=_mean([judgment.num_output_tokens for judgment in judgments]),
         mean_seconds=_mean([judgment.seconds for judgment in judgments]),
         notes=_notes(benchmark, subset_scores),
+        calibration=calibrate(judgments, model_digest),
     )
+
+
+def calibrate(judgments: Iterable[Judgment], model_digest: str | None) -> Calibration | None:
+    """Fit the judge's P([[A]]) to the labels; rows are held out whole, both orders and all votes.
+
+    Returns:
+        None if fewer than MIN_CALIBRATION_JUDGMENTS have a probability.
+    """
+    known = [(judgment.p_a, judgment) for judgment in judgments if judgment.p_a is not None]
+    if len(known) < MIN_CALIBRATION_JUDGMENTS or len({judgment.row_id for _, judgment in known}) < 2:
+        return None
+    found = fit_cross_validated(
+        [probability for probability, _ in known],
+        [judgment.label == "[[A]]" for _, judgment in known],
+        [judgment.row_id for _, judgment in known],
+    )
+    return found.model_copy(update={"model_digest": model_digest})
 
 
 def benchmark_info(benchmark: Benchmark) -> BenchmarkInfo:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reasongenrm.chat import REASONING_PARSER_FILE, detect_family, is_installed, reasoning_parser
 from reasongenrm.config import ModelConfig
 from reasongenrm.errors import InputError
+from reasongenrm.records import CALIBRATION_FILE
 from reasongenrm.stage import Stage, content_digest
 from reasongenrm.store import ArtifactRef, FileEntry, Store, digest_bytes, download, open_artifact, sha256_file
 
@@ -30,6 +32,7 @@ _EXTRAS = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    CALIBRATION_FILE,
 )
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _GGUF_MAGIC = b"GGUF"
@@ -145,7 +148,7 @@ def _import_hub(store: Store, config: ModelConfig, name: str) -> ArtifactRef:
 def _finish(stage: Stage, config: ModelConfig, path: Path, source: str, revision: str | None) -> ArtifactRef:
     """Check a folder once more, its tokenizer too, and make it the stage's artifact."""
     folder = check_folder(path, source)
-    family = _chat_family(path, source)
+    family, is_judge = _chat_family(path, source)
     if config.chat_family not in (None, family):
         raise InputError(
             f"{source}: its tokens are those of the chat family {family}, but model.chat_family is {config.chat_family}. "
@@ -153,6 +156,9 @@ def _finish(stage: Stage, config: ModelConfig, path: Path, source: str, revision
         )
     for name, file in folder.files.items():
         stage.add_file(file, name)
+    if is_judge:
+        # Ours, never the folder's own: vLLM runs this file.
+        stage.add_bytes(REASONING_PARSER_FILE, reasoning_parser().encode())
     metrics = {
         "source": source,
         "revision": revision,
@@ -160,7 +166,7 @@ def _finish(stage: Stage, config: ModelConfig, path: Path, source: str, revision
         "num_parameters": folder.num_parameters,
         "dtype": folder.dtype,
     }
-    return stage.finish({"num_files": len(folder.files)}, metrics)
+    return stage.finish({"num_files": len(folder.files) + is_judge}, metrics)
 
 
 def check_folder(path: Path, where: str) -> ModelFolder:
@@ -281,11 +287,9 @@ def _read_json(path: Path, where: str) -> dict[str, Any]:
     return values
 
 
-def _chat_family(path: Path, where: str) -> str:
-    """The family of a folder's tokenizer, which must have a chat template of its own."""
+def _chat_family(path: Path, where: str) -> tuple[str, bool]:
+    """The family of a folder's tokenizer, which must have a chat template of its own, and whether that is a judge's."""
     from transformers import AutoTokenizer
-
-    from reasongenrm.chat import detect_family
 
     if (path / "tokenizer.json").is_file():
         _read_json(path / "tokenizer.json", where)
@@ -299,7 +303,7 @@ def _chat_family(path: Path, where: str) -> str:
         raise InputError(
             f"{where}: has no chat template; expected an instruct model, which has one. Give such a model."
         )
-    return family.name
+    return family.name, is_installed(tokenizer)
 
 
 def _convert_gguf(path: Path, folder: Path, dtype: str) -> None:

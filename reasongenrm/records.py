@@ -15,6 +15,7 @@ from reasongenrm.errors import EmptyStageError, InputError
 
 Verdict = Literal["[[A]]", "[[B]]"]
 Order = Literal["chosen_first", "rejected_first"]
+CALIBRATION_FILE = "judge_calibration.json"  # beside a judge's checkpoint, and in its evaluation: judge/calibration.py
 OPPOSITE: dict[Verdict, Verdict] = {"[[A]]": "[[B]]", "[[B]]": "[[A]]"}
 
 
@@ -101,7 +102,10 @@ class Preference(Record):
 
 
 class Judgment(Record):
-    """What a judge said about one benchmark row in one order (one vote)."""
+    """What a judge said about one benchmark row in one order (one vote).
+
+    `p_a`: P([[A]]) of the two verdicts alone, in [0, 1], in the terms of this order's prompt; None if it is not known.
+    """
 
     row_id: str
     subset: str
@@ -115,6 +119,7 @@ class Judgment(Record):
     num_output_tokens: int
     truncated: bool
     seconds: float
+    p_a: float | None = None
 
 
 class Drops:

@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from reasongenrm.chat import REASONING_PARSER_FILE
 from reasongenrm.config import EngineConfig
 from reasongenrm.generation.seam import GenerationRequest, sample_seed
 from reasongenrm.server_api import APIError, ChatRequest, chunks, completion, error_body, parse_chat_request
@@ -231,12 +233,15 @@ def _live_request(chat: ChatRequest, model: "LiveModel") -> "LiveRequest":
     except jinja2.TemplateError as error:
         raise APIError(422, f"The model's chat template refuses these messages: {error}.", "messages") from error
     choices = None
+    num_needed = 1
     if chat.structured_outputs is not None:
         try:
             choices = Choices(model.turns, chat.structured_outputs.choice)
         except InputError as error:
             raise APIError(400, str(error), "structured_outputs.choice") from error
-    num_needed = choices.num_answer_tokens(prompt.opening_role) if choices else 1
+        num_needed = choices.num_answer_tokens(prompt.opening_role)
+    elif chat.thinking_token_budget is not None:
+        choices = Choices(model.turns, ())
     room = model.max_model_len - len(prompt.ids)
     if room < num_needed:
         raise APIError(
@@ -264,6 +269,7 @@ def _live_request(chat: ChatRequest, model: "LiveModel") -> "LiveRequest":
         stop=chat.stop_strings(),
         top_logprobs=(chat.top_logprobs or 0) if chat.logprobs else None,
         choices=choices,
+        max_reason_tokens=chat.thinking_token_budget,
     )
 
 
@@ -288,13 +294,20 @@ async def _events(chat: ChatRequest, live: "LiveRequest", deltas: AsyncIterator[
 
 
 def vllm_command(path: Path, model_name: str, host: str, port: int, config: EngineConfig) -> list[str]:
-    """The command that serves a checkpoint with vLLM, in this Python environment."""
+    """The command that serves a checkpoint with vLLM, in this Python environment.
+
+    A judge's checkpoint, which has our reasoning parser in it, is served with it; the parser that runs is this
+    package's own, for a folder's code is not to be trusted.
+    """
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(path)]
     command += ["--served-model-name", model_name, "--host", host, "--port", str(port), "--dtype", config.dtype]
     command += ["--tensor-parallel-size", str(config.tensor_parallel_size)]
     command += ["--gpu-memory-utilization", str(config.gpu_memory_utilization)]
     if config.max_model_len is not None:
         command += ["--max-model-len", str(config.max_model_len)]
+    if (path / REASONING_PARSER_FILE).is_file():
+        own = resources.files("reasongenrm").joinpath("chat_templates", REASONING_PARSER_FILE)
+        command += ["--reasoning-parser-plugin", str(own), "--reasoning-parser", "reasongenrm"]
     return command
 
 

@@ -2,7 +2,8 @@
 
 Whatever would have no effect is refused by name instead of being ignored. Beyond OpenAI's fields: the role "reason",
 `chat_template_kwargs.opening_role` and `structured_outputs.choice` (as in vLLM), and the reason in the reply (as in
-vLLM), with `reasoning_truncated` where it had to be closed so that there was room for one of the choices.
+vLLM), with `reasoning_truncated` where it had to be closed: its `thinking_token_budget` (vLLM's too) was spent, or no
+more tokens were left than the choices need.
 """
 
 import secrets
@@ -109,6 +110,7 @@ class ChatRequest(_Part):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     chat_template_kwargs: TemplateArguments = TemplateArguments()
     structured_outputs: StructuredOutputs | None = None
+    thinking_token_budget: Annotated[int, Field(ge=0)] | None = None
     # Clients send these along; they change nothing here at the values that are let through.
     user: str | None = None
     frequency_penalty: Literal[0] | None = None

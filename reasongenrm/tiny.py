@@ -174,4 +174,8 @@ def tiny_checkpoint(
     path.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
+    if opening_role is not None:
+        from reasongenrm.chat import save_reasoning_parser
+
+        save_reasoning_parser(path)
     return path

@@ -35,6 +35,7 @@ from trl import SFTConfig as TrlSFTConfig
 from trl import SFTTrainer as TrlSFTTrainer
 from trl.models import prepare_deepspeed
 
+from reasongenrm.chat import save_reasoning_parser
 from reasongenrm.checkpoints import keep_checkpoint
 from reasongenrm.config import DPOConfig, SFTConfig, TrainConfig
 from reasongenrm.errors import ConfigError, TrainingError
@@ -347,6 +348,7 @@ def _save(trainer: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype:
     model.config.dtype = dtype
     model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    save_reasoning_parser(folder)
 
 
 def _log_rows(history: list[dict[str, Any]], plan: BatchPlan) -> list[dict[str, float]]:

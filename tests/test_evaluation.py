@@ -1,11 +1,15 @@
+import math
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
 from reasongenrm.config import EngineConfig, EvaluateConfig
 from reasongenrm.errors import ConfigError, EngineError
 from reasongenrm.evaluation import evaluate_alone, evaluate_rewardbench, judge_benchmark, verdict_confusion
+from reasongenrm.generation import Generation
 from reasongenrm.metrics import Evaluation
 from reasongenrm.records import JudgePrompt, Judgment, Verdict, dump_records, parse_records, read_records
 from reasongenrm.rewardbench import Benchmark, BenchmarkRow, load_benchmark, rows_digest
@@ -45,6 +49,41 @@ def test_style_chooses_the_opening_turn(
     assert {request.stop_at for request in engine.asked} == {"sequence"}
     asks_to_explain = ["explain" in request.messages[-1]["content"] for request in engine.asked]
     assert asks_to_explain == [style == "plain"] * 2
+
+
+@pytest.mark.parametrize(("style", "asks"), [("plain", False), ("verdict", True), ("reason", True)])
+def test_probabilities_are_asked_of_judges_and_not_of_anybodys_api(
+    tmp_path: Path, style: Literal["plain", "verdict", "reason"], asks: bool
+) -> None:
+    engine = ScriptedEngine(right)
+    judge_benchmark(engine, benchmark(tmp_path, 1).rows, EvaluateConfig(), style)
+    assert [sampling.verdict_logprobs for sampling in engine.samplings] == [asks]
+    engine = ScriptedEngine(right)
+    judge_benchmark(engine, benchmark(tmp_path, 1).rows, EvaluateConfig(two_step=True), "reason")
+    assert [sampling.verdict_logprobs for sampling in engine.samplings] == [False, True]
+
+
+def test_probability_of_a_is_kept_in_the_terms_of_its_own_prompt(tmp_path: Path) -> None:
+    class Sure(ScriptedEngine):
+        """Gives [[A]] three quarters of the two verdicts' probability, whatever is asked."""
+
+        def generate(self, *args: Any, **kwargs: Any) -> Iterator[list[Generation]]:
+            for batch in super().generate(*args, **kwargs):
+                yield [replace(g, verdict_logprobs={"[[A]]": math.log(0.6), "[[B]]": math.log(0.2)}) for g in batch]
+
+    judgments = judge_benchmark(Sure(right), benchmark(tmp_path, 1).rows, EvaluateConfig(), "reason")
+    assert [judgment.p_a for judgment in judgments] == pytest.approx([0.75, 0.75])
+    plain = judge_benchmark(ScriptedEngine(right), benchmark(tmp_path, 1).rows, EvaluateConfig(), "reason")
+    assert {judgment.p_a for judgment in plain} == {None}
+
+
+def test_judgments_of_before_probabilities_are_still_read() -> None:
+    line = (
+        '{"row_id":"r","subset":"s","order":"chosen_first","vote":0,"label":"[[A]]","verdict":"[[A]]","reason":null,'
+        '"answer":"[[A]]","num_prompt_tokens":1,"num_output_tokens":1,"truncated":false,"seconds":1.0}\n'
+    )
+    (judgment,) = parse_records(line.encode(), Judgment, "judgments.jsonl")
+    assert judgment.p_a is None
 
 
 def test_one_vote_is_greedy_and_several_are_sampled(tmp_path: Path) -> None:

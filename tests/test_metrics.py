@@ -1,3 +1,4 @@
+import math
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -9,9 +10,12 @@ from hypothesis import strategies as st
 from reasongenrm.bootstrap import Interval
 from reasongenrm.config import EvaluateConfig
 from reasongenrm.errors import InputError
+from reasongenrm.evaluation import evaluation_files, evaluation_metrics
+from reasongenrm.judge.calibration import Calibration
 from reasongenrm.metrics import (
     Evaluation,
     RowResult,
+    calibrate,
     evaluate,
     majority,
     order_accuracy,
@@ -162,6 +166,44 @@ def test_judgments_of_other_rows_are_refused(tmp_path: Path) -> None:
     more = benchmark_of(tmp_path, {"sums": 3})
     with pytest.raises(InputError, match=r"2 rows were judged, 3 were expected; the first that differs is sums/2"):
         evaluate(judgments, more, EvaluateConfig(), variant="sft", model="m", style="reason")
+
+
+def probable(judgments: list[Judgment], of_label: float) -> list[Judgment]:
+    """The same judgments, each with so much probability on its label."""
+    return [
+        judgment.model_copy(update={"p_a": of_label if judgment.label == A else 1 - of_label}) for judgment in judgments
+    ]
+
+
+def test_probabilities_are_calibrated_on_rows_that_were_held_out(tmp_path: Path) -> None:
+    benchmark = benchmark_of(tmp_path, {"hep-go": 20})
+    config = EvaluateConfig(num_bootstrap=50)
+    # Right in 15 rows of 20 and always sure of it at 0.99: three quarters is what it should say.
+    right, wrong = probable(judged(benchmark, oracle), 0.99), probable(judged(benchmark, contrarian), 0.01)
+    judgments = [*right[:30], *wrong[30:]]
+    found = evaluate(judgments, benchmark, config, variant="dpo", model="m", style="reason", model_digest="sha256:1")
+    calibration = found.calibration
+    assert calibration is not None
+    assert (calibration.num_judgments, calibration.cross_validated, calibration.model_digest) == (40, True, "sha256:1")
+    # 20 A and 20 B; labels smoothed to 21/22 and 1/22: (15 * 21 + 5 * 1) / 22 / 20 = 0.727 for either letter.
+    assert calibration.apply(0.99) == pytest.approx(320 / 440, abs=1e-6)
+    assert calibration.nll_before == pytest.approx(-(30 * math.log(0.99) + 10 * math.log(0.01)) / 40)
+    assert calibration.nll_after < calibration.nll_before
+    assert calibration.ece_after < calibration.ece_before == pytest.approx(0.24)
+    files = evaluation_files(found, judgments, benchmark)
+    assert Calibration.model_validate_json(files["judge_calibration.json"]) == calibration
+    assert evaluation_metrics(found)["ece_after"] == calibration.ece_after
+
+
+def test_few_or_unknown_probabilities_are_not_calibrated(tmp_path: Path) -> None:
+    benchmark = benchmark_of(tmp_path, {"hep-go": 10})
+    known = probable(judged(benchmark, oracle), 0.9)
+    assert calibrate(known, None) is not None
+    assert calibrate(known[:-1], None) is None
+    evaluation = evaluated(benchmark, oracle)
+    assert evaluation.calibration is None
+    assert "judge_calibration.json" not in evaluation_files(evaluation, judged(benchmark, oracle), benchmark)
+    assert "ece_after" not in evaluation_metrics(evaluation)
 
 
 def test_evaluation_survives_its_json(tmp_path: Path) -> None:

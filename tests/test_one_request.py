@@ -93,6 +93,22 @@ def test_choice_that_begins_another_ends_with_the_turn(checkpoint: Path) -> None
         assert (got["message"]["content"], got["finish_reason"]) == (answer, "stop")
 
 
+def test_budget_closes_the_reason_and_the_answer_is_free(checkpoint: Path) -> None:
+    # "A is" is forced shut after its first token or two; what is scripted for the steps after the bridge is the answer.
+    model = load(checkpoint)
+    num_bridge = len(model.turns.tokenizer.encode(CLOSED, add_special_tokens=False))
+    with client(load(checkpoint, "A" * (1 + num_bridge) + f"Both{END}")) as opened:
+        got = choice_of(opened, structured_outputs=None, thinking_token_budget=1, max_tokens=60)
+        assert (got["message"]["reasoning"], got["message"]["content"]) == ("A", "Both")
+        assert got["message"]["reasoning_truncated"] is True
+        assert got["finish_reason"] == "stop"
+        assert choice_of(opened, thinking_token_budget=0, max_tokens=60)["message"]["reasoning"] == ""
+    with client(load(checkpoint, f"A is right.{CLOSED}[[A]]{END}")) as opened:
+        message = choice_of(opened, thinking_token_budget=50, max_tokens=60)["message"]
+    assert message["reasoning"] == "A is right."
+    assert "reasoning_truncated" not in message
+
+
 def test_logprobs_are_the_unheld_models_and_have_both_letters_however_improbable(checkpoint: Path) -> None:
     model = load(checkpoint, f"Hm.{CLOSED}Sorry, I can not say which is better.")
     with client(model) as opened:

@@ -368,6 +368,15 @@ def test_command_for_vllm_hands_on_what_concerns_it() -> None:
     assert "--max-model-len" not in vllm_command(Path("m"), "judge", "127.0.0.1", 8000, EngineConfig())
 
 
+def test_vllm_tells_a_judges_reason_by_our_own_parser_and_never_by_the_folders(checkpoint: Path) -> None:
+    command = vllm_command(checkpoint, "judge", "127.0.0.1", 8000, EngineConfig())
+    assert command[-2:] == ["--reasoning-parser", "reasongenrm"]
+    assert command[-4] == "--reasoning-parser-plugin"
+    parser = Path(command[-3])
+    assert parser.is_file()
+    assert checkpoint not in parser.parents
+
+
 def test_vllm_serves_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "vllm").mkdir()
     (tmp_path / "vllm" / "__init__.py").touch()

@@ -196,12 +196,19 @@ class _Results:
         out.print(service, markup=False, soft_wrap=True)
 
     def fetch_winner(self, folder: Path) -> None:
-        """Copy the winner's checkpoint to a local folder, over that of an earlier run."""
-        from reasongenrm.store import download, open_artifact
+        """Copy the winner's checkpoint to a local folder, over that of an earlier run, its calibration beside it."""
+        from reasongenrm.judge.calibration import save_calibration
+        from reasongenrm.metrics import Evaluation
+        from reasongenrm.store import download, open_artifact, read_file
 
-        model_uri = open_artifact(self.record.evaluations()[self.winner]).input_uris["model"]
+        ref = self.record.evaluations()[self.winner]
+        evaluation = Evaluation.model_validate_json(read_file(ref, "evaluation.json"))
+        model_uri = open_artifact(ref).input_uris["model"]
         shutil.rmtree(folder, ignore_errors=True)
         download(model_uri, folder)
+        calibration = evaluation.calibration
+        if calibration is not None:
+            save_calibration(calibration, folder)  # the service reads it there; the store's checkpoint never changes
 
 
 def _try_winner(results: _Results, model_folder: Path, config: "EvaluateConfig", port: int, keep_up: bool) -> None:

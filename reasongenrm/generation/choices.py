@@ -1,7 +1,7 @@
-"""An answer held to one of several texts: which tokens may come next, whatever the model would rather write.
+"""A reason that ends in time and an answer held to one of several texts: which tokens may come next.
 
-The reason stays the model's own but ends in time: it is closed by force when no more tokens are left than the verdict
-needs. So every generation has an answer, an untrained model's too. docs/decisions/0002-one-generation.md has the turns.
+The reason stays the model's own, but is closed by force when its budget is spent or when no more tokens are left than
+the choices need. So every generation has an answer, an untrained model's too. docs/decisions/0002-one-generation.md has the turns.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class Choices:
     """The texts that an answer may be, as a tokenizer writes them.
 
     Args:
-        texts: at least one, none of them empty.
+        texts: none of them empty; without any the answer is free.
 
     Raises:
         InputError: a text begins or ends in white space (which no answer does) or has a token of the turn markup.
@@ -39,7 +39,7 @@ class Choices:
 
     def num_answer_tokens(self, opening_role: OpeningRole) -> int:
         """Tokens kept for the answer: the longest choice, after a reason also its closing token and the bridge."""
-        longest = max(len(ids) for ids in self.ids)
+        longest = max((len(ids) for ids in self.ids), default=0)
         return longest if opening_role == "assistant" else 1 + len(self.bridge) + longest
 
 
@@ -47,17 +47,21 @@ class HeldRow:
     """One generation under way that is held to choices.
 
     Args:
-        max_tokens: of the generation, at least `choices.num_answer_tokens`.
+        max_tokens: of the generation, at least `choices.num_answer_tokens` if there are choices.
+        max_reason_tokens: of the reason, without its closing token; None: what the choices leave of `max_tokens`.
 
     Attributes:
         reason_truncated: whether the reason was closed by force.
         done: whether the answer is one of the choices and can become no other.
     """
 
-    def __init__(self, choices: Choices, opening_role: OpeningRole, max_tokens: int) -> None:
+    def __init__(
+        self, choices: Choices, opening_role: OpeningRole, max_tokens: int, max_reason_tokens: int | None = None
+    ) -> None:
         self._choices = choices
-        self._num_reason_left = max_tokens - choices.num_answer_tokens(opening_role)
-        assert self._num_reason_left >= 0
+        room = max_tokens - choices.num_answer_tokens(opening_role) if choices.ids else max_tokens
+        assert room >= 0
+        self._num_reason_left = room if max_reason_tokens is None else min(room, max_reason_tokens)
         self._in_reason = opening_role == "reason"
         self._bridge = choices.bridge if self._in_reason else ()
         self._answer: tuple[int, ...] = ()
@@ -65,11 +69,13 @@ class HeldRow:
         self.done = False
 
     def allowed(self) -> list[int] | None:
-        """The tokens that may come next; None in the reason, which is free but for markup that does not close it."""
+        """The tokens that may come next; None in the reason and in an answer without choices, which are free."""
         if self._in_reason:
             return [self._choices.turn_end] if self._num_reason_left == 0 else None
         if self._bridge:
             return [self._bridge[0]]
+        if not self._choices.ids:
+            return None
         written = len(self._answer)
         begun = [ids for ids in self._choices.ids if ids[:written] == self._answer]
         following = {ids[written] for ids in begun if len(ids) > written}
@@ -78,8 +84,13 @@ class HeldRow:
         return sorted(following)
 
     def limit(self, logits_V: torch.Tensor) -> torch.Tensor:
-        """Logits of all tokens, shape (V,), as those that may be drawn: -inf for what is not allowed."""
+        """Logits of all tokens, shape (V,), as those that may be drawn: -inf for what is not allowed.
+
+        With choices, markup that does not close a reason is not allowed in it: it would end the generation.
+        """
         allowed = self.allowed()
+        if allowed is None and not self._choices.ids:
+            return logits_V
         if allowed is None:
             limited_V = logits_V.clone()
             limited_V[self._choices.markup] = -torch.inf
@@ -96,6 +107,8 @@ class HeldRow:
             self._num_reason_left -= 1
         elif self._bridge:
             self._bridge = self._bridge[1:]
+        elif not self._choices.ids:
+            return
         elif token == self._choices.turn_end:
             self.done = True
         else:

@@ -27,6 +27,8 @@ from reasongenrm.config import EngineConfig
 from reasongenrm.errors import ConfigError, EngineError
 from reasongenrm.gathering import gather_or_cancel
 from reasongenrm.generation.seam import Generation, GenerationRequest, Sampling, plan_batches, sample_seed
+from reasongenrm.generation.verdicts import TOP_LOGPROBS, ReplyToken, reply_verdict_logprobs
+from reasongenrm.records import Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +54,24 @@ class _Reply(BaseModel):
     reasoning_content: str | None = None
 
 
+class _TopToken(BaseModel):
+    token: str
+    logprob: float
+
+
+class _Token(BaseModel):
+    token: str
+    top_logprobs: list[_TopToken] = []
+
+
+class _Logprobs(BaseModel):
+    content: list[_Token] | None = None
+
+
 class _Choice(BaseModel):
     message: _Reply
     finish_reason: str | None
+    logprobs: _Logprobs | None = None
 
 
 class _Completion(BaseModel):
@@ -210,6 +227,7 @@ class EndpointEngine:
             num_output_tokens=completion.usage.completion_tokens,
             finish_reason="length" if choice.finish_reason == "length" else "stop",
             seconds=seconds,
+            verdict_logprobs=_verdict_logprobs(choice.logprobs, answer),
         )
 
     def _body(self, request: GenerationRequest, sample: int, sampling: Sampling) -> dict[str, Any]:
@@ -225,6 +243,8 @@ class EndpointEngine:
             body["chat_template_kwargs"] = {"opening_role": request.opening_role}
         if request.stop_at == "turn":
             body["stop"] = list(TURN_ENDS)
+        if sampling.verdict_logprobs:
+            body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
         if self._keep_markup:
             body["skip_special_tokens"] = False
         return body
@@ -395,6 +415,16 @@ def _message_of(response: httpx.Response) -> str:
 def _is_too_long(response: httpx.Response) -> bool:
     """Whether a 400 is about the context's length: OpenAI has a code for it, vLLM only a sentence."""
     return _error_of(response).get("code") == "context_length_exceeded" or "maximum context length" in response.text
+
+
+def _verdict_logprobs(logprobs: _Logprobs | None, answer: str) -> dict[Verdict, float] | None:
+    """Of a reply that has log-probabilities; servers that do not know them leave them out."""
+    if logprobs is None or logprobs.content is None:
+        return None
+    tokens = [
+        ReplyToken(token.token, {top.token: top.logprob for top in token.top_logprobs}) for token in logprobs.content
+    ]
+    return reply_verdict_logprobs(tokens, answer)
 
 
 def _family_of(text: str) -> ChatFamily | None:

@@ -29,7 +29,8 @@ class LiveRequest:
         max_tokens: fits into the context, and with `choices` holds at least their `num_answer_tokens`.
         seeds: one a choice of OpenAI's `n`.
         top_logprobs: None: no log-probabilities.
-        choices: what the answer is held to; None: nothing.
+        choices: what the answer is held to; None: nothing, and the reason may be as long as it likes.
+        max_reason_tokens: with `choices`: the reason's budget, if it has one of its own.
     """
 
     prompt: Prompt
@@ -40,6 +41,7 @@ class LiveRequest:
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
     choices: Choices | None = None
+    max_reason_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,10 @@ class _Choice:
         self._ids: list[int] = []
         self._raw = ""
         self._sent_reasoning = self._sent_content = ""
-        choices = request.choices
-        self.held = HeldRow(choices, request.prompt.opening_role, request.max_tokens) if choices else None
+        self.held: HeldRow | None = None
+        if request.choices is not None:
+            role, budget = request.prompt.opening_role, request.max_reason_tokens
+            self.held = HeldRow(request.choices, role, request.max_tokens, budget)
 
     def in_answer(self) -> bool:
         """Whether the next token is the answer's (its closing token included)."""
@@ -159,7 +163,7 @@ class LiveModel:
             request.temperature,
             request.top_p,
             ended,
-            limit if request.choices else None,
+            limit if request.choices is not None else None,
         )
         for step in steps:
             for place, (index, token) in enumerate(zip(step.rows, step.tokens, strict=True)):

@@ -37,13 +37,17 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: temperature 0 is greedy. `max_tokens` counts everything generated, markup included."""
+    """How to sample: temperature 0 is greedy. `max_tokens` counts everything generated, markup included.
+
+    `verdict_logprobs` asks for the probabilities of the two verdicts too, of engines that do not give them anyway.
+    """
 
     max_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     num_samples: int = 1
     seed: int = 0
+    verdict_logprobs: bool = False
 
 
 @dataclass(frozen=True)

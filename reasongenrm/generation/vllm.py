@@ -12,11 +12,13 @@ import gc
 import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from reasongenrm.config import EngineConfig
 from reasongenrm.errors import ConfigError, EngineError, InputError
 from reasongenrm.generation.seam import Generation, GenerationRequest, Sampling, plan_batches, sample_seed
 from reasongenrm.generation.turns import Prompt, Turns, load_end_ids
+from reasongenrm.generation.verdicts import TOP_LOGPROBS
 
 WINDOW_SAMPLES = 1024  # handed over together: what an H100 keeps under way; also the most work that a kill can lose
 
@@ -108,6 +110,7 @@ class VLLMEngine:
                 stop_token_ids=sorted(prompts[name].stop_ids),
                 ignore_eos=True,  # the stop tokens above are all that end a generation
                 detokenize=False,  # turns are split by token, here
+                logprobs=TOP_LOGPROBS if sampling.verdict_logprobs else None,
             )
             for name, sample in asked
         ]
@@ -121,6 +124,7 @@ class VLLMEngine:
                 "See vLLM's log above, then start again: finished work is kept."
             ) from error
         tokens = {row: list(output.outputs[0].token_ids) for row, output in zip(asked, outputs, strict=True)}
+        letters = {row: self._letters(output.outputs[0]) for row, output in zip(asked, outputs, strict=True)}
         seconds = (time.perf_counter() - started) / len(rows)
         for batch in batches:
             yield [
@@ -129,14 +133,30 @@ class VLLMEngine:
                     sample,
                     prompts[request.request_id],
                     tokens.get((request.request_id, sample), []),
+                    letters.get((request.request_id, sample), {}),
                     seconds,
                 )
                 for request in batch
                 for sample in range(sampling.num_samples)
             ]
 
+    def _letters(self, output: Any) -> dict[int, tuple[float, float]]:
+        """(log P("A"), log P("B")) by place of every single letter token, where both are among the most probable ones."""
+        letter_a, letter_b = self.turns.letter_ids
+        found: dict[int, tuple[float, float]] = {}
+        for place, (token, top) in enumerate(zip(output.token_ids, output.logprobs or [], strict=False)):
+            if token in self.turns.letter_ids and letter_a in top and letter_b in top:
+                found[place] = (float(top[letter_a].logprob), float(top[letter_b].logprob))
+        return found
+
     def _generation(
-        self, request_id: str, sample: int, prompt: Prompt, tokens: list[int], seconds: float
+        self,
+        request_id: str,
+        sample: int,
+        prompt: Prompt,
+        tokens: list[int],
+        letters: dict[int, tuple[float, float]],
+        seconds: float,
     ) -> Generation:
         reason, answer = self.turns.split(tokens, prompt)
         return Generation(
@@ -148,6 +168,7 @@ class VLLMEngine:
             num_output_tokens=len(tokens),
             finish_reason="stop" if tokens and tokens[-1] in prompt.stop_ids else "length",
             seconds=seconds,
+            verdict_logprobs=self.turns.verdict_logprobs(tokens, answer, letters),
         )
 
     def close(self) -> None:

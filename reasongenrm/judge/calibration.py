@@ -13,9 +13,19 @@ import numpy as np
 from pydantic import Field
 
 from reasongenrm.errors import InputError
-from reasongenrm.records import Record
+from reasongenrm.records import CALIBRATION_FILE, Record
 
-CALIBRATION_FILE = "judge_calibration.json"
+__all__ = [
+    "CALIBRATION_FILE",
+    "Calibration",
+    "expected_calibration_error",
+    "fit",
+    "fit_cross_validated",
+    "load_calibration",
+    "negative_log_likelihood",
+    "save_calibration",
+]
+
 NUM_BINS = 10  # of the expected calibration error, equally wide, as in Guo et al. 2017, section 2
 NUM_FOLDS = 5
 MAX_TEMPERATURE = 100.0  # a judge whose probabilities say nothing, or the contrary, is all but ignored, never inverted
@@ -92,7 +102,7 @@ def fit_cross_validated(
 
     Args:
         groups: what a judgment belongs to (its pair): one group's judgments are always held out together, for the two
-            orders of a pair are no independent evidence. Groups are dealt to the folds in the order in which they come.
+            orders of a pair are no independent evidence. Groups are dealt to the folds in the order of their names.
         num_folds: lowered to the number of groups.
 
     Raises:
@@ -101,7 +111,7 @@ def fit_cross_validated(
     p_J, labels_J = _checked(p, is_a_better)
     if len(groups) != len(p_J):
         raise ValueError(f"{len(groups)} groups for {len(p_J)} judgments; expected one each.")
-    order = {group: index for index, group in enumerate(dict.fromkeys(groups))}
+    order = {group: index for index, group in enumerate(sorted(set(groups)))}
     if len(order) < 2:
         raise ValueError(f"judgments of {len(order)} pair; expected at least 2, to hold one out. Judge more pairs.")
     fold_J = np.array([order[group] for group in groups]) % min(num_folds, len(order))

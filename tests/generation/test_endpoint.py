@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import logging
 import socket
 import time
@@ -10,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from reasongenrm.config import EngineConfig
 from reasongenrm.errors import ConfigError, EngineError
@@ -73,8 +74,26 @@ def test_request_has_what_the_seam_asks_for() -> None:
 
 def test_extensions_are_sent_only_when_asked_for() -> None:
     fake, _ = generate(echo, [ask("q")])
-    assert not {"chat_template_kwargs", "skip_special_tokens", "stop", "n"} & set(fake.bodies[0])
+    assert not {"chat_template_kwargs", "skip_special_tokens", "stop", "n", "logprobs"} & set(fake.bodies[0])
     assert "authorization" not in fake.headers[0]
+
+
+def test_probabilities_of_the_verdicts_are_asked_for_and_read() -> None:
+    tops = [[], [{"token": "B", "logprob": -0.5}, {"token": "A", "logprob": -1.0}], []]
+    listed = [
+        {"token": token, "logprob": -0.5, "bytes": None, "top_logprobs": top}
+        for token, top in zip(("[[", "B", "]]"), tops, strict=True)
+    ]
+
+    def judge(body: dict[str, Any], _: int) -> Response:
+        reply = json.loads(completion("[[B]]").body)
+        if body.get("logprobs") and body["top_logprobs"] == 20:
+            reply["choices"][0]["logprobs"] = {"content": listed}
+        return JSONResponse(reply)
+
+    found = one(judge, sampling=Sampling(max_tokens=9, verdict_logprobs=True))
+    assert found.verdict_logprobs == {"[[A]]": -1.0, "[[B]]": -0.5}
+    assert one(judge).verdict_logprobs is None
 
 
 def test_usage_finish_reason_and_time_are_read() -> None:

@@ -35,11 +35,18 @@ class SamplingParams:
     stop_token_ids: list[int]
     ignore_eos: bool
     detokenize: bool
+    logprobs: int | None
+
+
+@dataclass
+class Logprob:
+    logprob: float
 
 
 @dataclass
 class CompletionOutput:
     token_ids: tuple[int, ...]
+    logprobs: list[dict[int, Logprob]] | None
 
 
 @dataclass
@@ -84,7 +91,9 @@ class LLM:
                 written.append(token)
                 if token in one.stop_token_ids:
                     break
-            outputs.append(RequestOutput([CompletionOutput(tuple(written))]))
+            # Everywhere the token itself with -0.25; beside a letter the one after it in the vocabulary, with -1.5.
+            tops = [{token: Logprob(-0.25), token + 1: Logprob(-1.5)} for token in written]
+            outputs.append(RequestOutput([CompletionOutput(tuple(written), tops if one.logprobs else None)]))
         return outputs
 
 
@@ -123,6 +132,18 @@ def test_reason_and_verdict_come_from_one_generation(checkpoint: Path) -> None:
     assert engine.model_name == "judge"
     assert (llm.model, llm.dtype, llm.max_model_len, llm.tensor_parallel_size) == (str(checkpoint), "bfloat16", 512, 1)
     assert (llm.gpu_memory_utilization, llm.generation_config) == (0.5, "vllm")
+
+
+@pytest.mark.usefixtures("_vllm")
+def test_probabilities_of_the_verdicts_are_read_when_they_are_asked_for(checkpoint: Path) -> None:
+    engine, llm = opened(checkpoint)
+    assert llm.script  # "A" and "B" are neighbours in a byte-level vocabulary
+    ((one,),) = engine.generate([ask("q")], Sampling(max_tokens=99, verdict_logprobs=True))
+    assert one.verdict_logprobs == {"[[A]]": -0.25, "[[B]]": -1.5}
+    assert llm.calls[-1][1][0].logprobs == 20
+    ((one,),) = engine.generate([ask("q")], Sampling(max_tokens=99))
+    assert one.verdict_logprobs is None
+    assert llm.calls[-1][1][0].logprobs is None
 
 
 @pytest.mark.usefixtures("_vllm")
