@@ -45,32 +45,38 @@ def most_comparisons(num_answers: int) -> int:
 async def rank(num_answers: int, compare: Compare, max_comparisons: int | None = None) -> Ranking:
     """Rank answers 0 .. num_answers - 1.
 
-    A comparison without a probability counts as 0.5. At 0.5 the answer given first stays first.
+    A comparison without a probability counts by its verdict: 1, 0, or 0.5 for a tie or none. At 0.5 the answer given
+    first stays first.
 
     Args:
         compare: judges the answers with these two indices; `p_a` is the first one's.
-        max_comparisons: asked for at most; if that ends the tournament, the answers are ordered by their scores.
+        max_comparisons: asked for at most. After that the scores decide what was not compared, so that the ranking still
+            goes with every comparison that was made in merging its runs.
     """
     results: dict[tuple[int, int], PairResult] = {}
     runs = [[index] for index in range(num_answers)]
     complete = True
-    while len(runs) > 1 and complete:
+    while len(runs) > 1:
         merges = [_merge(left, right) for left, right in zip(runs[::2], runs[1::2], strict=False)]
         leftover = runs[len(merges) * 2 :]
         merged: dict[int, list[int]] = {}
         asked = {number: next(merge) for number, merge in enumerate(merges)}
         while asked:
-            if max_comparisons is not None and len(results) + len(asked) > max_comparisons:
-                asked = dict(list(asked.items())[: max_comparisons - len(results)])
+            pairs = list(asked.values())
+            if max_comparisons is not None and len(results) + len(pairs) > max_comparisons:
+                pairs = pairs[: max_comparisons - len(results)]
                 complete = False
-            judged = await gather_or_cancel(compare(*pair) for pair in asked.values())
-            results |= dict(zip(asked.values(), judged, strict=True))
-            if not complete:
-                break
+            judged = await gather_or_cancel(compare(*pair) for pair in pairs)
+            results |= dict(zip(pairs, judged, strict=True))
+            scores = _scores(num_answers, results)
             upcoming: dict[int, tuple[int, int]] = {}
-            for number, pair in asked.items():
+            for number, (first, second) in asked.items():
+                if (first, second) in results:
+                    first_is_ahead = _p_first(results[first, second]) >= 0.5
+                else:
+                    first_is_ahead = scores[first] >= scores[second]
                 try:
-                    upcoming[number] = merges[number].send(_p_first(results[pair]) >= 0.5)
+                    upcoming[number] = merges[number].send(first_is_ahead)
                 except StopIteration as done:
                     merged[number] = done.value
             asked = upcoming
@@ -85,9 +91,7 @@ async def rank(num_answers: int, compare: Compare, max_comparisons: int | None =
         )
         for (first, second), result in results.items()
     ]
-    scores = _scores(num_answers, results)
-    by_score = sorted(range(num_answers), key=lambda index: (-scores[index], index))
-    return Ranking(runs[0] if complete else by_score, scores, comparisons, complete, list(results.values()))
+    return Ranking(runs[0], _scores(num_answers, results), comparisons, complete, list(results.values()))
 
 
 def _merge(left: Sequence[int], right: Sequence[int]) -> Merge:
@@ -105,7 +109,9 @@ def _merge(left: Sequence[int], right: Sequence[int]) -> Merge:
 
 
 def _p_first(result: PairResult) -> float:
-    return 0.5 if result.p_a is None else result.p_a
+    if result.p_a is not None:
+        return result.p_a
+    return {"A": 1.0, "B": 0.0}.get(result.preferred or "tie", 0.5)
 
 
 def _scores(num_answers: int, results: dict[tuple[int, int], PairResult]) -> list[float]:

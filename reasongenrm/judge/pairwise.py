@@ -3,6 +3,7 @@
 In goes a pair, out come its judgments in terms of the caller's answers, the answer that they prefer and p_a.
 """
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from reasongenrm.judge.calibration import PlattScaling
 
 VERDICTS = ("[[A]]", "[[B]]")
-CUT_STEP = 0.7  # how much is kept at each try, where only the predictor knows what fits
+CUT_STEP = 0.7  # how much is kept at each try at most, where only the predictor knows what fits
+LEAST_CUT_STEP = 0.05  # and at least, whatever the predictor said
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class PairJudge:
         Equal answers are a tie with p_a 0.5, by symmetry and without a request.
         """
         if pair.answer_a == pair.answer_b:
-            return PairResult("tie", 0.5, True)
+            return PairResult("tie", 0.5, True if options.both_orders else None)
         may_cut = options.when_too_long == "truncate"
         if pair.num_chars > self._settings.max_chars:
             if not may_cut:
@@ -140,11 +142,12 @@ class PairJudge:
             try:
                 return await self._judge(pair, options, on_event)
             except ContextExceededError as error:
-                max_chars = int(max_chars * CUT_STEP)
+                max_chars = int(max_chars * min(CUT_STEP, max(LEAST_CUT_STEP, error.fitting_fraction)))
                 if not may_cut or max_chars < MIN_CHARS:
+                    advice = "Send less" if may_cut else 'Send less or "when_too_long": "truncate"'
                     raise TooLongError(
-                        f"question and answers ({whole.num_chars} characters) and the answer's tokens do not fit into the "
-                        f'model\'s context: {error}. Send less or a smaller max_tokens, or "when_too_long": "truncate".'
+                        f"question and answers ({whole.num_chars} characters), rubric ({len(whole.rubric or '')}) and the "
+                        f"judge's own words do not fit into the model's context: {error}. {advice}, or a smaller max_tokens."
                     ) from error
                 pair = whole.cut_to(max_chars)
 
@@ -161,9 +164,8 @@ class PairJudge:
             prompt_tokens=sum(reply.num_prompt_tokens for reply, _ in replies),
             completion_tokens=sum(reply.num_output_tokens for reply, _ in replies),
         )
-        p_as = [judgment.p_a for judgment in judgments if judgment.p_a is not None]
         preferred, consistent = agree(judgments, orders)
-        return PairResult(preferred, sum(p_as) / len(p_as) if p_as else None, consistent, judgments, pair.cuts, usage)
+        return PairResult(preferred, mean_p_a(judgments, orders), consistent, judgments, pair.cuts, usage)
 
     async def _max_tokens(self, options: JudgeOptions) -> int:
         """What was asked for, and no more than half of the context: the prompt needs room as well."""
@@ -239,6 +241,15 @@ def agree(
         return None, None
     together = known[0] if len(set(known)) == 1 else "tie"
     return together, known[0] == known[-1] != "tie" if len(known) == 2 else None
+
+
+def mean_p_a(judgments: Sequence[OrderJudgment], orders: Sequence[Order]) -> float | None:
+    """Mean over the orders of the mean over an order's votes: an order with fewer readable votes weighs no less."""
+    of_order = [
+        [found.p_a for found in judgments if found.order == order and found.p_a is not None] for order in orders
+    ]
+    means = [math.fsum(votes) / len(votes) for votes in of_order if votes]
+    return math.fsum(means) / len(means) if means else None
 
 
 def _majority(preferred: Sequence[Letter | None]) -> Literal["A", "B", "tie"] | None:

@@ -7,6 +7,7 @@ connection, which is how a cancellation reaches vLLM. aiohttp, not httpx: on thi
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -29,13 +30,30 @@ PATIENCE_SECONDS = 5.0  # with a predictor that cannot be reached: a Service who
 CONNECT_SECONDS = 3.0
 RETRY_AFTER_SECONDS = 5  # told to the caller when the predictor is away: it loads a model
 EXCERPT_CHARS = 300
+TOO_LONG_WORDS = (
+    "context_length_exceeded",
+    "maximum context length",
+    "maximum model length",
+)  # OpenAI's code, vLLM's words
 MAX_LINE_BYTES = 4 * 2**20  # of a streamed event
 
 OnReason = Callable[[str], Awaitable[None]]
 
 
 class ContextExceededError(Exception):
-    """The predictor says that prompt and max_tokens do not fit into the model's context."""
+    """The predictor says that prompt and max_tokens do not fit into the model's context.
+
+    Attributes:
+        fitting_fraction: about how much of the prompt would fit, in (0, 1], by the numbers in the predictor's words and
+            its context; 1 if they do not tell.
+    """
+
+    def __init__(self, words: str, context: int | None) -> None:
+        super().__init__(words)
+        # vLLM names the context and what was asked for in words that change from version to version. The prompt alone
+        # is less than the largest number, so that the fraction errs on the side of cutting in two steps.
+        asked = max((int(number) for number in re.findall(r"\b\d{1,9}\b", words)), default=0)
+        self.fitting_fraction = context / asked if context is not None and asked > context else 1.0
 
 
 @dataclass(frozen=True)
@@ -116,9 +134,11 @@ class Predictor:
 
         Raises:
             PredictorUnavailableError, PredictorRefusedError: no list of models, or none that fits.
+            PredictorTimeoutError: no list in time.
         """
         if self._card is None or (self._model is not None and self._card.max_model_len is None):
-            cards = await self._patiently(self._list_models)
+            async with self._in_time():
+                cards = await self._patiently(self._list_models)
             if self._model is not None:
                 cards = [card for card in cards if card.name == self._model]
             if len(cards) != 1:
@@ -165,18 +185,15 @@ class Predictor:
             body["structured_outputs"] = {"choice": list(ask.choices)}
         async with self._slots:
             started = time.perf_counter()
-            try:
-                async with asyncio.timeout(self._timeout_seconds):
-                    if on_reason is None:
-                        found = await self._patiently(self._whole, body)
-                    else:
-                        found = await self._patiently(self._streamed, body, on_reason)
-            except TimeoutError:
-                raise PredictorTimeoutError(
-                    f"the predictor at {self.url} did not finish within {self._timeout_seconds:g} s. Ask for fewer votes or "
-                    "tokens, or start the judge with a longer time limit."
-                ) from None
+            async with self._in_time():
+                if on_reason is None:
+                    found = await self._patiently(self._whole, body)
+                else:
+                    found = await self._patiently(self._streamed, body, on_reason)
+        try:
             return found.reply(time.perf_counter() - started)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self._refused(f"its log-probabilities are none: {error!r}") from error
 
     @asynccontextmanager
     async def forward(self, body: bytes) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -190,6 +207,20 @@ class Predictor:
             response = await self._patiently(self._open, "POST", "/chat/completions", data=body, headers=headers)
             async with response:
                 yield response
+
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        limit = asyncio.timeout(self._timeout_seconds)
+        try:
+            async with limit:
+                yield
+        except TimeoutError:
+            if not limit.expired():
+                raise  # the caller's own
+            raise PredictorTimeoutError(
+                f"the predictor at {self.url} did not finish within {self._timeout_seconds:g} s. Ask for fewer votes or "
+                "tokens, or start the judge with a longer time limit."
+            ) from None
 
     async def _patiently(self, work: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
         """Try again while the predictor cannot be reached."""
@@ -209,7 +240,7 @@ class Predictor:
             raise self._away(f"{type(error).__name__}: {error}") from error
         if response.status in (502, 503):
             text = await _text(response)
-            raise self._away(f"HTTP {response.status}: {text}")
+            raise self._away(f"HTTP {response.status}: {_excerpt(text)}")
         return response
 
     def _away(self, why: str) -> "_AwayError":
@@ -248,33 +279,47 @@ class Predictor:
         found = _Found()
         async with response:
             await self._check(response)
-            try:
-                async for line in response.content:
-                    event = line.removeprefix(b"data:").strip()
-                    if not line.startswith(b"data:") or event == b"[DONE]":
-                        continue
-                    chunk = json.loads(event)
-                    if "error" in chunk:
-                        raise self._refused(_excerpt(str(chunk["error"])))
-                    if chunk.get("usage"):
-                        found.count(chunk["usage"])
-                    for choice in chunk["choices"]:
-                        piece = found.add(choice["delta"], choice.get("logprobs"), choice.get("finish_reason"))
-                        if piece:
-                            await on_reason(piece)
-            except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
-                raise PredictorUnavailableError(
-                    f"the predictor at {self.url} broke off ({type(error).__name__}: {error}). Ask again.",
-                    retry_after_seconds=RETRY_AFTER_SECONDS,
-                ) from error
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise self._refused(f"its stream is none of chat completion chunks: {error!r}") from error
+            async for event in self._events(response):
+                piece = self._take(found, event)
+                if piece:
+                    await on_reason(piece)
         if found.finish_reason is None:
             raise PredictorUnavailableError(
                 f"the predictor at {self.url} ended its answer before it was whole. Ask again.",
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
         return found
+
+    async def _events(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        """The data of each server-sent event but the last, "[DONE]"."""
+        try:
+            async for line in response.content:
+                event = line.removeprefix(b"data:").strip()
+                if line.startswith(b"data:") and event != b"[DONE]":
+                    yield event
+        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
+            raise PredictorUnavailableError(
+                f"the predictor at {self.url} broke off ({type(error).__name__}: {error}). Ask again.",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            ) from error
+        except ValueError as error:  # a line longer than the buffer
+            raise self._refused(f"an event of its stream is too long: {error}") from error
+
+    def _take(self, found: "_Found", event: bytes) -> str:
+        """Add one streamed event; the new piece of the reason."""
+        try:
+            chunk = json.loads(event)
+            if "error" in chunk:
+                raise self._refused(_excerpt(str(chunk["error"])))
+            if chunk.get("usage"):
+                found.count(chunk["usage"])
+            pieces = [
+                found.add(choice["delta"], choice.get("logprobs"), choice.get("finish_reason"))
+                for choice in chunk["choices"]
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._refused(f"its stream is none of chat completion chunks: {error!r}") from error
+        return "".join(pieces)
 
     async def _json(self, response: aiohttp.ClientResponse) -> Any:
         try:
@@ -288,15 +333,15 @@ class Predictor:
         if response.status == 200:
             return
         text = await _text(response)
-        if response.status == 400 and ("context_length_exceeded" in text or "maximum context length" in text):
-            raise ContextExceededError(text)
+        if response.status == 400 and any(words in text for words in TOO_LONG_WORDS):
+            raise ContextExceededError(_excerpt(text), self._card.max_model_len if self._card else None)
         if response.status == 429:
             asked = response.headers.get("Retry-After", "")
             seconds = int(asked) if asked.isascii() and asked.isdigit() else RETRY_AFTER_SECONDS
             raise OverloadedError(
                 f"the predictor at {self.url} has too much to do. Ask again later.", retry_after_seconds=seconds
             )
-        raise self._refused(f"HTTP {response.status}: {text}")
+        raise self._refused(f"HTTP {response.status}: {_excerpt(text)}")
 
     def _refused(self, why: str) -> PredictorRefusedError:
         return PredictorRefusedError(
@@ -357,7 +402,7 @@ class _Found:
 async def _text(response: aiohttp.ClientResponse) -> str:
     async with response:
         try:
-            return _excerpt(await response.text(errors="replace"))
+            return await response.text(encoding="utf-8", errors="replace")
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError):
             return "no text"
 

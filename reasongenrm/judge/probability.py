@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+LOWEST_LOGPROB = -9999.0  # vLLM's own stand-in for minus infinity
 _VERDICT = re.compile(r"\[\[([AB])\]\]")
 
 
@@ -20,8 +21,9 @@ def probability_of_a(tokens: Sequence[Mapping[str, Any]]) -> float | None:
             Tokens before the verdict's (a server may give the reason's as well) are passed over.
 
     Returns:
-        In [0, 1]; None if no verdict is among the tokens, or the one that decides has no `top_logprobs`. An alternative
-        that is missing from them counts as the least probable one of the list: its probability is no higher.
+        In [0, 1]; None if no verdict is among the tokens, or the one that decides has no `top_logprobs`. A verdict that
+        is missing from them counts as the least probable one of the list, for its probability is no higher; but if the
+        one that was written is not above that either (a grammar forced it), nothing can be told: None.
     """
     text = "".join(str(token["token"]) for token in tokens)
     verdicts = list(_VERDICT.finditer(text))
@@ -38,18 +40,35 @@ def probability_of_a(tokens: Sequence[Mapping[str, Any]]) -> float | None:
 
 def _two_way(token: Mapping[str, Any], piece: str, offset: int) -> float | None:
     """The share of "A" among "A" and "B" at the token that decides; `offset` is the letter's place in it."""
-    logprobs = {str(other["token"]): float(other["logprob"]) for other in token.get("top_logprobs") or ()}
-    if not logprobs:
+    logprobs = {str(other["token"]): _logprob(other) for other in token.get("top_logprobs") or ()}
+    written = _logprob(token)
+    others = [logprob for text, logprob in logprobs.items() if text != piece]
+    if not others:
         return None
-    least = min(*logprobs.values(), float(token["logprob"]))
-    logprobs[piece] = float(token["logprob"])
+    least = min(others)
+    logprobs[piece] = written
 
-    def log_share(of: str) -> float:
-        values = [logprob for text, logprob in logprobs.items() if text.startswith(piece[:offset] + of)]
-        return _logsumexp(values) if values else least
+    def log_share(of: str) -> float | None:
+        values = [logprob for text, logprob in logprobs.items() if _begins_verdict(text, piece[:offset], of)]
+        return _logsumexp(values) if values else None
 
-    difference = log_share("B") - log_share("A")
+    log_a, log_b = log_share("A"), log_share("B")
+    if log_a is None or log_b is None:
+        if written < least:
+            return None
+        log_a, log_b = (least if log_a is None else log_a), (least if log_b is None else log_b)
+    difference = log_b - log_a
     return 1.0 / (1.0 + math.exp(difference)) if difference < 700 else 0.0
+
+
+def _logprob(token: Mapping[str, Any]) -> float:
+    return max(float(token["logprob"]), LOWEST_LOGPROB)
+
+
+def _begins_verdict(text: str, before: str, letter: str) -> bool:
+    """Whether a token goes at least to the letter of a verdict, and says nothing else: "B", "B]]", "B]]\\n", but not "Both"."""
+    verdict = f"{before}{letter}]]"
+    return text.startswith(before + letter) and (verdict.startswith(text) or text.startswith(verdict))
 
 
 def _logsumexp(values: Sequence[float]) -> float:

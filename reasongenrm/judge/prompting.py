@@ -74,4 +74,4 @@ def _without_middle(text: str, level: int) -> str:
 
 def _encodable(text: str) -> str:
     """Lone surrogates, which JSON can carry and UTF-8 cannot, become the replacement character."""
-    return text.encode("utf-8", errors="surrogatepass").decode("utf-8", errors="replace")
+    return text.encode("utf-16-le", errors="surrogatepass").decode("utf-16-le", errors="replace")
