@@ -42,8 +42,10 @@ def refused(status: int, code: str, message: str, **more: Any) -> JSONResponse:
 
 
 def p_longer(first: str, second: str) -> float:
-    """P(first better): 0.9 for the longer one, 0.5 for equal lengths."""
-    return 0.5 + 0.4 * ((len(first) > len(second)) - (len(first) < len(second)))
+    """P(first better): 0.9 for the longer one, 0.1 for the shorter, 0.5 for equal lengths."""
+    if len(first) == len(second):
+        return 0.5
+    return 0.9 if len(first) > len(second) else 0.1
 
 
 def judged(answer_a: str, answer_b: str) -> list[OrderJudgment]:
@@ -54,6 +56,66 @@ def judged(answer_a: str, answer_b: str) -> list[OrderJudgment]:
         OrderJudgment(order=order, vote=0, reason=f"It is {order}.", preferred=letter, p_a=p, truncated=False)
         for order, letter in zip(("given", "swapped"), named, strict=True)
     ]
+
+
+class LongerWins:
+    """Answers as `service.JudgeService` does, without a model: the longer answer is better. Remembers its requests."""
+
+    model_name = "fake"
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[BaseModel, str]] = []
+
+    async def pairwise(self, request: PairwiseRequest, request_id: str) -> PairwiseResponse:
+        """Which one is longer."""
+        self.asked.append((request, request_id))
+        judgments = judged(request.answer_a, request.answer_b)
+        letters = {judgment.preferred for judgment in judgments}
+        return PairwiseResponse(
+            **common(request_id),
+            preferred=judgments[0].preferred if len(letters) == 1 else "tie",
+            p_a=p_longer(request.answer_a, request.answer_b),
+            consistent=len(letters) == 1,
+            calibrated=False,
+            judgments=judgments,
+        )
+
+    async def listwise(self, request: ListwiseRequest, request_id: str) -> ListwiseResponse:
+        """Each against each."""
+        self.asked.append((request, request_id))
+        answers = request.answers
+        scores = [
+            sum(p_longer(one, other) for j, other in enumerate(answers) if j != i) / (len(answers) - 1)
+            for i, one in enumerate(answers)
+        ]
+        return ListwiseResponse(
+            **common(request_id),
+            ranking=sorted(range(len(answers)), key=lambda i: -scores[i]),
+            scores=scores,
+            comparisons=[
+                Comparison(first=i, second=j, preferred=None, p_first=p_longer(answers[i], answers[j]), consistent=True)
+                for i, j in itertools.combinations(range(len(answers)), 2)
+            ],
+            complete=True,
+        )
+
+    async def pointwise(self, request: PointwiseRequest, request_id: str) -> PointwiseResponse:
+        """Longer than the reference, or than ANCHOR."""
+        self.asked.append((request, request_id))
+        against = ANCHOR if request.reference is None else request.reference
+        return PointwiseResponse(
+            **common(request_id),
+            score=p_longer(request.answer, against),
+            against="anchor" if request.reference is None else "reference",
+            consistent=True,
+            calibrated=False,
+            judgments=judged(request.answer, against),
+        )
+
+
+def common(request_id: str) -> dict[str, Any]:
+    """What every answer has."""
+    return {"id": request_id, "model": "fake", "cuts": [], "usage": USAGE, "latency_seconds": 0.01}
 
 
 class FakeJudge:
@@ -67,6 +129,7 @@ class FakeJudge:
         self, refuse: Callable[[str, int], Response | None] = lambda *_: None, *, key: str = "", seconds: float = 0.0
     ) -> None:
         self.refuse, self.key, self.seconds = refuse, key, seconds
+        self.service = LongerWins()
         self.requests: list[BaseModel] = []
         self.headers: list[dict[str, str]] = []
         self.times: list[float] = []
@@ -111,27 +174,17 @@ class FakeJudge:
             self._open -= 1
         return found
 
-    def _common(self) -> dict[str, Any]:
-        request_id = self.headers[-1].get("x-request-id", "made-up")
-        return {"id": request_id, "model": "fake", "cuts": [], "usage": USAGE, "latency_seconds": 0.01}
-
     async def _pairwise(self, request: Request) -> Response:
         asked = await self._taken(request, PairwiseRequest)
         if not isinstance(asked, PairwiseRequest):
             return asked
-        judgments = judged(asked.answer_a, asked.answer_b)
-        letters = {judgment.preferred for judgment in judgments}
-        found = PairwiseResponse(
-            **self._common(),
-            preferred=judgments[0].preferred if len(letters) == 1 else "tie",
-            p_a=p_longer(asked.answer_a, asked.answer_b),
-            consistent=len(letters) == 1,
-            calibrated=False,
-            judgments=judgments,
-        )
+        found = await self.service.pairwise(asked, self._request_id())
         if not asked.stream:
             return JSONResponse(found.model_dump(mode="json"))
         return StreamingResponse(self._events(found), media_type="text/event-stream")
+
+    def _request_id(self) -> str:
+        return self.headers[-1].get("x-request-id", "made-up")
 
     async def _events(self, found: PairwiseResponse) -> AsyncIterator[str]:
         try:
@@ -150,35 +203,10 @@ class FakeJudge:
         asked = await self._taken(request, ListwiseRequest)
         if not isinstance(asked, ListwiseRequest):
             return asked
-        answers = asked.answers
-        pairs = list(itertools.combinations(range(len(answers)), 2))
-        scores = [
-            sum(p_longer(one, other) for j, other in enumerate(answers) if j != i) / (len(answers) - 1)
-            for i, one in enumerate(answers)
-        ]
-        found = ListwiseResponse(
-            **self._common(),
-            ranking=sorted(range(len(answers)), key=lambda i: -scores[i]),
-            scores=scores,
-            comparisons=[
-                Comparison(first=i, second=j, preferred=None, p_first=p_longer(answers[i], answers[j]), consistent=True)
-                for i, j in pairs
-            ],
-            complete=True,
-        )
-        return JSONResponse(found.model_dump(mode="json"))
+        return JSONResponse((await self.service.listwise(asked, self._request_id())).model_dump(mode="json"))
 
     async def _pointwise(self, request: Request) -> Response:
         asked = await self._taken(request, PointwiseRequest)
         if not isinstance(asked, PointwiseRequest):
             return asked
-        against = ANCHOR if asked.reference is None else asked.reference
-        found = PointwiseResponse(
-            **self._common(),
-            score=p_longer(asked.answer, against),
-            against="anchor" if asked.reference is None else "reference",
-            consistent=True,
-            calibrated=False,
-            judgments=judged(asked.answer, against),
-        )
-        return JSONResponse(found.model_dump(mode="json"))
+        return JSONResponse((await self.service.pointwise(asked, self._request_id())).model_dump(mode="json"))
