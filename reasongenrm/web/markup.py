@@ -6,6 +6,8 @@ from importlib import resources
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from reasongenrm.judge.api import Order, OrderJudgment, PairwiseResponse
+from reasongenrm.metrics import VARIANT_NAMES
+from reasongenrm.web.board import Board
 from reasongenrm.web.words import ORDER_NAMES, Notice, explanation, headline
 
 
@@ -41,6 +43,13 @@ def show_order(order: Order, reasons: dict[int, str], judgments: dict[int, Order
         judgments=judgments,
         running=running,
     )
+
+
+def show_board(board: Board, root_path: str) -> str:
+    """The leaderboard's tables, or why there is none."""
+    if board.notice:
+        return show_notice(board.notice)
+    return render("board.html.j2", board=board, names=VARIANT_NAMES, root_path=root_path)
 
 
 @cache

@@ -32,6 +32,9 @@ NO_ANSWERS = Notice("The answers are missing", "Write answer A and answer B, or 
 NO_EARLIER_QUESTION = Notice(
     "An earlier question is missing", "Under 'Earlier turns' there is an answer without its question. Write both."
 )
+NOT_READY = Notice(
+    "The judge is not ready", "It is starting, restarting or down; judging and chatting will fail until it answers."
+)
 TOO_MANY = Notice(
     "One at a time, please",
     "As many judgments as one visitor may have are under way from your address. Wait until one ends, or stop it.",
