@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from reasongenrm.cli import cluster, contents, endpoint, judge_server, judging, rollback, run, stages, tools
+from reasongenrm.cli import cluster, contents, endpoint, judge_server, judging, rollback, run, stages, tools, web
 from reasongenrm.cli.console import print_error, print_note
 from reasongenrm.errors import ReasonGenRMError
 
@@ -67,6 +67,7 @@ app.command("evaluate", rich_help_panel=_JUDGE)(judging.evaluate)
 app.command("judge", rich_help_panel=_JUDGE)(judging.judge)
 app.command("serve", rich_help_panel=_JUDGE)(endpoint.serve)
 app.command("judge-server", rich_help_panel=_JUDGE)(judge_server.judge_server)
+app.command("web", rich_help_panel=_JUDGE)(web.web)
 app.command("models", rich_help_panel=_STORE)(contents.models)
 app.command("runs", rich_help_panel=_STORE)(contents.runs)
 app.command("rollback", rich_help_panel=_CLUSTER)(rollback.rollback)

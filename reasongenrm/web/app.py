@@ -1,0 +1,92 @@
+"""The ASGI app: gradio's page behind the guard, the store's reports, a health route for probes."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+
+import gradio as gr
+from fastapi import FastAPI
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp
+
+from reasongenrm.errors import ReasonGenRMError
+from reasongenrm.judge.client import AsyncJudge
+from reasongenrm.web.board import Shelf
+from reasongenrm.web.chatting import ChatClient
+from reasongenrm.web.guard import Guard
+from reasongenrm.web.page import make_page, make_theme, style
+from reasongenrm.web.visitors import Visitors
+
+logger = logging.getLogger(__name__)
+TIMEOUT_SECONDS = 300.0  # between two parts of a stream: the judge's own limit of a generation ends before
+NUM_RETRIES = 1  # a visitor sees at once that the judge is busy or down, and presses the button again
+
+REPORT_POLICY = (
+    "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+)
+
+
+@dataclass(frozen=True)
+class WebSettings:
+    """What the page needs to know.
+
+    Attributes:
+        judge_url: the judge's root, without /v1; its key is in JUDGE_API_KEY.
+        store: where the leaderboard's reports are, as in --store.
+        root_path: the path below which an ingress shows the page, such as "/judge"; "" at the top.
+        most_per_visitor: judgments and chats that one address may have under way.
+    """
+
+    judge_url: str
+    store: str
+    root_path: str = ""
+    most_per_visitor: int = 4
+
+
+def make_app(settings: WebSettings) -> ASGIApp:
+    """The page and its routes.
+
+    Raises:
+        ConfigError: the judge's URL or key cannot be used.
+    """
+    judge = AsyncJudge(settings.judge_url, timeout=TIMEOUT_SECONDS, max_retries=NUM_RETRIES)
+    chat, shelf = ChatClient(judge.url), Shelf(settings.store)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with judge, aclosing(chat):
+            yield
+
+    app = FastAPI(title="ReasonGenRM", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app.add_api_route("/healthz", lambda: PlainTextResponse("ok"), methods=["GET"])
+    app.add_api_route("/reports/{digest}", lambda digest: _report(shelf, digest), methods=["GET"])
+    gr.mount_gradio_app(
+        app,
+        make_page(judge, chat, shelf, Visitors(settings.most_per_visitor), settings.root_path),
+        path="/",
+        root_path=settings.root_path or None,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        show_error=False,
+        max_file_size=1,
+        theme=make_theme(),
+        css=style(),
+    )
+    return Guard(app, settings.root_path)
+
+
+def _report(shelf: Shelf, digest: str) -> Response:
+    """A report as a page without scripts, in an origin of its own, that can load nothing."""
+    try:
+        found = shelf.report(digest)
+    except ReasonGenRMError as error:
+        logger.warning("cannot read report %s: %s", digest, error)
+        return PlainTextResponse("The store cannot be read now; try again later.", 503)
+    if found is None:
+        return PlainTextResponse("The store has no such report (any more). Refresh the leaderboard.", 404)
+    return Response(found, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": REPORT_POLICY})

@@ -1,0 +1,93 @@
+"""The chat tab: any question, the model's reason in a bubble of its own, then its answer."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import gradio as gr
+
+from reasongenrm.web.chatting import ChatClient, Reply, text_of
+from reasongenrm.web.markup import show_notice
+from reasongenrm.web.visitors import TooManyError, Visitors
+from reasongenrm.web.words import TOO_MANY
+
+QUESTIONS = (
+    "Why does ice float on water?",
+    "Three friends share 24 apples, one takes half of them. How many are left for each of the others?",
+    "Write a haiku about a judge who gives reasons.",
+)
+
+
+def chat_tab(chat: ChatClient, visitors: Visitors) -> None:
+    """Build the tab's content."""
+    talk = gr.Chatbot(
+        label="Conversation",
+        elem_id="rg-chat",
+        height="55vh",
+        min_height=260,
+        buttons=["copy"],
+        sanitize_html=True,
+        allow_tags=False,
+        allow_file_downloads=False,
+        feedback_options=None,
+        placeholder="Ask anything. The model writes its reason first, then its answer.",
+    )
+    notice = gr.HTML(elem_id="rg-chat-notice")
+    text = gr.Textbox(label="Your message", placeholder="Enter sends, Shift+Enter is a new line", lines=1, max_lines=8)
+    with gr.Row():
+        send = gr.Button("Send", variant="primary", elem_id="rg-send", scale=1)
+        stop = gr.Button("Stop", elem_id="rg-chat-stop", interactive=False, scale=0)
+        clear = gr.Button("Clear", elem_id="rg-clear", scale=0)
+    gr.Examples([*QUESTIONS], text, label="Questions to try", api_visibility="private")
+
+    async def run(request: gr.Request, message: str, history: list[dict[str, Any]]) -> AsyncIterator[dict[Any, Any]]:
+        message = (message or "").strip()
+        if not message:
+            yield {notice: ""}
+            return
+        history = [*({**said, "content": text_of(said["content"])} for said in history)]
+        asked = [*history, {"role": "user", "content": message}]
+        try:
+            with visitors.one_more(request.client.host if request.client else ""):
+                yield {talk: asked, text: "", notice: "", stop: gr.Button(interactive=True)}
+                async with aclosing(chat.reply(asked)) as replies:
+                    async for reply in replies:
+                        yield _shown(reply, message, history, asked)
+        except TooManyError:
+            yield {notice: show_notice(TOO_MANY)}
+
+    def _shown(
+        reply: Reply, message: str, history: list[dict[str, Any]], asked: list[dict[str, Any]]
+    ) -> dict[Any, Any]:
+        shown: dict[Any, Any] = {talk: [*asked, *reply.messages()], stop: gr.Button(interactive=not reply.ended)}
+        if reply.notice:
+            shown[notice] = show_notice(reply.notice)
+            if not reply.messages():  # what was typed goes back, to be sent again
+                shown |= {talk: history, text: message}
+        return shown
+
+    under_way = gr.on(
+        [send.click, text.submit],
+        run,
+        [text, talk],
+        [talk, text, notice, stop],
+        api_visibility="private",
+        show_progress="hidden",
+        trigger_mode="once",
+    )
+    stop.click(
+        lambda: gr.Button(interactive=False),
+        None,
+        stop,
+        cancels=[under_way],
+        api_visibility="private",
+        show_progress="hidden",
+    )
+    clear.click(
+        lambda: ([], "", gr.Button(interactive=False)),
+        None,
+        [talk, notice, stop],
+        cancels=[under_way],
+        api_visibility="private",
+        show_progress="hidden",
+    )

@@ -1,0 +1,164 @@
+"""The judge tab: its fields, its buttons, and what they do."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import gradio as gr
+
+from reasongenrm.judge.client import AsyncJudge
+from reasongenrm.web.judging import Asked, Seen, judge_pair
+from reasongenrm.web.markup import show_notice, show_order, show_verdict, show_waiting
+from reasongenrm.web.visitors import TooManyError, Visitors
+from reasongenrm.web.words import STOPPED, TOO_MANY
+
+NUM_EARLIER = 2  # exchanges before the question that the page has fields for
+MAX_VOTES = 8  # of the API's 16: two orders of them are what a visitor waits for
+_TO_VERDICT = "() => document.getElementById('rg-verdict').scrollIntoView({block: 'start', behavior: 'smooth'})"
+
+
+@cache
+def examples() -> list[dict[str, Any]]:
+    """Pairs to try: title, question, two answers; some with a rubric or earlier turns."""
+    found: list[dict[str, Any]] = json.loads(
+        (resources.files("reasongenrm.web") / "examples.json").read_text(encoding="utf-8")
+    )
+    return found
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """The judge tab's inputs, in the order in which their values reach the handlers."""
+
+    question: gr.Textbox
+    answer_a: gr.Textbox
+    answer_b: gr.Textbox
+    rubric: gr.Textbox
+    votes: gr.Slider
+    cut: gr.Checkbox
+    system: gr.Textbox
+    earlier: list[gr.Textbox]
+
+    def all(self) -> list[Any]:
+        """Every field."""
+        return [
+            *(self.question, self.answer_a, self.answer_b, self.rubric, self.votes, self.cut, self.system),
+            *self.earlier,
+        ]
+
+
+def _fields() -> _Fields:
+    question = gr.Textbox(label="Question", placeholder="What the two answers reply to", lines=3, max_lines=12)
+    with gr.Accordion("Earlier turns", open=False):
+        system = gr.Textbox(label="System message", lines=1, max_lines=6)
+        earlier = []
+        for number in range(1, NUM_EARLIER + 1):
+            earlier.append(gr.Textbox(label=f"Earlier question {number}", lines=1, max_lines=6))
+            earlier.append(gr.Textbox(label=f"Reply to it {number}", lines=1, max_lines=6))
+    with gr.Row():
+        answer_a = gr.Textbox(label="Answer A", lines=6, max_lines=16, min_width=280)
+        answer_b = gr.Textbox(label="Answer B", lines=6, max_lines=16, min_width=280)
+    with gr.Accordion("Rubric, votes, long texts", open=False):
+        rubric = gr.Textbox(label="Rubric", placeholder="What to judge by; empty: the judge decides", lines=2)
+        votes = gr.Slider(
+            label="Votes in each order",
+            info="1 is the judge's surest reason; more are sampled and counted",
+            minimum=1,
+            maximum=MAX_VOTES,
+            step=1,
+            value=1,
+        )
+        cut = gr.Checkbox(label="Cut the middle out of what is too long, instead of refusing it")
+    return _Fields(question, answer_a, answer_b, rubric, votes, cut, system, earlier)
+
+
+def judge_tab(judge: AsyncJudge, visitors: Visitors) -> None:
+    """Build the tab's content."""
+    chosen = gr.Dropdown(
+        label="Examples", choices=[example["title"] for example in examples()], value=None, interactive=True
+    )
+    fields = _fields()
+    with gr.Row():
+        start = gr.Button("Judge", variant="primary", elem_id="rg-judge", scale=1)
+        stop = gr.Button("Stop", interactive=False, elem_id="rg-stop", scale=0)
+    verdict = gr.HTML(elem_id="rg-verdict")
+    with gr.Row():
+        given = gr.HTML(min_width=280, elem_id="rg-given")
+        swapped = gr.HTML(min_width=280, elem_id="rg-swapped")
+
+    async def run(request: gr.Request, *values: Any) -> AsyncIterator[dict[Any, Any]]:
+        asked = _asked(values)
+        address = request.client.host if request.client else ""
+        try:
+            with visitors.one_more(address):
+                async with aclosing(judge_pair(judge, asked)) as states:
+                    async for seen in states:
+                        yield _shown(seen, asked, verdict, given, swapped, stop)
+        except TooManyError:
+            yield {verdict: show_notice(TOO_MANY), stop: gr.Button(interactive=False)}
+
+    start.click(None, js=_TO_VERDICT)
+    under_way = start.click(
+        run, fields.all(), [verdict, given, swapped, stop], api_visibility="private", show_progress="hidden"
+    )
+    stop.click(
+        lambda: (show_notice(STOPPED), gr.Button(interactive=False)),
+        None,
+        [verdict, stop],
+        cancels=[under_way],
+        api_visibility="private",
+        show_progress="hidden",
+    )
+    chosen.input(_example, chosen, fields.all(), api_visibility="private", show_progress="hidden")
+
+
+def _asked(values: tuple[Any, ...]) -> Asked:
+    question, answer_a, answer_b, rubric, votes, cut, system, *earlier = values
+    exchanges = zip(earlier[::2], earlier[1::2], strict=True)
+    return Asked(
+        question=question or "",
+        answer_a=answer_a or "",
+        answer_b=answer_b or "",
+        rubric=rubric or "",
+        votes=int(votes),
+        cut=bool(cut),
+        system=system or "",
+        earlier=[(asked or "", reply or "") for asked, reply in exchanges if asked or reply],
+    )
+
+
+def _shown(
+    seen: Seen, asked: Asked, verdict: gr.HTML, given: gr.HTML, swapped: gr.HTML, stop: gr.Button
+) -> dict[Any, Any]:
+    num_ended = sum(map(len, seen.judgments.values()))
+    if seen.notice:
+        top = show_notice(seen.notice)
+    elif seen.response:
+        top = show_verdict(seen.response)
+    else:
+        top = show_waiting(2 * asked.votes, num_ended)
+    orders = {
+        order: show_order(order, seen.reasons[order], seen.judgments[order], seen.running) for order in seen.reasons
+    }
+    if seen.notice and not any(seen.reasons.values()):
+        orders = {"given": "", "swapped": ""}
+    return {
+        verdict: top,
+        given: orders["given"],
+        swapped: orders["swapped"],
+        stop: gr.Button(interactive=seen.running),
+    }
+
+
+def _example(title: str | None) -> list[Any]:
+    """The values of all fields."""
+    example = next((example for example in examples() if example["title"] == title), None)
+    if example is None:
+        return [gr.skip()] * (7 + 2 * NUM_EARLIER)
+    turns = [text for exchange in example.get("turns", ()) for text in exchange]
+    fields = [example["question"], example["answer_a"], example["answer_b"], example.get("rubric", ""), 1, False, ""]
+    return [*fields, *turns, *[""] * (2 * NUM_EARLIER - len(turns))]

@@ -1,0 +1,68 @@
+"""The page: three tabs, and what is wired to what."""
+
+from importlib import resources
+
+import gradio as gr
+
+from reasongenrm.judge.client import AsyncJudge
+from reasongenrm.web.board import Shelf
+from reasongenrm.web.chat_tab import chat_tab
+from reasongenrm.web.chatting import ChatClient
+from reasongenrm.web.judge_tab import judge_tab
+from reasongenrm.web.markup import render, show_board, show_notice
+from reasongenrm.web.visitors import Visitors
+from reasongenrm.web.words import NOT_READY
+
+TITLE = "ReasonGenRM"
+MOST_RUNNING = 16  # judgments and chats under way in the whole page
+MOST_WAITING = 64  # beyond these a visitor is told at once that the page is full
+SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif")
+MONO_FONTS = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+
+
+def make_theme() -> gr.themes.Base:
+    """Fonts of the visitor's own system: none is fetched."""
+    return gr.themes.Default(
+        primary_hue="blue", neutral_hue="stone", font=[*SYSTEM_FONTS], font_mono=[*MONO_FONTS], radius_size="sm"
+    )
+
+
+def style() -> str:
+    """The page's own style sheet."""
+    return (resources.files("reasongenrm.web") / "style.css").read_text(encoding="utf-8")
+
+
+def make_page(judge: AsyncJudge, chat: ChatClient, shelf: Shelf, visitors: Visitors, root_path: str) -> gr.Blocks:
+    """The page as gradio's blocks; no handler has a public endpoint of its own."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
+        gr.HTML(render("head.html.j2"))
+        state = gr.HTML(elem_id="rg-state")
+        with gr.Tabs():
+            with gr.Tab("Judge"):
+                judge_tab(judge, visitors)
+            with gr.Tab("Chat"):
+                chat_tab(chat, visitors)
+            with gr.Tab("Leaderboard") as tab:
+                _board_tab(shelf, root_path, tab)
+
+        async def look() -> str:
+            return "" if await judge.ready() else show_notice(NOT_READY)
+
+        page.load(look, None, state, api_visibility="private", show_progress="hidden")
+    page.queue(default_concurrency_limit=MOST_RUNNING, max_size=MOST_WAITING, api_open=False)
+    return page
+
+
+def _board_tab(shelf: Shelf, root_path: str, tab: gr.Tab) -> None:
+    gr.HTML(render("board_head.html.j2"))
+    refresh = gr.Button("Refresh", elem_id="rg-refresh", size="sm", scale=0)
+    table = gr.HTML(elem_id="rg-board")
+    gr.on(
+        [tab.select, refresh.click],
+        lambda: show_board(shelf.board(), root_path),
+        None,
+        table,
+        api_visibility="private",
+        show_progress="minimal",
+        concurrency_limit=1,
+    )

@@ -1,0 +1,109 @@
+"""Verdicts and errors in words that a visitor of the page understands. Plain text: whoever shows it escapes it."""
+
+import re
+from dataclasses import dataclass
+
+from reasongenrm.judge.api import PairwiseResponse
+from reasongenrm.judge.client_errors import (
+    JudgeBusyError,
+    JudgeClientError,
+    JudgeKeyError,
+    JudgeRequestError,
+    JudgeTooLongError,
+    JudgeUnavailableError,
+)
+
+_WHERE = re.compile(r"^\S+: (HTTP \d+: )?")  # the client's messages begin with the judge's address
+ORDER_NAMES = {"given": "A read first", "swapped": "B read first"}
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something other than a verdict: a title and what to do. `is_error` colours it."""
+
+    title: str
+    text: str
+    is_error: bool = True
+
+
+STOPPED = Notice("Stopped", "The judge was told to stop. What it had written so far stays below.", is_error=False)
+NO_QUESTION = Notice("The question is missing", "Write what the two answers reply to, or choose an example.")
+NO_ANSWERS = Notice("The answers are missing", "Write answer A and answer B, or choose an example.")
+NO_EARLIER_QUESTION = Notice(
+    "An earlier question is missing", "Under 'Earlier turns' there is an answer without its question. Write both."
+)
+NOT_READY = Notice(
+    "The judge is not ready", "It is starting, restarting or down; judging and chatting will fail until it answers."
+)
+TOO_MANY = Notice(
+    "One at a time, please",
+    "As many judgments as one visitor may have are under way from your address. Wait until one ends, or stop it.",
+)
+
+
+def notice_of(error: JudgeClientError) -> Notice:
+    """What a visitor is told about a request that failed. Addresses, keys and server internals stay in the log."""
+    number = f" Request {error.request_id}." if error.request_id else ""
+    match error:
+        case JudgeBusyError():
+            return Notice("The judge is busy", f"Too many requests are under way. Try again in a few seconds.{number}")
+        case JudgeKeyError():
+            return Notice(
+                "The judge refused this page's key",
+                f"Whoever runs this page must set JUDGE_API_KEY to the judge's key.{number}",
+            )
+        case JudgeTooLongError():
+            return Notice(
+                "Too long for this judge",
+                "Question and answers do not fit into the model's context. Shorten them, or tick 'Cut what is too "
+                f"long'.{number}",
+            )
+        case JudgeRequestError():
+            return Notice("The judge refused this request", _WHERE.sub("", str(error), count=1))
+        case JudgeUnavailableError() if error.code == "predictor_timeout":
+            return Notice(
+                "The model took too long", f"Shorten the texts or ask for fewer votes, and try again.{number}"
+            )
+        case JudgeUnavailableError():
+            return Notice(
+                "The judge does not answer",
+                f"It is starting, restarting or down. Try again in a minute; nothing you wrote is lost.{number}",
+            )
+        case _:
+            return Notice(
+                "This is not a judge",
+                f"What answers at the judge's address is another service. Whoever runs this page must mend --judge.{number}",
+            )
+
+
+def headline(response: PairwiseResponse) -> str:
+    """The verdict in two words."""
+    return {"A": "A is better", "B": "B is better", "tie": "A tie", None: "No verdict"}[response.preferred]
+
+
+def explanation(response: PairwiseResponse) -> str:
+    """What stands behind the verdict, in a sentence."""
+    orders = {judgment.order for judgment in response.judgments}
+    votes = len(response.judgments) // max(1, len(orders))
+    if response.preferred is None:
+        cut = any(judgment.truncated for judgment in response.judgments)
+        why = "it ran out of tokens before it" if cut else "its text names no answer"
+        return f"The judge wrote no verdict that can be read: {why}."
+    if len(orders) == 1:
+        return "Judged in one order only: the place of the answers may have swayed the judge."
+    if response.preferred != "tie" and response.consistent:
+        return f"Consistent: whichever answer it read first, the judge chose {response.preferred}."
+    if response.preferred != "tie":
+        return "Only one order ended with a verdict; the place of the answers may have swayed the judge."
+    named = {
+        order: {judgment.preferred for judgment in response.judgments if judgment.order == order} for order in orders
+    }
+    if votes == 1 and named["given"] == {"A"}:
+        return (
+            "Not consistent: in both orders the judge chose the answer that it read first, so neither counts as better."
+        )
+    if votes == 1 and named["given"] == {"B"}:
+        return (
+            "Not consistent: in both orders the judge chose the answer that it read last, so neither counts as better."
+        )
+    return "The orders or their votes disagree, so neither answer counts as better."

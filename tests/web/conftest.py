@@ -1,0 +1,116 @@
+"""One page process, one fake judge behind it and one Chromium for all tests of the page."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from tests.endpoints import serving
+from tests.test_report_page import CHROMIUM, CHROMIUM_FLAGS
+from tests.web.fake_judge import KEY, FakeJudge
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+START_SECONDS = 60.0
+
+
+@pytest.fixture(scope="session")
+def shared_judge() -> Iterator[tuple[FakeJudge, str]]:
+    judge = FakeJudge()
+    with serving(judge.app) as url:
+        yield judge, url
+
+
+@pytest.fixture
+def judge(shared_judge: tuple[FakeJudge, str]) -> FakeJudge:
+    """The judge behind the page, as at its start."""
+    shared_judge[0].reset()
+    return shared_judge[0]
+
+
+@contextmanager
+def page_process(folder: Path, *arguments: str, key: str = KEY) -> Iterator[str]:
+    """`reasongenrm web` as its users start it; yields the page's address."""
+    env = os.environ | {"JUDGE_API_KEY": key, "TMPDIR": str(folder), "HOME": "/nonexistent"}
+    log_path = folder / "web.log"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "reasongenrm", "web", "--port", "0", *arguments],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=env,
+            cwd=folder,
+        )
+    try:
+        yield _address(process, log_path)
+    finally:
+        process.terminate()
+        assert process.wait(timeout=20) in (0, 143), log_path.read_text()
+    said = log_path.read_text()
+    assert "Traceback" not in said, said
+    assert "Warning" not in said, said
+
+
+def _address(process: "subprocess.Popen[bytes]", log_path: Path) -> str:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        for word in log_path.read_text().split():
+            if word.startswith("http://") and httpx.get(f"{word}/healthz").text == "ok":
+                return word
+        time.sleep(0.05)
+    raise AssertionError(f"the page did not start: {log_path.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def page_url(tmp_path_factory: pytest.TempPathFactory, shared_judge: tuple[FakeJudge, str]) -> Iterator[str]:
+    """The page's address."""
+    folder = tmp_path_factory.mktemp("web")
+    with page_process(folder, "--judge", shared_judge[1], "--store", "no-such-folder") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator["Browser"]:
+    if not CHROMIUM.is_file():
+        pytest.skip(f"{CHROMIUM} is not there: `apt-get install chromium` brings it")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=[*CHROMIUM_FLAGS])
+        yield chromium
+        chromium.close()
+
+
+@contextmanager
+def opened(browser: "Browser", url: str, width: int = 1280, scheme: str = "light") -> Iterator["Page"]:
+    """The page in a fresh browser context; at the end, nobody but the page's own server was asked and no script failed."""
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
+    page = context.new_page()
+    page.set_default_timeout(10_000)
+    asked: list[str] = []
+    said: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    page.goto(url)
+    page.get_by_label("Question", exact=True).wait_for()
+    yield page
+    context.close()
+    assert [address for address in asked if not address.startswith((url, "data:", "blob:"))] == []
+    assert said == []
+
+
+@pytest.fixture
+def page(browser: "Browser", page_url: str, judge: FakeJudge) -> Iterator["Page"]:  # noqa: ARG001 - resets the judge
+    """The page, open at desktop width."""
+    with opened(browser, page_url) as page:
+        yield page
