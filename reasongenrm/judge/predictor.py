@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+from aiohttp.http_exceptions import LineTooLong
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from reasongenrm.generation.seam import OpeningRole
@@ -302,7 +303,7 @@ class Predictor:
                 f"the predictor at {self.url} broke off ({type(error).__name__}: {error}). Ask again.",
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             ) from error
-        except ValueError as error:  # a line longer than the buffer
+        except LineTooLong as error:
             raise self._refused(f"an event of its stream is too long: {error}") from error
 
     def _take(self, found: "_Found", event: bytes) -> str:

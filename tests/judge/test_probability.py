@@ -28,10 +28,9 @@ OPEN = {"token": "[[", "logprob": -0.5, "top_logprobs": [{"token": "[[", "logpro
         ([token("[[B]]", 0.4, **{"__A]]": 0.1})], 0.2),
         ([OPEN, token("A", 0.3, **{"B": 0.1, "A]]": 0.3, "B]]": 0.1}), END], 0.75),  # every spelling counts
         ([OPEN, token("A", 0.8, The=0.1, x=0.05), END], 0.8 / 0.85),  # no "B" in the list: at most the last one's 0.05
-        (
-            [OPEN, token("A", 0.001, The=0.9, x=0.09), END],
-            0.5,
-        ),  # forced: nothing is known of "B" but that it is no better
+        ([OPEN, token("A", 0.6, B=0.1, Both=0.2, By=0.05, **{"B]]\n": 0.05}), END], 0.8),  # "Both" is no verdict
+        ([OPEN, token("B", 0.1, A=0.4, Answer=0.3), END], 0.8),  # a vote against the odds
+        ([token("[[A]]<|im_end|>", 0.45, **{"__B]]": 0.15}), END], 0.75),
     ],
 )
 def test_share_of_a_is_read_where_the_verdicts_part(tokens: list[dict[str, Any]], expected: float) -> None:
@@ -44,7 +43,15 @@ def test_tokens_of_the_reason_and_earlier_verdicts_are_passed_over() -> None:
 
 
 @pytest.mark.parametrize(
-    "tokens", [[], [token("Neither.", 0.9)], [{"token": "[[A]]", "logprob": -0.1, "top_logprobs": []}]]
+    "tokens",
+    [
+        [],
+        [token("Neither.", 0.9)],
+        [token("[[", 0.9, x=0.1), token("A", 0.9, B=0.1)],  # cut off before it is a verdict
+        [{"token": "[[A]]", "logprob": -0.1, "top_logprobs": []}],
+        [token("[[A]]", 0.9)],  # its own token only: nothing is known of others
+        [OPEN, token("A", 0.001, The=0.9, x=0.09), END],  # forced by a grammar: nothing is known of "B"
+    ],
 )
 def test_nothing_to_read_is_none(tokens: list[dict[str, Any]]) -> None:
     assert probability_of_a(tokens) is None
