@@ -6,9 +6,10 @@ Every error has the same shape (`api.ErrorResponse`). docs/judge.md shows the ro
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Callable, MutableMapping
+from typing import Annotated, Any, TypeVar
 
+import aiohttp
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
@@ -32,16 +33,20 @@ from reasongenrm.judge.api import (
     PointwiseRequest,
     PointwiseResponse,
 )
-from reasongenrm.judge.errors import JudgeError
-from reasongenrm.judge.limits import error_body
+from reasongenrm.judge.errors import JudgeError, PredictorUnavailableError
+from reasongenrm.judge.limits import Receive, Send, error_body
+from reasongenrm.judge.predictor import RETRY_AFTER_SECONDS, Predictor
 from reasongenrm.judge.service import JudgeEvent, JudgeService
 
 logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer", bound=BaseModel)
 
 _MEANINGS = {
     400: "The body is not JSON, or not what this protocol expects.",
     401: "The API key is missing or wrong.",
     404: "There is no such model.",
+    408: "The body came too slowly.",
     413: "The body is too long.",
     422: "The request does not fit the schema, or its texts do not fit into the model's context.",
     429: "Too much is under way; Retry-After says when to ask again.",
@@ -65,7 +70,7 @@ _EVENT = {
     },
     "required": ["event", "data"],
 }
-JUDGING = errors(400, 401, 413, 422, 429, 500, 502, 503, 504)
+JUDGING = errors(400, 401, 408, 413, 422, 429, 500, 502, 503, 504)
 
 
 class ChatBody(BaseModel):
@@ -141,18 +146,11 @@ def judge_router(service: Callable[[], JudgeService], log_text: bool = False) ->
     """
     router = APIRouter()
 
-    def note(
-        request: Request, answer: PairwiseResponse | ListwiseResponse | PointwiseResponse, asked: BaseModel
-    ) -> None:
-        fields = request.state.log = {
-            "requests": answer.usage.num_requests,
-            "prompt_tokens": answer.usage.prompt_tokens,
-            "output_tokens": answer.usage.completion_tokens,
-        }
-        if isinstance(answer, PairwiseResponse):
-            fields |= {"preferred": answer.preferred, "consistent": answer.consistent}
+    def note(request: Request, asked: BaseModel, answer: Answer) -> Answer:
         if log_text:
-            fields |= {"asked": asked.model_dump(mode="json"), "answered": answer.model_dump(mode="json")}
+            both = {"asked": asked.model_dump(mode="json"), "answered": answer.model_dump(mode="json")}
+            request.state.log = both
+        return answer
 
     @router.post(
         "/v1/pairwise",
@@ -169,40 +167,35 @@ def judge_router(service: Callable[[], JudgeService], log_text: bool = False) ->
     async def pairwise(body: PairwiseRequest, request: Request) -> Any:
         """Which of two answers is better: judged in both orders, with a reason for each."""
         if body.stream:
+            request.state.stream_error = _last_event
             return StreamingResponse(
-                _events(service(), body, request_id(request)),
+                _events(service(), body, request_id(request), lambda answer: note(request, body, answer)),
                 media_type="text/event-stream",
                 headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
             )
-        answer = await service().pairwise(body, request_id(request))
-        note(request, answer, body)
-        return as_json(answer)
+        return as_json(note(request, body, await service().pairwise(body, request_id(request))))
 
     @router.post("/v1/listwise", response_model=ListwiseResponse, responses=JUDGING, tags=["judge"])
     async def listwise(body: ListwiseRequest, request: Request) -> Any:
         """Rank several answers by a tournament of pairs."""
-        answer = await service().listwise(body, request_id(request))
-        note(request, answer, body)
-        return as_json(answer)
+        return as_json(note(request, body, await service().listwise(body, request_id(request))))
 
     @router.post("/v1/pointwise", response_model=PointwiseResponse, responses=JUDGING, tags=["judge"])
     async def pointwise(body: PointwiseRequest, request: Request) -> Any:
         """Score one answer against a reference answer, or against the judge's fixed anchor."""
-        answer = await service().pointwise(body, request_id(request))
-        note(request, answer, body)
-        return as_json(answer)
+        return as_json(note(request, body, await service().pointwise(body, request_id(request))))
 
     @router.post("/v1/batch", response_model=BatchResponse, responses=JUDGING, tags=["judge"])
     async def batch(body: BatchRequest, request: Request) -> Any:
         """Several judgments at once; each ends by itself, with a result or an error."""
         own = request_id(request)
         items = (_item(service(), asked, f"{own}-{number}") for number, asked in enumerate(body.requests))
-        return as_json(BatchResponse(id=own, results=await gather_or_cancel(items)))
+        return as_json(note(request, body, BatchResponse(id=own, results=await gather_or_cancel(items))))
 
     @router.post(
         "/v1/chat/completions",
         responses={
-            **errors(401, 413, 429, 500, 502, 503, 504),
+            **errors(401, 408, 413, 429, 500, 502, 503, 504),
             200: {
                 "description": "As the predictor answers; with `stream`, server-sent events.",
                 "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
@@ -214,22 +207,63 @@ def judge_router(service: Callable[[], JudgeService], log_text: bool = False) ->
         },
         tags=["openai"],
     )
-    async def chat_completions(body: ChatBody) -> Response:
+    async def chat_completions(body: ChatBody, request: Request) -> Response:  # noqa: ARG001 - checked, then passed on as it is
         """The predictor's own endpoint, passed through: OpenAI's chat completions, reason and verdict in one reply."""
-        forwarding = service().predictor.forward(body.model_dump_json(exclude_unset=True).encode())
-        answer = await forwarding.__aenter__()
-        kept = {name: answer.headers[name] for name in ("Content-Type", "Retry-After") if name in answer.headers}
-
-        async def rest() -> AsyncIterator[bytes]:
-            try:
-                async for piece in answer.content.iter_any():
-                    yield piece
-            finally:
-                await forwarding.__aexit__(None, None, None)
-
-        return StreamingResponse(rest(), answer.status, kept)
+        return _Forwarded(service().predictor, await request.body(), request)
 
     return router
+
+
+class _Forwarded(Response):
+    """The predictor's answer as it comes. Its connection is held by the answer's own task: whatever ends that closes it."""
+
+    def __init__(self, predictor: Predictor, asked: bytes, request: Request) -> None:
+        super().__init__()
+        self._predictor, self._asked, self._request = predictor, asked, request
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """See ASGI 3.0.
+
+        Raises:
+            PredictorUnavailableError: it cannot be reached, or broke off before its answer was whole.
+        """
+        async with self._predictor.forward(self._asked) as answer:
+            kept = {name: answer.headers[name] for name in ("Content-Type", "Retry-After") if name in answer.headers}
+            response: Response
+            if answer.content_type == "text/event-stream":
+                self._request.state.stream_error = _last_chunk
+                response = StreamingResponse(self._pieces(answer), answer.status, kept)
+            else:
+                try:
+                    response = Response(await answer.read(), answer.status, kept)
+                except aiohttp.ClientError as error:
+                    raise self._broke_off(error) from error
+            await response(scope, receive, send)
+
+    async def _pieces(self, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        try:
+            async for piece in answer.content.iter_any():
+                yield piece
+        except aiohttp.ClientError as error:
+            broken = self._broke_off(error)
+            logger.warning("%s", broken, extra={"fields": {"request_id": request_id(self._request)}})
+            yield _last_chunk(error_body(str(broken), broken.code, request_id(self._request)))
+
+    def _broke_off(self, error: aiohttp.ClientError) -> PredictorUnavailableError:
+        return PredictorUnavailableError(
+            f"the predictor broke off ({type(error).__name__}: {error}). Ask again.",
+            retry_after_seconds=RETRY_AFTER_SECONDS,
+        )
+
+
+def _last_event(error: bytes) -> bytes:
+    """An error as our streams end with it."""
+    return _event("error", ErrorResponse.model_validate_json(error).error).encode()
+
+
+def _last_chunk(error: bytes) -> bytes:
+    """An error as OpenAI's clients expect it in a stream, which may have stopped in the middle of a line."""
+    return b"\n\ndata: " + error + b"\n\n"
 
 
 async def _item(service: JudgeService, asked: BatchPair | ListwiseRequest | PointwiseRequest, own_id: str) -> BatchItem:
@@ -244,7 +278,9 @@ async def _item(service: JudgeService, asked: BatchPair | ListwiseRequest | Poin
         return BatchItem(error=detail_of(error, own_id))
 
 
-async def _events(service: JudgeService, asked: PairwiseRequest, own_id: str) -> AsyncIterator[str]:
+async def _events(
+    service: JudgeService, asked: PairwiseRequest, own_id: str, note: Callable[[PairwiseResponse], PairwiseResponse]
+) -> AsyncIterator[str]:
     """A pairwise judgment as server-sent events. Leaving the iterator gives up the generations."""
     events: asyncio.Queue[str | None] = asyncio.Queue()
 
@@ -257,7 +293,7 @@ async def _events(service: JudgeService, asked: PairwiseRequest, own_id: str) ->
 
     async def work() -> None:
         try:
-            events.put_nowait(_event("result", await service.pairwise(asked, own_id, tell)))
+            events.put_nowait(_event("result", note(await service.pairwise(asked, own_id, tell))))
         except JudgeError as error:
             events.put_nowait(_event("error", detail_of(error, own_id)))
         except Exception:

@@ -19,13 +19,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from reasongenrm import __version__
 from reasongenrm.judge.api import ErrorDetail
 from reasongenrm.judge.kserve_model import JudgeModel, ModelNotFound, ModelServer, kserve_router, unknown_model
-from reasongenrm.judge.limits import Guard, Limits
+from reasongenrm.judge.limits import Guard, Limits, is_open
 from reasongenrm.judge.routes import Live, add_error_handlers, error_response, errors, judge_router
 from reasongenrm.judge.service import JudgeService, JudgeSettings, open_judge
 from reasongenrm.judge.telemetry import Telemetry, log_as_json
 
 KEY_VARIABLE = "JUDGE_API_KEY"  # that clients of the judge send
 GRACE_SECONDS = 30  # that requests under way get when the server is told to stop
+KEEP_ALIVE_SECONDS = 75  # longer than clients keep idle connections (httpx 5, aiohttp 15, nginx 60): they close first
 BACKLOG = 4096  # connections that wait to be accepted: a burst is answered with 429, not refused
 
 
@@ -68,6 +69,7 @@ def create_app(judge: JudgeSettings, limits: Limits, server: ServerSettings) -> 
         version=__version__,
         summary="Two answers in, a reason and a verdict out.",
         lifespan=lifespan,
+        redirect_slashes=False,  # an answer that the description does not have
         responses=errors(500),
     )
     add_error_handlers(app)
@@ -77,6 +79,7 @@ def create_app(judge: JudgeSettings, limits: Limits, server: ServerSettings) -> 
     app.include_router(judge_router(service, server.log_text))
     app.include_router(kserve_router(model_server, service))
 
+    @app.get("/", response_model=Live, tags=["operation"])
     @app.get("/healthz", response_model=Live, tags=["operation"])
     async def healthz() -> Any:
         """Whether the judge runs."""
@@ -97,7 +100,24 @@ def create_app(judge: JudgeSettings, limits: Limits, server: ServerSettings) -> 
         """For Prometheus."""
         return Response(generate_latest(telemetry.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
+    if limits.api_key is not None:
+        _describe_key(app)
     return Guard(app, limits, telemetry)
+
+
+def _describe_key(app: FastAPI) -> None:
+    """Say in the description which routes want the key, so that the page at /docs can be told it."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        described = describe()
+        described["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        for path, operations in described["paths"].items():
+            for operation in operations.values():
+                operation["security"] = [] if is_open(path) else [{"key": []}]
+        return described
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def run_server(judge: JudgeSettings, limits: Limits, server: ServerSettings) -> None:
@@ -111,6 +131,7 @@ def run_server(judge: JudgeSettings, limits: Limits, server: ServerSettings) -> 
         access_log=False,
         ws="none",
         backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
 

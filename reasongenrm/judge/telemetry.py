@@ -3,6 +3,9 @@
 import json
 import logging
 import sys
+from collections import Counter as Tally
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,6 +14,39 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from reasongenrm.judge.pairwise import Observed, PairResult
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+
+@dataclass
+class Work:
+    """What one request had the judge do, for its line in the log, whichever route it came by."""
+
+    num_generations: int = 0
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    verdicts: Tally[str] = field(default_factory=Tally)
+    pairs: Tally[str] = field(default_factory=Tally)
+
+    def fields(self) -> dict[str, Any]:
+        """As the log has it; nothing if nothing was judged."""
+        if not self.num_generations and not self.pairs:
+            return {}
+        return {
+            "generations": self.num_generations,
+            "prompt_tokens": self.num_prompt_tokens,
+            "output_tokens": self.num_output_tokens,
+            "verdicts": dict(self.verdicts),
+            "pairs": dict(self.pairs),
+        }
+
+
+_work: ContextVar[Work | None] = ContextVar("work", default=None)
+
+
+def count_work() -> Work:
+    """Count what this task and those that it starts have the judge do."""
+    work = Work()
+    _work.set(work)
+    return work
 
 
 class Telemetry:
@@ -49,16 +85,25 @@ class Telemetry:
 
     def generation(self, observed: Observed) -> None:
         """See `pairwise.Observer`."""
-        self.verdicts.labels(observed.order, observed.letter or "unparsed").inc()
+        verdict = observed.letter or "unparsed"
+        self.verdicts.labels(observed.order, verdict).inc()
         self.generation_seconds.observe(observed.seconds)
         self.tokens.labels("prompt").inc(observed.num_prompt_tokens)
         self.tokens.labels("output").inc(observed.num_output_tokens)
         if observed.truncated:
             self.truncated.inc()
+        if (work := _work.get()) is not None:
+            work.num_generations += 1
+            work.num_prompt_tokens += observed.num_prompt_tokens
+            work.num_output_tokens += observed.num_output_tokens
+            work.verdicts[verdict] += 1
 
     def pair(self, result: PairResult) -> None:
         """See `pairwise.Observer`."""
-        self.pairs.labels(_outcome(result)).inc()
+        outcome = _outcome(result)
+        self.pairs.labels(outcome).inc()
+        if (work := _work.get()) is not None:
+            work.pairs[outcome] += 1
         self.cuts.inc(len(result.cuts))
 
 

@@ -11,7 +11,7 @@ from reasongenrm.judge.service import JudgeSettings
 from tests.endpoints import serving
 from tests.predictors import RulePredictor
 
-NUM_EXAMPLES = 15  # of each operation
+NUM_EXAMPLES = 12  # of each operation
 
 
 # Cannot be said in JSON Schema: that three tensors have one length and a name each; what the predictor wants of a chat.
@@ -27,7 +27,7 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "404"]
 
 
 def _serving_judge(predictor: str) -> AbstractContextManager[str]:
-    return serving(create_app(JudgeSettings(predictor), Limits(), ServerSettings()))
+    return serving(create_app(JudgeSettings(predictor), Limits(api_key="sesame"), ServerSettings()))
 
 
 def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
@@ -36,6 +36,7 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     with serving(predictor.app) as address, _serving_judge(f"{address}/v1") as judge:
         command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{judge}/openapi.json"]
         command += ["--max-examples", str(NUM_EXAMPLES), "--seed", "1", "--no-color", "--checks", "all"]
+        command += ["--header", "Authorization: Bearer sesame"]
         found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
     assert found.returncode == 0, found.stdout[-6000:] + found.stderr[-2000:]
     assert predictor.bodies, "no request reached the predictor"
