@@ -4,6 +4,8 @@ Plain ASGI, since a middleware of Starlette's `BaseHTTPMiddleware` would hide th
 """
 
 import asyncio
+import base64
+import binascii
 import hmac
 import logging
 import secrets
@@ -85,7 +87,7 @@ class Guard:
         if (
             limits.api_key is not None
             and not _is_open(scope["path"])
-            and not hmac.compare_digest(sent, b"Bearer " + limits.api_key.encode())
+            and not hmac.compare_digest(_key_sent(sent), limits.api_key.encode())
         ):
             await self._refuse(
                 exchange,
@@ -249,6 +251,20 @@ async def _cancel(task: "asyncio.Task[Any]") -> None:
 
 def _header(scope: MutableMapping[str, Any], name: bytes) -> bytes:
     return next((value for key, value in scope["headers"] if key == name), b"")
+
+
+def _key_sent(header: bytes) -> bytes:
+    """The key in an Authorization header: a bearer token, or the password of a URL such as http://:KEY@host/ (which is all
+    that OpenRLHF can send)."""
+    scheme, _, value = header.partition(b" ")
+    if scheme == b"Bearer":
+        return value
+    if scheme == b"Basic":
+        try:
+            return base64.b64decode(value, validate=True).partition(b":")[2]
+        except binascii.Error:
+            return b""
+    return b""
 
 
 def _sane_id(raw: bytes) -> str:
