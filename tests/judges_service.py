@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+from fastapi import FastAPI
 from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -28,6 +29,10 @@ from reasongenrm.judge.api import (
     PointwiseResponse,
     Usage,
 )
+from reasongenrm.judge.limits import Guard, Limits
+from reasongenrm.judge.routes import add_error_handlers
+from reasongenrm.judge.telemetry import Telemetry
+from reasongenrm.judge.trainers import trainer_router
 from tests.endpoints import serving
 
 USAGE = Usage(num_requests=2, prompt_tokens=20, completion_tokens=10)
@@ -111,6 +116,14 @@ class LongerWins:
             calibrated=False,
             judgments=judged(request.answer, against),
         )
+
+
+def trainer_app(service: Any, key: str | None = None) -> Guard:
+    """The trainers' routes as the judge's server has them, in front of `service`."""
+    app = FastAPI()
+    add_error_handlers(app)
+    app.include_router(trainer_router(lambda: service))
+    return Guard(app, Limits(api_key=key), Telemetry())
 
 
 def common(request_id: str) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class AsyncJudge:
         """Which of two answers is better.
 
         Args:
-            question: a text, or a conversation whose last turn is the user's: `Turn`s or {"role", "content"}.
+            question: a text, or a conversation that the answers are the next turn of: `Turn`s or {"role", "content"}.
 
         Raises:
             JudgeClientError: no judgment; its subclasses say why (see `client_errors`).

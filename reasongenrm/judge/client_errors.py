@@ -108,8 +108,8 @@ def error_of_detail(where: str, detail: ErrorDetail, status: int | None, request
 
 
 def first_problem(error: ValidationError) -> tuple[str, str | None]:
-    """The first problem of a record, and the field that it is in."""
-    detail = error.errors()[0]
+    """A problem of a record, and the field that it is in: of a field that may be several things the innermost one."""
+    detail = max(error.errors(include_url=False, include_input=False), key=lambda found: len(found["loc"]))
     field = ".".join(str(part) for part in detail["loc"])
     return (f"{field}: {detail['msg']}" if field else detail["msg"]), field or None
 

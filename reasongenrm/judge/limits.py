@@ -4,6 +4,8 @@ Plain ASGI, since a middleware of Starlette's `BaseHTTPMiddleware` would hide th
 """
 
 import asyncio
+import base64
+import binascii
 import hmac
 import logging
 import secrets
@@ -243,13 +245,12 @@ class _Exchange:
 
 
 def _check_key(sent: bytes, key: str) -> None:
-    """The scheme's name is taken in any case (RFC 9110, section 11.1).
+    """See that the key was sent.
 
     Raises:
-        _RefusedError: it is not the key.
+        _RefusedError: it was not.
     """
-    scheme, _, token = sent.partition(b" ")
-    if scheme.lower() != b"bearer" or not hmac.compare_digest(token, key.encode()):
+    if not hmac.compare_digest(_key_sent(sent), key.encode()):
         message = "The API key is missing or wrong; expected 'Authorization: Bearer KEY' with this judge's key."
         raise _RefusedError(401, "wrong_key", message, {"WWW-Authenticate": "Bearer"})
 
@@ -265,6 +266,20 @@ async def _cancel(task: "asyncio.Task[Any]") -> None:
 
 def _header(scope: MutableMapping[str, Any], name: bytes) -> bytes:
     return next((value for key, value in scope["headers"] if key == name), b"")
+
+
+def _key_sent(header: bytes) -> bytes:
+    """The key in an Authorization header: a bearer token, or the password of a URL such as http://:KEY@host/ (which is all
+    that OpenRLHF can send). The scheme's name is taken in any case (RFC 9110, section 11.1)."""
+    scheme, _, value = header.partition(b" ")
+    if scheme.lower() == b"bearer":
+        return value
+    if scheme.lower() == b"basic":
+        try:
+            return base64.b64decode(value, validate=True).partition(b":")[2]
+        except binascii.Error:
+            return b""
+    return b""
 
 
 def _sane_id(raw: bytes) -> str:

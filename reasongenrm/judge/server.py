@@ -23,6 +23,7 @@ from reasongenrm.judge.limits import Guard, Limits, is_open
 from reasongenrm.judge.routes import Live, add_error_handlers, error_response, errors, judge_router
 from reasongenrm.judge.service import JudgeService, JudgeSettings, open_judge
 from reasongenrm.judge.telemetry import Telemetry, log_as_json
+from reasongenrm.judge.trainers import trainer_router
 
 KEY_VARIABLE = "JUDGE_API_KEY"  # that clients of the judge send
 GRACE_SECONDS = 30  # that requests under way get when the server is told to stop
@@ -78,6 +79,7 @@ def create_app(judge: JudgeSettings, limits: Limits, server: ServerSettings) -> 
     model_server.register_model(JudgeModel(server.model_name, service))
     app.include_router(judge_router(service, server.log_text))
     app.include_router(kserve_router(model_server, service))
+    app.include_router(trainer_router(service))
 
     @app.get("/", response_model=Live, tags=["operation"])
     @app.get("/healthz", response_model=Live, tags=["operation"])

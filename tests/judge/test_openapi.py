@@ -14,11 +14,16 @@ from tests.predictors import RulePredictor
 NUM_EXAMPLES = 12  # of each operation
 
 
-# Cannot be said in JSON Schema: that three tensors have one length and a name each; what the predictor wants of a chat.
+# Cannot be said in JSON Schema: that three tensors have one length and a name each; what the predictor wants of a chat;
+# that a rollout begins with its prompt.
 CONFIG = """
 [[operations]]
 include-path = "/v1/chat/completions"
 checks.positive_data_acceptance.expected-statuses = ["2xx", "400"]
+
+[[operations]]
+include-path = "/openrlhf/get_reward"
+checks.positive_data_acceptance.expected-statuses = ["2xx", "422"]
 
 [[operations]]
 include-path = "/v2/models/{model_name}/infer"

@@ -10,16 +10,21 @@
 What runs in the trainer's own process (`trl`, `verl`) needs neither FastAPI nor this project's torch.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
 
-    from reasongenrm.judge.trainers.seam import JudgesAnswers
+    from reasongenrm.judge.service import JudgeService
 
 
-def trainer_router(service: "JudgesAnswers") -> "APIRouter":
-    """The routes that trainers ask over HTTP, for the judge service's app."""
+def trainer_router(service: "Callable[[], JudgeService]") -> "APIRouter":
+    """The routes that trainers ask over HTTP, for the judge service's app.
+
+    Args:
+        service: gives the service, which exists once the app has started.
+    """
     from fastapi import APIRouter
 
     from reasongenrm.judge.trainers.nemo_rl import nemo_gym_router

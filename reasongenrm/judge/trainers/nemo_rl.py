@@ -24,13 +24,15 @@ nemo-gym 0.4.0 on PyPI.
 
 import json
 import time
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from reasongenrm.judge.api import MAX_TURNS, PairwiseRequest, PairwiseResponse, Text, Turn
-from reasongenrm.judge.trainers.seam import ERRORS, JudgesAnswers, request_id_of
+from reasongenrm.judge.routes import JUDGING, request_id
+from reasongenrm.judge.service import JudgeService
 
 
 class InputText(BaseModel):
@@ -149,11 +151,11 @@ class Response(BaseModel):
     usage: ResponseUsage
 
 
-def nemo_gym_router(service: JudgesAnswers) -> APIRouter:
+def nemo_gym_router(service: Callable[[], JudgeService]) -> APIRouter:
     """The route `POST /nemo_gym/v1/responses`."""
     router = APIRouter(prefix="/nemo_gym/v1")
 
-    @router.post("/responses", responses=ERRORS)
+    @router.post("/responses", responses=JUDGING)
     async def responses(body: CreateResponse, request: Request) -> Response:
         """The GenRM of NeMo Gym's genrm_compare: scores of two rollouts as JSON, with the judge's reasons."""
         asked = body.input if isinstance(body.input, str) else [message.turn() for message in body.input]
@@ -164,7 +166,7 @@ def nemo_gym_router(service: JudgesAnswers) -> APIRouter:
             rubric=body.metadata.principle,
             when_too_long="truncate",
         )
-        return _response(await service.pairwise(pair, request_id_of(request)))
+        return _response(await service().pairwise(pair, request_id(request)))
 
     return router
 

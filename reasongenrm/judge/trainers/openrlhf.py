@@ -14,21 +14,24 @@ Source of the contract: OpenRLHF/OpenRLHF, openrlhf/utils/agent.py (SingleTurnAg
 at commit 3c3be6234e0cb353e76bb8019947db9dfe99fca7, the same in openrlhf 0.11.2 on PyPI.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Literal, Self
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, model_validator
 
+from reasongenrm.gathering import gather_or_cancel
 from reasongenrm.judge.api import MAX_BATCH, MAX_TEXT_CHARS, PointwiseRequest, Text
+from reasongenrm.judge.routes import JUDGING, request_id
+from reasongenrm.judge.service import JudgeService
 from reasongenrm.judge.trainers.markup import read_turns, without_turn_end
-from reasongenrm.judge.trainers.seam import ERRORS, JudgesAnswers, all_of, request_id_of
 
 PROBE_CHARS = 16  # of the query's start, to find where a prompt was cut on its left; as many must be left of it
 MAX_PLACES = 64  # that are tried: a prompt of one repeated character has too many
 UNREAD_REWARD = 0.5  # neither better nor worse
 
 _Query = Annotated[str, Field(max_length=2 * MAX_TEXT_CHARS)]
-_Label = Annotated[str, Field(max_length=MAX_TEXT_CHARS)] | int | float | None
+_Label = Annotated[str, Field(max_length=MAX_TEXT_CHARS)] | StrictInt | StrictFloat | None
 
 
 class RewardRequest(BaseModel):
@@ -61,11 +64,11 @@ class RewardResponse(BaseModel):
     extra_logs: dict[str, list[float]]
 
 
-def openrlhf_router(service: JudgesAnswers) -> APIRouter:
+def openrlhf_router(service: Callable[[], JudgeService]) -> APIRouter:
     """The route `POST /openrlhf/get_reward`."""
     router = APIRouter(prefix="/openrlhf")
 
-    @router.post("/get_reward", responses=ERRORS)
+    @router.post("/get_reward", responses=JUDGING)
     async def get_reward(
         body: RewardRequest,
         request: Request,
@@ -77,8 +80,10 @@ def openrlhf_router(service: JudgesAnswers) -> APIRouter:
             _point(query, prompt, label if against == "label" else None)
             for query, prompt, label in zip(body.query, body.prompts, labels, strict=True)
         ]
-        name = request_id_of(request)
-        judged = await all_of(service.pointwise(point, f"{name}-{n}") for n, point in enumerate(points))
+        name = request_id(request)
+        judged = await gather_or_cancel(
+            service().pointwise(point, f"{name}-{number}") for number, point in enumerate(points)
+        )
         rewards = [UNREAD_REWARD if one.score is None else one.score for one in judged]
         logs = {
             "judge_unread": [float(one.score is None) for one in judged],

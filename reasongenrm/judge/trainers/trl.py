@@ -80,7 +80,7 @@ class JudgeReward:
         """One reward a completion, as TRL calls it.
 
         Raises:
-            ValueError: a prompt does not end with the user's turn, a column is missing, or a group has more than 32.
+            ValueError: a prompt has turns that the judge does not know, a column is missing, or a group has more than 32.
             JudgeClientError: the judge cannot be reached or refuses the key.
         """
         if self._mode == "group":

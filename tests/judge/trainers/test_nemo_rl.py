@@ -4,22 +4,18 @@ import json
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from openai.types.responses import Response
 
 from reasongenrm.judge.api import PairwiseRequest, PairwiseResponse
-from reasongenrm.judge.trainers import trainer_router
 from reasongenrm.judge.trainers.nemo_rl import scores_of
-from tests.judges_service import LongerWins, common
+from tests.judges_service import LongerWins, common, trainer_app
 
 CONVERSATION = [{"role": "user", "content": "Name a prime.", "type": "message"}]
 
 
 def post(service: LongerWins, body: dict[str, Any]) -> Any:
-    app = FastAPI()
-    app.include_router(trainer_router(service))
-    with TestClient(app) as client:
+    with TestClient(trainer_app(service)) as client:
         return client.post("/nemo_gym/v1/responses", json=body, headers={"X-Request-ID": "r"})
 
 

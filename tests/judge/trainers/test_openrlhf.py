@@ -4,12 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from reasongenrm.judge.api import PointwiseRequest
-from reasongenrm.judge.trainers import trainer_router
-from tests.judges_service import LongerWins
+from tests.judges_service import LongerWins, trainer_app
 
 CHATML = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nName a prime.<|im_end|>\n<|im_start|>assistant\n"
 
@@ -21,9 +19,7 @@ def service() -> LongerWins:
 
 @pytest.fixture
 def http(service: LongerWins) -> Iterator[TestClient]:
-    app = FastAPI()
-    app.include_router(trainer_router(service))
-    with TestClient(app) as client:
+    with TestClient(trainer_app(service)) as client:
         yield client
 
 
@@ -90,9 +86,22 @@ def test_a_prompt_whose_beginning_was_cut_off_is_still_told_from_the_answer(
         ({"query": ["Q: 7"], "prompts": ["Q: "], "labels": []}, "equally long"),
         ({"query": [], "prompts": [], "labels": []}, "at least 1 item"),
         ({"query": ["Q: 7"]}, "Field required"),
+        ({"query": ["Q: 7"], "prompts": ["Q: "], "labels": [False]}, "labels.0"),
     ],
 )
 def test_what_is_no_list_of_rollouts_is_refused(http: TestClient, body: dict[str, Any], words: str) -> None:
     reply = http.post("/openrlhf/get_reward", json=body)
     assert reply.status_code == 422
     assert words in reply.text
+
+
+def test_the_key_comes_in_the_url_which_is_all_that_openrlhf_can_send() -> None:
+    body = {"query": ["Q: seven"], "prompts": ["Q: "], "labels": ["9"]}
+    with TestClient(trainer_app(LongerWins(), key="secret")) as client:
+        for userinfo, status in ((":secret", 200), ("anybody:secret", 200), (":other", 401), ("secret:", 401)):
+            url = f"http://{userinfo}@testserver/openrlhf/get_reward"
+            assert client.post(url, json=body).status_code == status
+        for header in ("Bearer secret", "Basic !", "Basic", "secret", "Bearer", "Basic c2VjcmV0"):
+            status = 200 if header == "Bearer secret" else 401
+            reply = client.post("/openrlhf/get_reward", json=body, headers={"Authorization": header})
+            assert reply.status_code == status

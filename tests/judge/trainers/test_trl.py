@@ -85,7 +85,7 @@ def test_a_wrong_key_ends_the_training() -> None:
     ("mode", "prompts", "words"),
     [
         ("reference", ["p"], "no column 'reference'"),
-        ("anchor", [[{"role": "assistant", "content": "Hi"}]], "the last turn of 'question' must be the user's"),
+        ("anchor", [[{"role": "tool", "content": "Hi"}]], "role: Input should be 'system', 'user' or 'assistant'"),
         ("group", ["p"] * 33, "the judge ranks up to 32"),
     ],
 )
