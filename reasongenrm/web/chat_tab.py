@@ -32,12 +32,11 @@ def chat_tab(chat: ChatClient, visitors: Visitors) -> None:
         feedback_options=None,
         placeholder="Ask anything. The model writes its reason first, then its answer.",
     )
-    notice = gr.HTML(elem_id="rg-chat-notice")
+    notice = gr.HTML(elem_id="rg-chat-notice", elem_classes="rg-flat")
     text = gr.Textbox(label="Your message", placeholder="Enter sends, Shift+Enter is a new line", lines=1, max_lines=8)
     with gr.Row():
         send = gr.Button("Send", variant="primary", elem_id="rg-send", scale=1)
-        stop = gr.Button("Stop", elem_id="rg-chat-stop", interactive=False, scale=0)
-        clear = gr.Button("Clear", elem_id="rg-clear", scale=0)
+        stop = gr.Button("Stop", elem_id="rg-chat-stop", interactive=False, scale=0, min_width=110)
     gr.Examples([*QUESTIONS], text, label="Questions to try", api_visibility="private")
 
     async def run(request: gr.Request, message: str, history: list[dict[str, Any]]) -> AsyncIterator[dict[Any, Any]]:
@@ -83,7 +82,7 @@ def chat_tab(chat: ChatClient, visitors: Visitors) -> None:
         api_visibility="private",
         show_progress="hidden",
     )
-    clear.click(
+    talk.clear(
         lambda: ([], "", gr.Button(interactive=False)),
         None,
         [talk, notice, stop],

@@ -18,7 +18,10 @@ from reasongenrm.web.words import STOPPED, TOO_MANY
 
 NUM_EARLIER = 2  # exchanges before the question that the page has fields for
 MAX_VOTES = 8  # of the API's 16: two orders of them are what a visitor waits for
-_TO_VERDICT = "() => document.getElementById('rg-verdict').scrollIntoView({block: 'start', behavior: 'smooth'})"
+# After the first lines are there: before, the page is too short to scroll.
+_TO_VERDICT = (
+    """() => { setTimeout(() => document.getElementById('rg-judge').scrollIntoView({behavior: 'smooth'}), 500) }"""
+)
 
 
 @cache
@@ -84,11 +87,13 @@ def judge_tab(judge: AsyncJudge, visitors: Visitors) -> None:
     fields = _fields()
     with gr.Row():
         start = gr.Button("Judge", variant="primary", elem_id="rg-judge", scale=1)
-        stop = gr.Button("Stop", interactive=False, elem_id="rg-stop", scale=0)
-    verdict = gr.HTML(elem_id="rg-verdict")
+        stop = gr.Button("Stop", interactive=False, elem_id="rg-stop", scale=0, min_width=110)
+    verdict = gr.HTML(elem_id="rg-verdict", elem_classes="rg-flat")
     with gr.Row():
-        given = gr.HTML(min_width=280, elem_id="rg-given")
-        swapped = gr.HTML(min_width=280, elem_id="rg-swapped")
+        with gr.Column(min_width=300):
+            given = gr.HTML(elem_id="rg-given", elem_classes="rg-flat")
+        with gr.Column(min_width=300):
+            swapped = gr.HTML(elem_id="rg-swapped", elem_classes="rg-flat")
 
     async def run(request: gr.Request, *values: Any) -> AsyncIterator[dict[Any, Any]]:
         asked = _asked(values)

@@ -22,8 +22,17 @@ MONO_FONTS = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"
 
 def make_theme() -> gr.themes.Base:
     """Fonts of the visitor's own system: none is fetched."""
-    return gr.themes.Default(
+    theme = gr.themes.Default(
         primary_hue="blue", neutral_hue="stone", font=[*SYSTEM_FONTS], font_mono=[*MONO_FONTS], radius_size="sm"
+    )
+    return theme.set(  # the colours of the reports
+        body_background_fill="#faf9f6",
+        body_background_fill_dark="#15161a",
+        background_fill_primary_dark="#15161a",
+        background_fill_secondary_dark="#1d1f25",
+        block_background_fill_dark="#1d1f25",
+        input_background_fill_dark="#15161a",
+        block_label_background_fill_dark="#1d1f25",
     )
 
 
@@ -35,8 +44,8 @@ def style() -> str:
 def make_page(judge: AsyncJudge, chat: ChatClient, shelf: Shelf, visitors: Visitors, root_path: str) -> gr.Blocks:
     """The page as gradio's blocks; no handler has a public endpoint of its own."""
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
-        gr.HTML(render("head.html.j2"))
-        state = gr.HTML(elem_id="rg-state")
+        gr.HTML(render("head.html.j2"), elem_classes="rg-flat")
+        state = gr.HTML(elem_id="rg-state", elem_classes="rg-flat")
         with gr.Tabs():
             with gr.Tab("Judge"):
                 judge_tab(judge, visitors)
@@ -54,9 +63,9 @@ def make_page(judge: AsyncJudge, chat: ChatClient, shelf: Shelf, visitors: Visit
 
 
 def _board_tab(shelf: Shelf, root_path: str, tab: gr.Tab) -> None:
-    gr.HTML(render("board_head.html.j2"))
+    gr.HTML(render("board_head.html.j2"), elem_classes="rg-flat")
     refresh = gr.Button("Refresh", elem_id="rg-refresh", size="sm", scale=0)
-    table = gr.HTML(elem_id="rg-board")
+    table = gr.HTML(elem_id="rg-board", elem_classes="rg-flat")
     gr.on(
         [tab.select, refresh.click],
         lambda: show_board(shelf.board(), root_path),

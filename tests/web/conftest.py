@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
+from reasongenrm.seaweed import EmbeddedStore
+from reasongenrm.store import Store
 from tests.endpoints import serving
 from tests.test_report_page import CHROMIUM, CHROMIUM_FLAGS
 from tests.web.fake_judge import KEY, FakeJudge
@@ -71,10 +77,17 @@ def _address(process: "subprocess.Popen[bytes]", log_path: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def page_url(tmp_path_factory: pytest.TempPathFactory, shared_judge: tuple[FakeJudge, str]) -> Iterator[str]:
+def page_store(store_env: EmbeddedStore) -> Store:
+    """The store behind the page; test_leaderboard_tab.py fills it."""
+    return Store(f"{store_env.uri}/web-page")
+
+
+@pytest.fixture(scope="session")
+def page_url(
+    tmp_path_factory: pytest.TempPathFactory, shared_judge: tuple[FakeJudge, str], page_store: Store
+) -> Iterator[str]:
     """The page's address."""
-    folder = tmp_path_factory.mktemp("web")
-    with page_process(folder, "--judge", shared_judge[1], "--store", "no-such-folder") as url:
+    with page_process(tmp_path_factory.mktemp("web"), "--judge", shared_judge[1], "--store", page_store.uri) as url:
         yield url
 
 
@@ -100,7 +113,7 @@ def opened(browser: "Browser", url: str, width: int = 1280, scheme: str = "light
     said: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
     page.goto(url)
     page.get_by_label("Question", exact=True).wait_for()
     yield page
@@ -114,3 +127,16 @@ def page(browser: "Browser", page_url: str, judge: FakeJudge) -> Iterator["Page"
     """The page, open at desktop width."""
     with opened(browser, page_url) as page:
         yield page
+
+
+@pytest.fixture
+def image_host() -> Iterator[tuple[str, list[str]]]:
+    """Another server, and the paths that it was asked for."""
+    asked: list[str] = []
+
+    def answer(request: Request) -> Response:
+        asked.append(request.url.path)
+        return Response(b"", media_type="image/png")
+
+    with serving(Starlette(routes=[Route("/{path:path}", answer)])) as address:
+        yield address, asked
