@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from reasongenrm.cli import cluster, contents, endpoint, judge_server, judging, rollback, run, stages, tools, web
+from reasongenrm.cli import cluster, contents, endpoint, judge, judge_server, judging, rollback, run, stages, tools, web
 from reasongenrm.cli.console import print_error, print_note
 from reasongenrm.errors import ReasonGenRMError
 
@@ -64,7 +64,7 @@ app.command("submit", rich_help_panel=_CLUSTER)(cluster.submit)
 app.command("logs", rich_help_panel=_CLUSTER)(cluster.logs)
 app.command("cancel", rich_help_panel=_CLUSTER)(cluster.cancel)
 app.command("evaluate", rich_help_panel=_JUDGE)(judging.evaluate)
-app.command("judge", rich_help_panel=_JUDGE)(judging.judge)
+app.command("judge", rich_help_panel=_JUDGE)(judge.judge)
 app.command("serve", rich_help_panel=_JUDGE)(endpoint.serve)
 app.command("judge-server", rich_help_panel=_JUDGE)(judge_server.judge_server)
 app.command("web", rich_help_panel=_JUDGE)(web.web)

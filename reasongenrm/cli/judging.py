@@ -1,4 +1,4 @@
-"""evaluate and judge: a judge by itself, from a checkpoint or behind an OpenAI-compatible endpoint."""
+"""evaluate, and how evaluate and judge open a judge by itself: from a checkpoint or behind an OpenAI-compatible endpoint."""
 
 import contextlib
 import sys
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from reasongenrm.cli.console import out, print_json, print_note, print_table
+from reasongenrm.cli.console import print_json, print_note, print_table
 from reasongenrm.cli.settings import (
     DEFAULT_STORE,
     ConfigOption,
@@ -180,39 +180,3 @@ def evaluate(
     else:
         print_table(evaluations_table([evaluation]))
     print_note(f"report: {(output / 'report.html').resolve()}")
-
-
-def judge(
-    question: Annotated[str, typer.Option(help="The question.")],
-    answer_a: Annotated[str, typer.Option(help="The first answer.")],
-    answer_b: Annotated[str, typer.Option(help="The second answer.")],
-    model: ModelOption = None,
-    endpoint: EndpointOption = None,
-    served_model: NameOption = None,
-    style: StyleOption = None,
-    keep_markup: MarkupOption = False,
-    store: StoreOption = DEFAULT_STORE,
-    config: ConfigOption = None,
-    assignments: SetOption = [],  # noqa: B006
-    as_json: JsonOption = False,
-) -> None:
-    """Judge one pair in both orders: reasons, verdicts, and whether they agree.
-
-    [bold]Example[/bold]
-
-      reasongenrm judge --endpoint http://127.0.0.1:8000/v1 --question "Name a prime." --answer-a "7" --answer-b "9"
-    """
-    from reasongenrm.cli.results import pair_panel
-    from reasongenrm.judging import judge_pair
-
-    settings = make_config(config, engine_settings(config, assignments)).evaluate
-    with (
-        contextlib.redirect_stdout(sys.stderr),
-        open_judge(model, endpoint, served_model, style, keep_markup, store, settings) as opened,
-    ):
-        judgment = judge_pair(opened.engine, question, answer_a, answer_b, settings, opened.style)
-        address = opened.address
-    if as_json:
-        print_json(judgment.model_dump(mode="json"))
-    else:
-        out.print(pair_panel(question, answer_a, answer_b, judgment, address))

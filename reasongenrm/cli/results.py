@@ -5,16 +5,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
+from rich.bar import Bar
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from reasongenrm.judge.api import PairwiseResponse
     from reasongenrm.judging import PairJudgment
     from reasongenrm.metrics import Evaluation
 
 _MAX_REASON_CHARS = 1200
+_BAR_CHARS = 40
 
 
 def evaluations_table(evaluations: "Sequence[Evaluation]") -> Table:
@@ -70,6 +73,46 @@ def pair_panel(question: str, answer_a: str, answer_b: str, judgment: "PairJudgm
         parts.append(_part(f"Verdict ({order})", said))
     agreed = f"Answer {judgment.preferred}, in both orders." if judgment.preferred else "The two orders do not agree."
     parts += [Text(), Text(agreed, style="bold green" if judgment.preferred else "bold yellow")]
+    return Panel(Group(*parts), title=Text(judge), title_align="left")
+
+
+def judgment_panel(
+    question: str, answer_a: str, answer_b: str, judgment: "PairwiseResponse", judge: str
+) -> RenderableType:
+    """What a judge service says about a pair: each generation's reason, what is said in all, and p_a as a bar."""
+    parts: list[RenderableType] = [
+        _part("Question", question),
+        _part("Answer A", answer_a),
+        _part("Answer B", answer_b),
+    ]
+    several = any(one.vote for one in judgment.judgments)
+    for one in judgment.judgments:
+        order = "as given" if one.order == "given" else "answers swapped: its A is your B"
+        where = f"{order}, vote {one.vote + 1}" if several else order
+        said = f"answer {one.preferred} as given" if one.preferred else "none could be read"
+        sure = "" if one.p_a is None else f", P(A better) {one.p_a:.3f}"
+        cut_off = ", cut off by the token limit" if one.truncated else ""
+        parts += [Text(), _part(f"Reason ({where})", one.reason or "none")]
+        parts.append(_part("Verdict", f"{said}{sure}{cut_off}"))
+    parts.append(Text())
+    for cut in judgment.cuts:
+        parts.append(Text(f"{cut.num_chars:,} characters of {cut.field} were left out in the middle.", style="yellow"))
+    if judgment.p_a is not None:
+        bar = Table.grid(padding=(0, 1))
+        calibrated = "calibrated" if judgment.calibrated else "not calibrated"
+        label = f"P(A better) {judgment.p_a:.3f}, {calibrated}"
+        bar.add_row(
+            "B", Bar(1.0, 0.0, judgment.p_a, width=_BAR_CHARS, color="green", bgcolor="bright_black"), "A", label
+        )
+        parts.append(bar)
+    words = {
+        "A": "Answer A" + (", in both orders." if judgment.consistent else "."),
+        "B": "Answer B" + (", in both orders." if judgment.consistent else "."),
+        "tie": "A tie: the answers are equal." if judgment.consistent else "A tie: the two orders do not agree.",
+        None: "No verdict could be read.",
+    }
+    decided = judgment.preferred in ("A", "B")
+    parts.append(Text(words[judgment.preferred], style="bold green" if decided else "bold yellow"))
     return Panel(Group(*parts), title=Text(judge), title_align="left")
 
 

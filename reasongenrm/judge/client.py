@@ -41,6 +41,7 @@ Request = PairwiseRequest | ListwiseRequest | PointwiseRequest
 Response = PairwiseResponse | ListwiseResponse | PointwiseResponse
 Pair = PairwiseRequest | tuple[Question, str, str]
 StreamEvent = ReasonDelta | OrderJudgment | PairwiseResponse
+ErrorsToReturn = bool | type[JudgeClientError]
 OnDone = Callable[[int, Response | JudgeClientError], None]
 _Record = TypeVar("_Record", bound=BaseModel)
 _Result = TypeVar("_Result")
@@ -134,16 +135,17 @@ class AsyncJudge:
         requests: Iterable[Request],
         *,
         concurrency: int = DEFAULT_CONCURRENCY,
-        return_errors: bool = False,
+        return_errors: ErrorsToReturn = False,
         on_done: OnDone | None = None,
     ) -> list[Any]:
         """Ask many requests, at most `concurrency` at a time; answers come in the order of the requests.
 
         Args:
-            return_errors: put a `JudgeClientError` in the place of an answer; False raises the first one, and what is
-                under way is given up.
+            return_errors: which errors stand in the place of an answer: all, none, or those of one class. Another one is
+                raised, and what is under way is given up.
             on_done: called with the request's number and its answer or error, when that is there.
         """
+        kept = JudgeClientError if return_errors is True else return_errors or ()
         waiting = enumerate(requests)
         found: dict[int, Response | JudgeClientError] = {}
         failed: list[JudgeClientError] = []
@@ -153,7 +155,7 @@ class AsyncJudge:
                 try:
                     answer: Response | JudgeClientError = await self.ask(request)
                 except JudgeClientError as error:
-                    if not return_errors:
+                    if not isinstance(error, kept):
                         failed.append(error)
                         group.cancel_scope.cancel()
                         return
@@ -174,7 +176,7 @@ class AsyncJudge:
         pairs: Iterable[Pair],
         *,
         concurrency: int = DEFAULT_CONCURRENCY,
-        return_errors: bool = False,
+        return_errors: ErrorsToReturn = False,
         on_done: OnDone | None = None,
         **options: Unpack[Options],
     ) -> list[Any]:
@@ -268,7 +270,7 @@ class Judge:
         requests: Iterable[Request],
         *,
         concurrency: int = DEFAULT_CONCURRENCY,
-        return_errors: bool = False,
+        return_errors: ErrorsToReturn = False,
         on_done: OnDone | None = None,
     ) -> list[Any]:
         """See `AsyncJudge.ask_many`. `requests` and `on_done` run in the judge's own thread."""
@@ -283,7 +285,7 @@ class Judge:
         pairs: Iterable[Pair],
         *,
         concurrency: int = DEFAULT_CONCURRENCY,
-        return_errors: bool = False,
+        return_errors: ErrorsToReturn = False,
         on_done: OnDone | None = None,
         **options: Unpack[Options],
     ) -> list[Any]:

@@ -169,12 +169,10 @@ class JudgeReward:
     async def _ask(self, requests: Sequence[Any]) -> list[Any]:
         # A pool for each batch: the loop that a trainer calls this in may be another one the next time.
         async with AsyncJudge(self._url, self._api_key, timeout=self._timeout) as judge:
-            found = await judge.ask_many(requests, concurrency=self._concurrency, return_errors=True)
+            found = await judge.ask_many(requests, concurrency=self._concurrency, return_errors=JudgeRequestError)
         for one in found:
             if isinstance(one, JudgeRequestError):
                 logger.warning("no reward: %s", one)
-            elif isinstance(one, Exception):
-                raise one
         return found
 
 
