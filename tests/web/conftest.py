@@ -91,7 +91,7 @@ def page_url(
         yield url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: while it is open, this thread has a running event loop
 def browser() -> Iterator["Browser"]:
     if not CHROMIUM.is_file():
         pytest.skip(f"{CHROMIUM} is not there: `apt-get install chromium` brings it")

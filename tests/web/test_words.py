@@ -1,5 +1,6 @@
 import asyncio
 import socket
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -88,15 +89,15 @@ def test_events_come_in_batches_and_an_error_after_them() -> None:
             yield number
         raise ValueError("over")
 
-    async def read() -> list[list[int]]:
-        found = []
-        with pytest.raises(ValueError, match="over"):
-            async for batch in paced(source(), 0.0):
-                found.append(batch)
-        return found
+    batches: list[list[int]] = []
 
-    batches = asyncio.run(read())
-    assert sum(batches, []) == [0, 1, 2, 3, 4]
+    async def read() -> None:
+        async for batch in paced(source(), 0.0):
+            batches.append(batch)
+
+    with pytest.raises(ValueError, match="over"):
+        asyncio.run(read())
+    assert [*chain.from_iterable(batches)] == [0, 1, 2, 3, 4]
     assert len(batches) < 5
 
 
@@ -118,3 +119,17 @@ def test_leaving_closes_the_source() -> None:
 
     asyncio.run(read())
     assert closed == [True]
+
+
+def test_silence_gives_empty_batches() -> None:
+    async def source() -> Any:
+        await asyncio.sleep(60)
+        yield 1
+
+    async def read() -> list[int]:
+        batches = paced(source(), 0.0, 0.001)
+        found = await anext(batches)
+        await batches.aclose()
+        return found
+
+    assert asyncio.run(read()) == []
