@@ -13,7 +13,7 @@ from reasongenrm.judge.api import Comparison, Usage
 from reasongenrm.judge.pairwise import PairResult
 
 Compare = Callable[[int, int], Coroutine[Any, Any, PairResult]]
-Merge = Generator[tuple[int, int], bool, list[int]]
+Merge = Generator[tuple[int, int], bool | None, list[int]]
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,13 @@ class Ranking:
 
 def most_comparisons(num_answers: int) -> int:
     """What ranking so many answers needs at most."""
-    levels = (num_answers - 1).bit_length()
+    levels = _num_levels(num_answers)
     return num_answers * levels - 2**levels + 1
+
+
+def _num_levels(num_answers: int) -> int:
+    """ceil(log2(num_answers))."""
+    return (num_answers - 1).bit_length()
 
 
 async def rank(num_answers: int, compare: Compare, max_comparisons: int | None = None) -> Ranking:
@@ -54,14 +59,24 @@ async def rank(num_answers: int, compare: Compare, max_comparisons: int | None =
             goes with every comparison that was made in merging its runs.
     """
     results: dict[tuple[int, int], PairResult] = {}
-    runs = [[index] for index in range(num_answers)]
+    # Halved again and again, down to one answer or none: the bound of merge sort holds for balanced halves only.
+    num_leaves = 2 ** _num_levels(num_answers)
+    runs = [
+        list(range(num_answers * leaf // num_leaves, num_answers * (leaf + 1) // num_leaves))
+        for leaf in range(num_leaves)
+    ]
     complete = True
     while len(runs) > 1:
-        merges = [_merge(left, right) for left, right in zip(runs[::2], runs[1::2], strict=False)]
-        leftover = runs[len(merges) * 2 :]
-        merged: dict[int, list[int]] = {}
-        asked = {number: next(merge) for number, merge in enumerate(merges)}
-        while asked:
+        merges = [_merge(left, right) for left, right in zip(runs[::2], runs[1::2], strict=True)]
+        runs = [[] for _ in merges]
+        firsts_are_ahead: dict[int, bool | None] = dict.fromkeys(range(len(merges)))  # None starts a merge
+        while firsts_are_ahead:
+            asked: dict[int, tuple[int, int]] = {}
+            for number, first_is_ahead in firsts_are_ahead.items():
+                try:
+                    asked[number] = merges[number].send(first_is_ahead)
+                except StopIteration as done:
+                    runs[number] = done.value
             pairs = list(asked.values())
             if max_comparisons is not None and len(results) + len(pairs) > max_comparisons:
                 pairs = pairs[: max_comparisons - len(results)]
@@ -69,18 +84,12 @@ async def rank(num_answers: int, compare: Compare, max_comparisons: int | None =
             judged = await gather_or_cancel(compare(*pair) for pair in pairs)
             results |= dict(zip(pairs, judged, strict=True))
             scores = _scores(num_answers, results)
-            upcoming: dict[int, tuple[int, int]] = {}
-            for number, (first, second) in asked.items():
-                if (first, second) in results:
-                    first_is_ahead = _p_first(results[first, second]) >= 0.5
-                else:
-                    first_is_ahead = scores[first] >= scores[second]
-                try:
-                    upcoming[number] = merges[number].send(first_is_ahead)
-                except StopIteration as done:
-                    merged[number] = done.value
-            asked = upcoming
-        runs = [merged[number] for number in sorted(merged)] + leftover
+            firsts_are_ahead = {
+                number: _p_first(results[first, second]) >= 0.5
+                if (first, second) in results
+                else scores[first] >= scores[second]
+                for number, (first, second) in asked.items()
+            }
     comparisons = [
         Comparison(
             first=first,

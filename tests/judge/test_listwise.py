@@ -1,0 +1,128 @@
+"""Lists ranked by pairwise judgments: right order, bounded comparisons, and what a bound leaves."""
+
+import asyncio
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reasongenrm.judge.api import ListwiseRequest, ListwiseResponse
+from reasongenrm.judge.listwise import Ranking, most_comparisons, rank
+from reasongenrm.judge.pairwise import PairResult
+from reasongenrm.judge.service import JudgeSettings, open_judge
+from tests.endpoints import FakeEndpoint
+from tests.judge.replies import asked, judged
+
+
+def ranked(strengths: list[float], max_comparisons: int | None = None, tells_p: bool = True) -> Ranking:
+    """Rank answers by a judge that knows their strengths: P(first better) is the logistic of the difference."""
+
+    async def compare(first: int, second: int) -> PairResult:
+        difference = strengths[first] - strengths[second]
+        preferred = "tie" if difference == 0 else ("A" if difference > 0 else "B")
+        return PairResult(preferred, 1 / (1 + math.exp(-difference)) if tells_p else None, True)  # type: ignore[arg-type]
+
+    return asyncio.run(rank(len(strengths), compare, max_comparisons))
+
+
+# n: comparisons at most, as Knuth's table has them (TAOCP 3, 5.2.4): 2: 1, 3: 3, 4: 5, 5: 8, 8: 17, 32: 129.
+@pytest.mark.parametrize(("num_answers", "most"), [(2, 1), (3, 3), (4, 5), (5, 8), (8, 17), (32, 129)])
+def test_most_comparisons_are_those_of_merge_sort(num_answers: int, most: int) -> None:
+    assert most_comparisons(num_answers) == most
+
+
+@given(st.lists(st.integers(0, 9), min_size=2, max_size=12), st.booleans())
+def test_ranking_is_by_strength_equal_ones_as_given_and_within_the_bound(strengths: list[int], tells_p: bool) -> None:
+    found = ranked([float(strength) for strength in strengths], tells_p=tells_p)
+    assert found.order == sorted(range(len(strengths)), key=lambda index: -strengths[index])  # stable
+    assert found.complete
+    pairs = [frozenset((one.first, one.second)) for one in found.comparisons]
+    assert len(pairs) == len(set(pairs)) <= most_comparisons(len(strengths))
+
+
+def test_without_probabilities_the_verdicts_rank() -> None:
+    assert ranked([1, 3, 2], tells_p=False).order == [1, 2, 0]
+
+
+@given(st.lists(st.integers(0, 9), min_size=2, max_size=10), st.integers(1, 30))
+def test_bound_is_kept_and_what_was_compared_is_never_contradicted(strengths: list[int], bound: int) -> None:
+    found = ranked([float(strength) for strength in strengths], bound)
+    assert len(found.comparisons) <= bound
+    assert sorted(found.order) == list(range(len(strengths)))
+    if found.complete:
+        assert found.order == ranked([float(strength) for strength in strengths]).order
+    else:
+        assert len(found.comparisons) == bound
+    place = {index: position for position, index in enumerate(found.order)}
+    for one in found.comparisons:
+        if one.preferred is not None:
+            loser = one.second if one.preferred == one.first else one.first
+            assert place[one.preferred] < place[loser]
+
+
+def test_after_the_bound_the_scores_decide() -> None:
+    # Round 1 compares (0, 1) and (2, 3): P = logistic(1) = 0.731 and logistic(-3) = 0.047. Then it is over. By score:
+    # 3 (0.953), 0 (0.731), 1 (0.269), 2 (0.047).
+    found = ranked([1, 0, 0, 3], max_comparisons=2)
+    assert (found.order, found.complete, len(found.comparisons)) == ([3, 0, 1, 2], False, 2)
+    assert found.scores == pytest.approx([0.731059, 0.268941, 0.047426, 0.952574], abs=1e-6)
+
+
+def test_independent_pairs_are_compared_side_by_side() -> None:
+    under_way, most = 0, 0
+
+    async def compare(*_: int) -> PairResult:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0)
+        under_way -= 1
+        return PairResult("A", 0.9, True)
+
+    asyncio.run(rank(8, compare))
+    assert most == 4
+
+
+def request_ranking(url: str, **options: object) -> ListwiseResponse:
+    async def run() -> ListwiseResponse:
+        async with open_judge(JudgeSettings(url)) as service:
+            return await service.listwise(ListwiseRequest.model_validate({"question": "Why?", **options}), "id-1")
+
+    return asyncio.run(run())
+
+
+def longer_is_better() -> FakeEndpoint:
+    def p_a(body: dict[str, object]) -> float:
+        _, first, second = asked(body)
+        return 0.9 if len(first) > len(second) else 0.1
+
+    return FakeEndpoint(lambda body, _: judged(body, p_a(body)))
+
+
+def test_list_is_ranked_through_the_predictor_and_equal_answers_cost_nothing() -> None:
+    endpoint = longer_is_better()
+    with endpoint.running() as url:
+        found = request_ranking(url, answers=["xx", "xx", "xxxx", "x"])
+    assert found.ranking == [2, 0, 1, 3]
+    assert found.complete
+    asked_for = [one for one in found.comparisons if {one.first, one.second} != {0, 1}]
+    assert len(asked_for) == len(found.comparisons) - 1
+    assert found.usage.num_requests == len(endpoint.bodies) == 2 * len(asked_for)
+    assert (found.id, found.model) == ("id-1", "fake")
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_ranking_does_not_depend_on_the_order_given(order: tuple[int, ...]) -> None:
+    answers = ["x" * (1 + index) for index in order]
+    with longer_is_better().running() as url:
+        found = request_ranking(url, answers=answers)
+    assert [answers[index] for index in found.ranking] == ["xxx", "xx", "x"]
+
+
+def test_longest_cut_of_each_answer_is_told() -> None:
+    with longer_is_better().running() as url:
+        found = request_ranking(url, answers=["x" * 390_000, "y" * 100_000, "z"], when_too_long="truncate")
+    # 400,000 characters in all. "Why?" and answer 1 leave answer 0 299,996; beside answer 2 it fits whole.
+    assert [(cut.field, cut.num_chars) for cut in found.cuts] == [("answers.0", 90_004)]
