@@ -57,9 +57,8 @@ class Limits:
 
 
 def error_body(message: str, code: str, request_id: str, param: str | None = None) -> bytes:
-    """The body of an answer that is an error; halves of surrogate pairs, which UTF-8 cannot say, are escaped."""
-    said, where = (text and text.encode(errors="backslashreplace").decode() for text in (message, param))
-    detail = ErrorDetail(message=said or "", code=code, param=where, request_id=request_id)
+    """The body of an answer that is an error."""
+    detail = ErrorDetail(message=message, code=code, param=param, request_id=request_id)
     return ErrorResponse(error=detail).model_dump_json().encode()
 
 
