@@ -74,7 +74,8 @@ def test_lone_surrogate_becomes_one_replacement_character() -> None:
 
 @given(st.text(alphabet=st.characters(), max_size=30), st.text(alphabet=st.characters(), max_size=30))
 def test_any_text_makes_a_prompt_that_can_be_sent(first: str, second: str) -> None:
-    content(pair(first, second, first, second)).encode("utf-8")
+    question = first.encode("utf-8", errors="replace").decode()  # a turn takes no lone surrogates
+    content(pair(question, second, first, second)).encode("utf-8")
 
 
 def test_longest_texts_are_cut_first_in_their_middle_and_said() -> None:

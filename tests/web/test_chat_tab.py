@@ -8,7 +8,7 @@ from tests.web.test_judge_tab import wait_until
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 def say(page: "Page", text: str) -> None:

@@ -10,7 +10,7 @@ from tests.web.fake_judge import GIVEN, SWAPPED, FakeJudge
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 HOSTILE = (
     "</div></section><script>document.title='owned'</script><img src='http://127.0.0.1:9/x' onerror='document.title=1'>"

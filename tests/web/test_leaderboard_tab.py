@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 INPUTS = RunInputs(preferences_uri="p", benchmark_uri="b", model_uri="m", teacher_uri="t")
 
 
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+
 def filled(store: Store, folder: Path) -> tuple[str, dict[str, ArtifactRef], ArtifactRef]:
     """A finished run of three judges, one with a hostile name, and its report."""
     benchmark = benchmark_of(folder, {"sums": 12})
