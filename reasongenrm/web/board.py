@@ -22,7 +22,7 @@ from reasongenrm.store import Manifest, Store, list_artifacts, read_file
 from reasongenrm.web.words import Notice
 
 logger = logging.getLogger(__name__)
-FRESH_SECONDS = 10.0  # so long a reading serves everyone
+FRESH_SECONDS = 5.0  # so long a reading serves everyone
 MAX_KEPT_REPORTS = 16  # in memory; one has up to a few MB
 
 

@@ -19,7 +19,9 @@ from reasongenrm.web.words import STOPPED, TOO_MANY
 NUM_EARLIER = 2  # exchanges before the question that the page has fields for
 MAX_VOTES = 8  # of the API's 16: two orders of them are what a visitor waits for
 # After the first lines are there: before, the page is too short to scroll.
-_TO_VERDICT = """() => { setTimeout(() => document.getElementById('rg-judge').scrollIntoView({behavior: 'smooth'}), 500) }"""
+_TO_VERDICT = (
+    """() => { setTimeout(() => document.getElementById('rg-judge').scrollIntoView({behavior: 'smooth'}), 500) }"""
+)
 
 
 @cache

@@ -11,13 +11,19 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
+from reasongenrm.seaweed import EmbeddedStore
+from reasongenrm.store import Store
 from tests.endpoints import serving
 from tests.test_report_page import CHROMIUM, CHROMIUM_FLAGS
 from tests.web.fake_judge import KEY, FakeJudge
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, BrowserContext, Page
 
 START_SECONDS = 60.0
 
@@ -71,14 +77,21 @@ def _address(process: "subprocess.Popen[bytes]", log_path: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def page_url(tmp_path_factory: pytest.TempPathFactory, shared_judge: tuple[FakeJudge, str]) -> Iterator[str]:
-    """The page's address."""
-    folder = tmp_path_factory.mktemp("web")
-    with page_process(folder, "--judge", shared_judge[1], "--store", "no-such-folder") as url:
-        yield url
+def page_store(store_env: EmbeddedStore) -> Store:
+    """The store behind the page; test_leaderboard_tab.py fills it."""
+    return Store(f"{store_env.uri}/web-page")
 
 
 @pytest.fixture(scope="session")
+def page_url(
+    tmp_path_factory: pytest.TempPathFactory, shared_judge: tuple[FakeJudge, str], page_store: Store
+) -> Iterator[str]:
+    """The page's address."""
+    with page_process(tmp_path_factory.mktemp("web"), "--judge", shared_judge[1], "--store", page_store.uri) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")  # not longer: while it is open, this thread has a running event loop
 def browser() -> Iterator["Browser"]:
     if not CHROMIUM.is_file():
         pytest.skip(f"{CHROMIUM} is not there: `apt-get install chromium` brings it")
@@ -90,27 +103,47 @@ def browser() -> Iterator["Browser"]:
         chromium.close()
 
 
+@pytest.fixture(scope="module")
+def context(browser: "Browser") -> Iterator["BrowserContext"]:
+    """One visitor's browser; what the page is made of is loaded once."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(10_000)
+    yield context
+    context.close()
+
+
 @contextmanager
-def opened(browser: "Browser", url: str, width: int = 1280, scheme: str = "light") -> Iterator["Page"]:
-    """The page in a fresh browser context; at the end, nobody but the page's own server was asked and no script failed."""
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
+def opened(context: "BrowserContext", url: str) -> Iterator["Page"]:
+    """The page; at the end, nobody but its own server was asked, and no script failed."""
     page = context.new_page()
-    page.set_default_timeout(10_000)
     asked: list[str] = []
     said: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
     page.goto(url)
     page.get_by_label("Question", exact=True).wait_for()
     yield page
-    context.close()
+    page.close()
     assert [address for address in asked if not address.startswith((url, "data:", "blob:"))] == []
     assert said == []
 
 
 @pytest.fixture
-def page(browser: "Browser", page_url: str, judge: FakeJudge) -> Iterator["Page"]:  # noqa: ARG001 - resets the judge
+def page(context: "BrowserContext", page_url: str, judge: FakeJudge) -> Iterator["Page"]:  # noqa: ARG001 - resets it
     """The page, open at desktop width."""
-    with opened(browser, page_url) as page:
+    with opened(context, page_url) as page:
         yield page
+
+
+@pytest.fixture
+def image_host() -> Iterator[tuple[str, list[str]]]:
+    """Another server, and the paths that it was asked for."""
+    asked: list[str] = []
+
+    def answer(request: Request) -> Response:
+        asked.append(request.url.path)
+        return Response(b"", media_type="image/png")
+
+    with serving(Starlette(routes=[Route("/{path:path}", answer)])) as address:
+        yield address, asked
