@@ -7,10 +7,17 @@ from typing import TypeVar
 
 T = TypeVar("T")
 REDRAW_SECONDS = 0.1  # ten times a second reads as flowing
+IDLE_SECONDS = (
+    1.0  # gradio sees that a visitor has left when the next state comes, so one must come though nothing is new
+)
 
 
-async def paced(events: AsyncIterator[T], seconds: float = REDRAW_SECONDS) -> AsyncGenerator[list[T], None]:
+async def paced(
+    events: AsyncIterator[T], seconds: float = REDRAW_SECONDS, idle_seconds: float = IDLE_SECONDS
+) -> AsyncGenerator[list[T], None]:
     """What came since the last batch, at most once in `seconds`; nothing is held back longer than that.
+
+    While nothing comes there is an empty batch every `idle_seconds`.
 
     Whoever stops reading closes the source too.
     """
@@ -27,7 +34,11 @@ async def paced(events: AsyncIterator[T], seconds: float = REDRAW_SECONDS) -> As
     try:
         ended = False
         while not ended:
-            batch = [await queue.get()]
+            try:
+                batch = [await asyncio.wait_for(queue.get(), idle_seconds)]
+            except TimeoutError:
+                yield []
+                continue
             while not queue.empty():
                 batch.append(queue.get_nowait())
             ended = None in batch

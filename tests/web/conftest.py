@@ -23,7 +23,7 @@ from tests.test_report_page import CHROMIUM, CHROMIUM_FLAGS
 from tests.web.fake_judge import KEY, FakeJudge
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, BrowserContext, Page
 
 START_SECONDS = 60.0
 
@@ -103,12 +103,19 @@ def browser() -> Iterator["Browser"]:
         chromium.close()
 
 
+@pytest.fixture(scope="module")
+def context(browser: "Browser") -> Iterator["BrowserContext"]:
+    """One visitor's browser; what the page is made of is loaded once."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(10_000)
+    yield context
+    context.close()
+
+
 @contextmanager
-def opened(browser: "Browser", url: str, width: int = 1280, scheme: str = "light") -> Iterator["Page"]:
-    """The page in a fresh browser context; at the end, nobody but the page's own server was asked and no script failed."""
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
+def opened(context: "BrowserContext", url: str) -> Iterator["Page"]:
+    """The page; at the end, nobody but its own server was asked, and no script failed."""
     page = context.new_page()
-    page.set_default_timeout(10_000)
     asked: list[str] = []
     said: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
@@ -117,15 +124,15 @@ def opened(browser: "Browser", url: str, width: int = 1280, scheme: str = "light
     page.goto(url)
     page.get_by_label("Question", exact=True).wait_for()
     yield page
-    context.close()
+    page.close()
     assert [address for address in asked if not address.startswith((url, "data:", "blob:"))] == []
     assert said == []
 
 
 @pytest.fixture
-def page(browser: "Browser", page_url: str, judge: FakeJudge) -> Iterator["Page"]:  # noqa: ARG001 - resets the judge
+def page(context: "BrowserContext", page_url: str, judge: FakeJudge) -> Iterator["Page"]:  # noqa: ARG001 - resets it
     """The page, open at desktop width."""
-    with opened(browser, page_url) as page:
+    with opened(context, page_url) as page:
         yield page
 
 

@@ -6,7 +6,7 @@ from tests.web.fake_judge import FakeJudge
 from tests.web.test_judge_tab import wait_until
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -29,7 +29,7 @@ def test_reason_streams_in_a_bubble_of_its_own_and_folds_when_the_answer_comes(p
     page.locator("#rg-chat strong", has_text="you").wait_for()
     page.locator("#rg-chat", has_text="Hello to you.").wait_for()
     page.get_by_text("A greeting asks for a greeting.").wait_for(state="hidden")
-    page.get_by_role("button", name="Reason").click()
+    page.get_by_role("button", name="Reason", exact=True).click()
     page.get_by_text("A greeting asks for a greeting.").wait_for(state="visible")
 
 
@@ -81,18 +81,23 @@ def test_hostile_reply_neither_runs_nor_fetches(page: "Page", judge: FakeJudge) 
     )
     say(page, f"{attack} asked")
     page.locator("#rg-chat", has_text="answer-end").wait_for()
-    page.get_by_role("button", name="Reason").click()
+    page.get_by_role("button", name="Reason", exact=True).click()
     page.get_by_text("reason-end").wait_for()
     assert page.locator("#rg-chat").locator("script, iframe, [onmouseover], a[href^='javascript']").count() == 0
     assert page.title() == title
 
 
 def test_image_in_a_reply_is_not_asked_of_its_host(
-    page: "Page", judge: FakeJudge, image_host: tuple[str, list[str]]
+    browser: "Browser", page_url: str, judge: FakeJudge, image_host: tuple[str, list[str]]
 ) -> None:
     address, asked = image_host
     judge.script.chat_answer = f"![a]({address}/markdown.png) <img src='{address}/html.png'> answer-end"
+    page = browser.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.goto(page_url)
     say(page, "Show me a picture")
     page.locator("#rg-chat", has_text="answer-end").wait_for()
-    page.wait_for_timeout(300)
+    wait_until(lambda: any("violates the following Content Security Policy" in text for text in said))
+    page.close()
     assert asked == []

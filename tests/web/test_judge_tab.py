@@ -4,11 +4,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.web.conftest import opened
 from tests.web.fake_judge import GIVEN, SWAPPED, FakeJudge
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import BrowserContext, Page
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -90,11 +89,11 @@ def test_stop_ends_the_generation_and_the_next_judgment_works(page: "Page", judg
     page.get_by_text("A is better", exact=True).wait_for()
 
 
-def test_visitor_who_leaves_ends_the_generation(browser: "Browser", page_url: str, judge: FakeJudge) -> None:
+def test_visitor_who_leaves_ends_the_generation(page: "Page", judge: FakeJudge) -> None:
     judge.script.hold_after = 3
-    with opened(browser, page_url) as page:
-        ask(page)
-        page.locator("#rg-given .rg-reason", has_text="Answer A adds").wait_for()
+    ask(page)
+    page.locator("#rg-given .rg-reason", has_text="Answer A adds").wait_for()
+    page.close()
     wait_until(lambda: judge.num_left == 1)
 
 
@@ -121,29 +120,27 @@ def test_every_field_reaches_the_judge_and_every_vote_is_shown(page: "Page", jud
     assert page.locator(".rg-cut").inner_text() == cut
 
 
-@pytest.mark.parametrize(
-    ("status", "code", "message", "told"),
-    [
-        (401, "unauthorized", "wrong key", "Whoever runs this page must set JUDGE_API_KEY"),
-        (422, "too_long", "9,000 tokens", "do not fit into the model's context"),
-        (422, "invalid", "votes: too many", "votes: too many"),
-        (429, "overloaded", "full", "Too many requests are under way. Try again in a few seconds."),
-        (503, "predictor_unavailable", "gone", "It is starting, restarting or down."),
-        (504, "predictor_timeout", "slow", "Shorten the texts or ask for fewer votes"),
-    ],
-)
-def test_error_of_the_judge_is_told_in_words(
-    page: "Page", judge: FakeJudge, status: int, code: str, message: str, told: str
-) -> None:
-    judge.script.status, judge.script.code, judge.script.message = status, code, message
-    ask(page)
-    alert = page.get_by_role("alert").filter(has_text=told)
-    alert.wait_for()
-    assert "Request req-1." in alert.inner_text()
-    assert "http" not in alert.inner_text()
-    assert page.locator(".rg-order").count() == 0
-    assert page.get_by_label("Answer B", exact=True).input_value() == "3"
-    assert page.get_by_role("button", name="Stop").first.is_disabled()
+ERRORS = [
+    (401, "unauthorized", "wrong key", "Whoever runs this page must set JUDGE_API_KEY"),
+    (422, "too_long", "9,000 tokens", "do not fit into the model's context"),
+    (422, "invalid", "votes: too many", "votes: too many"),
+    (429, "overloaded", "full", "Too many requests are under way. Try again in a few seconds."),
+    (503, "predictor_unavailable", "gone", "It is starting, restarting or down."),
+    (504, "predictor_timeout", "slow", "Shorten the texts or ask for fewer votes"),
+]
+
+
+def test_every_error_of_the_judge_is_told_in_words(page: "Page", judge: FakeJudge) -> None:
+    for status, code, message, told in ERRORS:
+        judge.script.status, judge.script.code, judge.script.message = status, code, message
+        ask(page)
+        alert = page.get_by_role("alert").filter(has_text=told)
+        alert.wait_for()
+        assert "Request req-1." in alert.inner_text()
+        assert "http" not in alert.inner_text()
+        assert page.locator(".rg-order").count() == 0
+        assert page.get_by_label("Answer B", exact=True).input_value() == "3"
+        assert page.get_by_role("button", name="Stop").first.is_disabled()
 
 
 def test_what_is_missing_is_said_without_asking_the_judge(page: "Page", judge: FakeJudge) -> None:
@@ -183,18 +180,23 @@ def test_example_fills_every_field_and_the_keyboard_alone_judges_it(page: "Page"
     assert [turn["role"] for turn in judge.bodies[0]["question"]] == ["user", "assistant", "user"]
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1280, "dark")])
-def test_page_fits_its_width_in_both_colour_schemes(
-    browser: "Browser", page_url: str, judge: FakeJudge, width: int, scheme: str
-) -> None:
+def test_page_fits_its_width_in_both_colour_schemes(page: "Page", judge: FakeJudge) -> None:
     judge.script.given = "x" * 400
-    with opened(browser, page_url, width, scheme) as page:
-        ask(page)
-        page.get_by_text("A is better", exact=True).wait_for()
+    ask(page)
+    page.get_by_text("A is better", exact=True).wait_for()
+    for width in (390, 1280):
+        page.set_viewport_size({"width": width, "height": 844})
         assert page.evaluate("document.documentElement.scrollWidth") == width
         left, right = (page.locator(f"#rg-{order} .rg-order").bounding_box() for order in ("given", "swapped"))
         assert left
         assert right
         assert (left["y"] == right["y"]) == (width == 1280)  # on a phone below each other
-        dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 22, 26)"
-        assert dark == (scheme == "dark")
+
+
+def test_page_is_dark_where_the_visitor_wants_it_so(context: "BrowserContext", page_url: str) -> None:
+    page = context.new_page()
+    page.emulate_media(color_scheme="dark")
+    page.goto(page_url)
+    page.get_by_label("Question", exact=True).wait_for()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 22, 26)"
+    page.close()

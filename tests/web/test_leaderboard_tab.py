@@ -15,13 +15,12 @@ from reasongenrm.web.markup import show_board
 from tests.judges import always_a, benchmark_of, contrarian, oracle
 from tests.test_gate import evaluation_of
 
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 INPUTS = RunInputs(preferences_uri="p", benchmark_uri="b", model_uri="m", teacher_uri="t")
-
-
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 def filled(store: Store, folder: Path) -> tuple[str, dict[str, ArtifactRef], ArtifactRef]:
@@ -68,7 +67,7 @@ def test_leaderboard_shows_the_stores_judges_and_opens_their_report(
 def test_what_is_no_report_is_not_found(page_url: str) -> None:
     for name in ("0" * 64, "..%2f..%2fruns", "%2e%2e"):
         reply = httpx.get(f"{page_url}/reports/{name}")
-        assert (reply.status_code, reply.headers["content-type"]) == (404, "text/plain; charset=utf-8")
+        assert reply.status_code == 404, reply.text
 
 
 def test_judge_is_shown_with_its_runs_and_the_newest_report_that_has_it(store: Store, tmp_path: Path) -> None:
