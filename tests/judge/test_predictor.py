@@ -20,7 +20,6 @@ from reasongenrm.judge.errors import (
     PredictorRefusedError,
     PredictorTimeoutError,
     PredictorUnavailableError,
-    TooLongError,
 )
 from reasongenrm.judge.predictor import Ask, ContextExceededError, ModelCard, Predictor, Reply
 from tests.endpoints import FakeEndpoint, refusal, serving
