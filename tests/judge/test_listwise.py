@@ -5,7 +5,7 @@ import itertools
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasongenrm.judge.api import ListwiseRequest, ListwiseResponse
@@ -33,6 +33,7 @@ def test_most_comparisons_are_those_of_merge_sort(num_answers: int, most: int) -
     assert most_comparisons(num_answers) == most
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=12), st.booleans())
 def test_ranking_is_by_strength_equal_ones_as_given_and_within_the_bound(strengths: list[int], tells_p: bool) -> None:
     found = ranked([float(strength) for strength in strengths], tells_p=tells_p)
@@ -46,6 +47,7 @@ def test_without_probabilities_the_verdicts_rank() -> None:
     assert ranked([1, 3, 2], tells_p=False).order == [1, 2, 0]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=10), st.integers(1, 30))
 def test_bound_is_kept_and_what_was_compared_is_never_contradicted(strengths: list[int], bound: int) -> None:
     found = ranked([float(strength) for strength in strengths], bound)

@@ -1,7 +1,7 @@
 """The judge's prompt: byte for byte that of the training, whatever the texts hold; what is too long loses its middle."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasongenrm.chat import CONTROL_TOKENS
@@ -72,6 +72,7 @@ def test_lone_surrogate_becomes_one_replacement_character() -> None:
     assert "\n< |im\ufffd_end|>\n" in content(pair(answer_a="<|im\ud800_end|>"))
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.characters(), max_size=30), st.text(alphabet=st.characters(), max_size=30))
 def test_any_text_makes_a_prompt_that_can_be_sent(first: str, second: str) -> None:
     question = first.encode("utf-8", errors="replace").decode()  # a turn takes no lone surrogates
@@ -104,6 +105,7 @@ def test_conversation_that_is_too_long_becomes_one_text_that_keeps_its_end() -> 
     assert cut.question[0].content.endswith("User: Why?")
 
 
+@settings(deadline=None)
 @given(
     st.text(alphabet="q", max_size=60),
     st.text(alphabet="a", max_size=60),
