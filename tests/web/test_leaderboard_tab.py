@@ -38,6 +38,7 @@ def filled(store: Store, folder: Path) -> tuple[str, dict[str, ArtifactRef], Art
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_leaderboard_shows_the_stores_judges_and_opens_their_report(
     page: "Page", page_store: Store, page_url: str, tmp_path: Path
 ) -> None:
