@@ -25,6 +25,12 @@ def ask(page: "Page", question: str = "What is 1 + 1?", a: str = "2", b: str = "
     page.get_by_role("button", name="Judge", exact=True).click()
 
 
+def side_by_side(page: "Page") -> bool:
+    """Whether both orders' columns begin at the same height."""
+    left, right = (page.locator(f"#rg-{order} .rg-order").bounding_box() for order in ("given", "swapped"))
+    return bool(left and right) and left["y"] == right["y"]
+
+
 def wait_until(holds: Callable[[], bool]) -> None:
     """Wait for the other side of a connection."""
     deadline = time.monotonic() + 10
@@ -180,17 +186,14 @@ def test_example_fills_every_field_and_the_keyboard_alone_judges_it(page: "Page"
     assert [turn["role"] for turn in judge.bodies[0]["question"]] == ["user", "assistant", "user"]
 
 
-def test_page_fits_its_width_in_both_colour_schemes(page: "Page", judge: FakeJudge) -> None:
+def test_page_fits_a_phone_and_a_desktop(page: "Page", judge: FakeJudge) -> None:
     judge.script.given = "x" * 400
     ask(page)
     page.get_by_text("A is better", exact=True).wait_for()
     for width in (390, 1280):
         page.set_viewport_size({"width": width, "height": 844})
+        wait_until(lambda width=width: side_by_side(page) == (width == 1280))  # on a phone below each other
         assert page.evaluate("document.documentElement.scrollWidth") == width
-        left, right = (page.locator(f"#rg-{order} .rg-order").bounding_box() for order in ("given", "swapped"))
-        assert left
-        assert right
-        assert (left["y"] == right["y"]) == (width == 1280)  # on a phone below each other
 
 
 def test_page_is_dark_where_the_visitor_wants_it_so(context: "BrowserContext", page_url: str) -> None:
