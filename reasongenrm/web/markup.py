@@ -56,7 +56,7 @@ def show_board(board: Board, root_path: str) -> str:
 def _environment() -> Environment:
     folder = resources.files("reasongenrm.web") / "templates"
     return Environment(
-        autoescape=False,
+        autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
