@@ -4,6 +4,7 @@ docs/judge.md says how to make one. A tiny random model of each family stands in
 vLLM's thinking budget, its verdict is held to the choices.
 """
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -165,12 +166,14 @@ def test_generation_ends_when_its_client_goes(url: str, streamed: bool) -> None:
 
     before = num_generated()
     body = QUESTION | {"max_tokens": NUM_TOKENS, "ignore_eos": True, "stream": streamed}
-    with httpx.Client(timeout=60) as opened, pytest.raises(httpx.TimeoutException):
+    with httpx.Client(timeout=60) as opened:
         request = opened.build_request("POST", f"{url}/v1/chat/completions", json=body, timeout=0.4)
         started = time.monotonic()
-        for _ in opened.send(request, stream=True).iter_lines():
-            if time.monotonic() - started > 0.4:
-                raise httpx.ReadTimeout("a client that has seen enough")
+        # A whole reply comes too late for the client; of a stream it reads some and leaves.
+        with contextlib.suppress(httpx.ReadTimeout):
+            for _ in opened.send(request, stream=True).iter_lines():
+                if time.monotonic() - started > 0.4:
+                    break
     last = num_generated()
     time.sleep(2)
     while (now := num_generated()) != last:
