@@ -28,7 +28,7 @@ from components.train_dpo.component import train_dpo
 from components.train_sft.component import train_sft
 from pipelines.resources import (
     HUB_KEY,
-    JUDGE_KEY,
+    JUDGE_KEYS,
     TEACHER_KEY,
     Access,
     Nodes,
@@ -173,5 +173,6 @@ def reason_reward_model(
     place((deployed,), cpu_image, Resources("1", "1Gi", nodes), access)
     give_secret((distilled,), teacher_secret, TEACHER_KEY)
     give_secret((base, paired, distilled, *evaluations.values()), hub_secret, HUB_KEY)
-    give_secret((deployed,), judge_secret, JUDGE_KEY)
+    for key in JUDGE_KEYS:
+        give_secret((deployed,), judge_secret, key)
     tell_who_they_are((genrm_trained, sft_trained, dpo_trained, deployed))

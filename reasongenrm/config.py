@@ -231,6 +231,20 @@ class GateConfig(Section):
     beat_champion: bool = True  # accuracy above that of the judge that is served now, if there is one
 
 
+class JudgeServerConfig(Section):
+    """deploy_kserve: the judge's server in front of the served model, KServe's transformer; how it asks is the variant's."""
+
+    enabled: bool = True  # false: clients ask the model itself, with prompts of their own
+    image: str | None = None  # None: reasongenrm-cpu of components/images; `submit` takes resources.cpu_image
+    replicas: PositiveInt = 1
+    cpu: str = "1"
+    memory: str = "1Gi"
+    max_concurrency: PositiveInt = 64  # generations that one replica has under way; beyond its queue it answers 429
+    max_tokens: PositiveInt = 2048  # of one generation
+    generation_seconds: Annotated[float, Field(ge=0.1)] = 120.0  # time limit of one generation
+    request_seconds: Annotated[float, Field(ge=0.1)] = 600.0  # and of one request
+
+
 class DeployConfig(Section):
     """deploy_kserve: the InferenceService of the winner, and when the new judge counts as served."""
 
@@ -240,7 +254,10 @@ class DeployConfig(Section):
     service_account: str = "reasongenrm-serving"
     runtime: str = "reasongenrm-vllm"  # the ServingRuntime, in the same namespace
     server: Literal["vllm", "transformers"] = "vllm"  # what that runtime starts: vLLM, or `reasongenrm serve`
-    judge_secret: str | None = None  # Secret with VLLM_API_KEY for the predictor; None: what the runtime says
+    judge: JudgeServerConfig = JudgeServerConfig()
+    judge_secret: str | None = (
+        None  # Secret with VLLM_API_KEY and JUDGE_API_KEY; None: reasongenrm-judge, if it is there
+    )
     gpu_resource: str = "nvidia.com/gpu"
     gpu_count: Annotated[int, Field(ge=0)] = 1  # of one replica; vLLM spreads the model over all of them
     cpu: str = "4"

@@ -38,7 +38,8 @@ def select_winner(
         deploy: names the InferenceService that the winner would take over; whom it serves now is the champion.
 
     Returns:
-        The artifact; its metrics have `winner`, `passed`, `summary` and the winner's `accuracy`.
+        The artifact; its metrics have `winner`, `passed`, `summary`, the winner's `accuracy` and, where it was measured,
+        its `calibration_temperature` and `calibration_bias`.
 
     Raises:
         ConfigError: a candidate, or the base model that must be beaten, was not evaluated.
@@ -88,6 +89,9 @@ def select_winner(
             "summary": decision.summary,
             "accuracy": report.subject.accuracy,
         }
+        calibration = figures[decision.winner].calibration
+        if calibration is not None:
+            metrics |= {"calibration_temperature": calibration.temperature, "calibration_bias": calibration.bias}
         return stage.finish({"num_in": len(evaluations), "num_out": 1}, metrics)
 
 

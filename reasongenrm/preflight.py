@@ -1,7 +1,8 @@
 """What KServe's admission webhook would refuse, and what it would let through to no effect, said before a cluster is touched.
 
 In goes a manifest (and the object that it replaces, if there is one), out comes nothing or one error with every mistake.
-Only what this package renders is covered: one predictor with a model, and canaries; no transformer, explainer or workers.
+Only what this package renders is covered: one predictor with a model, a custom transformer, and canaries; no explainer, no
+workers.
 
 Source: KServe aaac4e294 (0.21), pkg/apis/serving/v1beta1/inference_service_validation.go and component.go,
 pkg/validation/env_policy.go, pkg/constants/constants.go; the storage prefixes are of
@@ -9,7 +10,7 @@ pkg/controller/v1beta1/inferenceservice/utils/utils.go, which refuses them only 
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from reasongenrm.config import DeployConfig
@@ -39,6 +40,11 @@ _STORAGE_PREFIXES = (
     "oci+fetch://",
     "hf://",
 )
+# A route's weights name predictors alone, the stable backend is the transformer: httproute_reconciler.go, applyCanaryWeights.
+_PAST_THE_JUDGE = (
+    "KServe sends a canary's share of the traffic to its model, past the judge's server, and the judge's server asks the "
+    "stable model alone"
+)
 # Names that KServe still reads for its modes: pkg/constants, ParseDeploymentMode.
 _OLD_MODES = {"RawDeployment": "Standard", "Serverless": "Knative"}
 
@@ -65,7 +71,13 @@ def check_admission(service: Mapping[str, Any], existing: Mapping[str, Any] | No
     meta = service["metadata"]
     where = f"InferenceService {meta.get('namespace', 'default')}/{meta['name']}"
     _raise(
-        [*_names(service), *_predictor(service), *_canaries(service), *_change(service, existing)],
+        [
+            *_names(service),
+            *_predictor(service),
+            *_transformer(service),
+            *_canaries(service),
+            *_change(service, existing),
+        ],
         where,
         "KServe refuses that; the cluster was not touched.",
     )
@@ -77,7 +89,9 @@ def _raise(mistakes: list[str], where: str, advice: str) -> None:
 
 
 def _settings(config: DeployConfig) -> Iterator[str]:
-    for key, quantity in (("cpu", config.cpu), ("memory", config.memory)):
+    judge = config.judge
+    quantities = {"cpu": config.cpu, "memory": config.memory, "judge.cpu": judge.cpu, "judge.memory": judge.memory}
+    for key, quantity in quantities.items():
         if not _QUANTITY.fullmatch(quantity):
             yield f"deploy.{key} is '{quantity}': expected a Kubernetes quantity such as 4, 500m, 32Gi"
     if not _LABEL.fullmatch(config.namespace):
@@ -103,6 +117,8 @@ def _settings(config: DeployConfig) -> Iterator[str]:
         yield "canary_promote is false, which has no effect without canary_percent: set that, or leave this out"
     if config.canary_percent is not None and config.min_replicas == 0:
         yield "canary_percent is set, but a canary needs min_replicas of 1 at least"
+    if config.canary_percent is not None and judge.enabled:
+        yield f"canary_percent is set with judge.enabled true: {_PAST_THE_JUDGE}; set judge.enabled to false"
     if not config.apply:
         unused = {"canary_percent": config.canary_percent, "golden_endpoint": config.golden_endpoint}
         for key, value in unused.items():
@@ -116,7 +132,8 @@ def _names(service: Mapping[str, Any]) -> Iterator[str]:
     name, namespace = service["metadata"]["name"], service["metadata"].get("namespace", "default")
     if not _NAME.fullmatch(name):
         yield f"the name '{name}' must begin with a lower-case letter and hold lower-case letters, digits and '-' only"
-    host = f"{name}-predictor-{namespace}"
+    part = "transformer" if service["spec"].get("transformer") else "predictor"  # the longest of its hosts
+    host = f"{name}-{part}-{namespace}"
     if len(host) > _LABEL_CHARS:
         yield (
             f"the host '{host}' that KServe would publish has {len(host)} characters, {_LABEL_CHARS} are allowed: shorten "
@@ -152,10 +169,7 @@ def _model(predictor: Mapping[str, Any], where: str) -> Iterator[str]:
         return
     if model.get("name"):
         yield f"{where}.model.name is '{model['name']}': the field must be empty; the InferenceService's own name is used"
-    containers = [model, *predictor.get("containers", ()), *predictor.get("initContainers", ())]
-    for variable in (entry["name"] for container in containers for entry in container.get("env", ())):
-        if variable in _BLOCKED_VARIABLES:
-            yield f"{where} sets {variable}, which is not allowed: put the path into the image"
+    yield from _variables([model, *predictor.get("containers", ()), *predictor.get("initContainers", ())], where)
     uri = model.get("storageUri")
     if uri is not None and predictor.get("storageUris"):
         yield f"{where} has storageUri and storageUris: give one of the two"
@@ -165,6 +179,24 @@ def _model(predictor: Mapping[str, Any], where: str) -> Iterator[str]:
         yield f"{where}.model.storageUri is '{uri}': a folder in S3 must end with '/'"
 
 
+def _variables(containers: Iterable[Mapping[str, Any]], where: str) -> Iterator[str]:
+    for variable in (entry["name"] for container in containers for entry in container.get("env", ())):
+        if variable in _BLOCKED_VARIABLES:
+            yield f"{where} sets {variable}, which is not allowed: put the path into the image"
+
+
+def _transformer(service: Mapping[str, Any]) -> Iterator[str]:
+    transformer = service["spec"].get("transformer")
+    if not transformer:
+        return
+    if not transformer.get("containers"):
+        yield "transformer.containers is missing: expected the judge's server"
+    yield from _variables([*transformer.get("containers", ()), *transformer.get("initContainers", ())], "transformer")
+    low, high = transformer.get("minReplicas", 1), transformer.get("maxReplicas", 0)
+    if low < 0 or high < 0 or (high and low > high):
+        yield f"transformer: minReplicas {low} and maxReplicas {high} must not be negative, and the first not above the second"
+
+
 def _canaries(service: Mapping[str, Any]) -> Iterator[str]:
     canaries = service["spec"].get("canary", ())
     if not canaries:
@@ -172,6 +204,8 @@ def _canaries(service: Mapping[str, Any]) -> Iterator[str]:
     mode = service["metadata"].get("annotations", {}).get(MODE)
     if mode != "Standard":
         yield f"canary needs the annotation {MODE}: Standard, found '{mode}'"
+    if service["spec"].get("transformer"):
+        yield f"a canary beside a transformer: {_PAST_THE_JUDGE}; deploy without canary_percent"
     stable = service["spec"]["predictor"]
     taken = [stable.get("name", "")]
     for number, canary in enumerate(canaries):

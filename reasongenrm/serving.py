@@ -1,7 +1,8 @@
 """deploy_kserve: the InferenceService that serves the winner, and the stage that renders it and brings it out.
 
 In go the decision of the gate and the models it chose from; out comes `inferenceservice.yaml`, and with `deploy.apply` a
-judge that has proven itself. KServe's Standard mode, our own namespaced ServingRuntime, the checkpoint straight from S3.
+judge that has proven itself. KServe's Standard mode, our own namespaced ServingRuntime, the checkpoint straight from S3, and
+the judge's server in front of it (`transformer`).
 Rendering is pure; `cluster/deploy.py` talks to the cluster.
 """
 
@@ -17,6 +18,7 @@ from reasongenrm import __version__
 from reasongenrm.config import DeployConfig
 from reasongenrm.errors import InputError
 from reasongenrm.preflight import AUTOSCALER, MODE, check_admission, check_settings
+from reasongenrm.transformer import PREDICTOR_KEY, render_transformer
 
 if TYPE_CHECKING:
     from reasongenrm.store import ArtifactRef, Store
@@ -37,9 +39,10 @@ def render_inference_service(config: DeployConfig, model: "ArtifactRef", decisio
     """The InferenceService (serving.kserve.io/v1beta1) that serves one checkpoint.
 
     Args:
-        config: name, place, runtime, resources and replicas.
+        config: name, place, runtime, resources and replicas, and the judge's server.
         model: the checkpoint; its folder becomes `storageUri`, which must end with "/" for S3.
-        decision: the gate's decision, recorded beside the model's digest as an annotation.
+        decision: the gate's decision, recorded beside the model's digest as an annotation; its winner says how the judge's
+            server asks, its metrics hold the calibration, if there is one.
 
     Returns:
         The manifest as plain dicts and lists.
@@ -58,7 +61,8 @@ def render_inference_service(config: DeployConfig, model: "ArtifactRef", decisio
         "model": _model(config, model),
     }
     own = {VARIANT: str(decision.metrics["winner"]), DIGEST: model.digest, DECISION: decision.uri}
-    own[ROLLOUT] = _mark(predictor, config, model.digest)
+    transformer = {"transformer": render_transformer(config, decision)} if config.judge.enabled else {}
+    own[ROLLOUT] = _mark([predictor, config.autoscaler, model.digest, *transformer.values()])
     predictor["annotations"] = dict(own)  # said once more for the pods: a canary's are not those of the service
     predictor["labels"] = {"app.kubernetes.io/version": __version__}
     service = {
@@ -79,7 +83,7 @@ def render_inference_service(config: DeployConfig, model: "ArtifactRef", decisio
                 **own,
             },
         },
-        "spec": {"predictor": predictor},
+        "spec": {"predictor": predictor, **transformer},
     }
     check_admission(service)
     return service
@@ -100,14 +104,14 @@ def _model(config: DeployConfig, model: "ArtifactRef") -> dict[str, Any]:
         "resources": {"requests": dict(resources), "limits": dict(resources)},
     }
     if config.judge_secret is not None:
-        key = {"name": config.judge_secret, "key": "VLLM_API_KEY"}
-        rendered["env"] = [{"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": key}}]
+        key = {"name": config.judge_secret, "key": PREDICTOR_KEY}
+        rendered["env"] = [{"name": PREDICTOR_KEY, "valueFrom": {"secretKeyRef": key}}]
     return rendered
 
 
-def _mark(predictor: Mapping[str, Any], config: DeployConfig, digest: str) -> str:
-    asked = json.dumps([predictor, config.autoscaler, digest], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(asked.encode()).hexdigest()[:_MARK_DIGITS]
+def _mark(asked: list[Any]) -> str:
+    text = json.dumps(asked, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:_MARK_DIGITS]
 
 
 def mark_of(item: Mapping[str, Any]) -> str | None:

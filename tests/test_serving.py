@@ -4,9 +4,13 @@ from typing import Any
 
 import jsonschema
 import pytest
+import typer
 import yaml
+from typer.core import TyperGroup
 
-from reasongenrm.config import DeployConfig
+from components.images import read_table
+from reasongenrm.cli import app
+from reasongenrm.config import DeployConfig, JudgeServerConfig
 from reasongenrm.errors import ConfigError, InputError
 from reasongenrm.preflight import check_admission
 from reasongenrm.serving import as_canary, deploy_kserve, mark_of, render_inference_service
@@ -14,6 +18,7 @@ from reasongenrm.store import ArtifactRef, Store, read_file
 from tests.kube.schemas import check
 
 MODEL = ArtifactRef(stage="train_dpo", key="k" * 16, digest="sha256:" + "5" * 64, uri="s3://judges/run/train_dpo/k/d")
+NO_JUDGE = DeployConfig(judge=JudgeServerConfig(enabled=False))
 DECISION = ArtifactRef(
     stage="select_winner",
     key="d" * 16,
@@ -83,6 +88,8 @@ def test_more_minimum_than_maximum_replicas_is_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
+        ({"canary_percent": 5}, "canary_percent is set with judge.enabled true: KServe sends a canary's share of the"),
+        ({"judge": {"memory": "1GiB"}}, r"deploy\.judge\.memory is '1GiB': expected a Kubernetes quantity"),
         ({"min_replicas": 0}, "an autoscaler of class 'hpa' cannot scale to zero"),
         ({"autoscaler": "none", "max_replicas": 2}, "max_replicas is 2, which has no effect with autoscaler none"),
         ({"server": "transformers", "gpu_count": 2}, "server transformers uses one GPU at most"),
@@ -90,7 +97,7 @@ def test_more_minimum_than_maximum_replicas_is_refused() -> None:
         ({"apply": False, "canary_percent": 5}, "canary_percent is set, which has no effect with apply false"),
         ({"golden_endpoint": "localhost:8000"}, "expected http\\(s\\)://host"),
         ({"namespace": "Judges"}, "namespace is 'Judges': expected lower-case letters"),
-        ({"name": "a" * 40, "namespace": "b" * 20}, "has 71 characters, 63 are allowed: shorten the name"),
+        ({"name": "a" * 40, "namespace": "b" * 20}, "has 73 characters, 63 are allowed: shorten the name"),
     ],
 )
 def test_settings_that_cannot_work_or_have_no_effect_are_refused(settings: dict[str, Any], reason: str) -> None:
@@ -135,9 +142,9 @@ def test_what_the_webhook_refuses_is_refused_first(path: tuple[str, ...], value:
 
 
 def stable_and_canary(**changes: Any) -> dict[str, Any]:
-    stable = render_inference_service(DeployConfig(), MODEL, DECISION)
+    stable = render_inference_service(NO_JUDGE, MODEL, DECISION)
     other = MODEL.model_copy(update={"digest": "sha256:" + "6" * 64, "uri": "s3://judges/other"})
-    service = as_canary(render_inference_service(DeployConfig(), other, DECISION), stable, 10)
+    service = as_canary(render_inference_service(NO_JUDGE, other, DECISION), stable, 10)
     service["spec"]["canary"][0]["predictor"].update(changes)
     return service
 
@@ -146,7 +153,7 @@ def test_canary_is_valid_and_leaves_the_stable_predictor_as_it_is() -> None:
     service = stable_and_canary()
     check(service)
     check_admission(service)
-    stable = render_inference_service(DeployConfig(), MODEL, DECISION)
+    stable = render_inference_service(NO_JUDGE, MODEL, DECISION)
     assert service["spec"]["predictor"] == stable["spec"]["predictor"]
     assert service["metadata"] == stable["metadata"]
     (canary,) = service["spec"]["canary"]
@@ -205,3 +212,87 @@ def test_stage_writes_the_winners_service_once(store: Store) -> None:
     assert yaml.safe_load(text) == render_inference_service(config, MODEL, DECISION)
     assert ref.metrics == {"variant": "dpo", "model_uri": MODEL.uri}
     assert deploy_kserve(store, config, DECISION, {"dpo": MODEL}) == ref
+
+
+def transformer_of(config: DeployConfig, **metrics: Any) -> dict[str, Any]:
+    decision = DECISION.model_copy(update={"metrics": DECISION.metrics | metrics})
+    service = render_inference_service(config, MODEL, decision)
+    check(service)
+    spec: dict[str, Any] = service["spec"]["transformer"]
+    return spec
+
+
+def options(transformer: dict[str, Any]) -> dict[str, str]:
+    (container,) = transformer["containers"]
+    return dict(argument.removeprefix("--").split("=") for argument in container["args"])
+
+
+def test_judges_server_asks_as_the_winner_was_trained() -> None:
+    assert options(transformer_of(DeployConfig()))["style"] == "reason"
+    assert options(transformer_of(DeployConfig(), winner="genrm"))["style"] == "verdict"
+    assert options(transformer_of(DeployConfig(), winner="base"))["style"] == "plain"
+
+
+def test_judges_server_is_told_the_winners_calibration_if_there_is_one() -> None:
+    assert not [name for name in options(transformer_of(DeployConfig())) if "calibration" in name]
+    told = options(transformer_of(DeployConfig(), calibration_temperature=1.5, calibration_bias=-0.25))
+    assert (told["calibration-temperature"], told["calibration-bias"]) == ("1.5", "-0.25")
+
+
+def test_judges_server_has_its_settings_image_and_keys() -> None:
+    judge = JudgeServerConfig(image="mirror/cpu:2", replicas=3, cpu="2", memory="3Gi", max_concurrency=7, max_tokens=99)
+    transformer = transformer_of(DeployConfig(judge=judge, judge_secret="keys"))
+    assert (transformer["minReplicas"], transformer["maxReplicas"]) == (3, 3)
+    (container,) = transformer["containers"]
+    assert container["image"] == "mirror/cpu:2"
+    assert container["resources"]["limits"] == {"cpu": "2", "memory": "3Gi"}
+    told = options(transformer)
+    assert (told["max-concurrency"], told["max-tokens"], told["generation-seconds"]) == ("7", "99", "120.0")
+    keys = {entry["name"]: entry["valueFrom"]["secretKeyRef"] for entry in container["env"]}
+    assert keys == {name: {"name": "keys", "key": name} for name in ("JUDGE_API_KEY", "VLLM_API_KEY")}
+
+
+def test_judges_server_needs_no_secret_and_takes_the_cpu_image_of_the_table() -> None:
+    (container,) = transformer_of(DeployConfig())["containers"]
+    assert container["image"] == read_table()["cpu"]
+    assert all(entry["valueFrom"]["secretKeyRef"]["optional"] for entry in container["env"])
+
+
+def test_command_of_the_judges_server_takes_its_arguments_and_those_that_kserve_appends() -> None:
+    (container,) = transformer_of(DeployConfig(), calibration_temperature=1.5, calibration_bias=-0.25)["containers"]
+    appended = ["--model_name", "reasongenrm", "--predictor_host", "reasongenrm-predictor.reasongenrm"]
+    command = typer.main.get_command(app)
+    assert isinstance(command, TyperGroup)
+    context = command.commands["judge-server"].make_context(
+        "judge-server", [*container["args"], *appended, "--http_port", "8080"]
+    )
+    told = context.params
+    assert (told["name"], told["predictor_host"], told["port"]) == (appended[1], appended[3], 8080)
+    assert (told["host"], told["calibration_bias"], told["request_seconds"]) == ("0.0.0.0", -0.25, 600.0)
+    assert container["command"] == ["reasongenrm", "judge-server"]
+
+
+def test_change_of_the_judges_server_is_another_mark_and_none_has_the_mark_of_before() -> None:
+    first = mark_of(render_inference_service(DeployConfig(), MODEL, DECISION))
+    other = DeployConfig(judge=JudgeServerConfig(max_concurrency=32))
+    without = mark_of(render_inference_service(NO_JUDGE, MODEL, DECISION))
+    assert len({first, mark_of(render_inference_service(other, MODEL, DECISION)), without}) == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "reason"),
+    [
+        (("containers",), [], "transformer.containers is missing"),
+        (("containers", 0, "env"), [{"name": "PYTHONPATH", "value": "/x"}], "transformer sets PYTHONPATH"),
+        (("minReplicas",), 2, "transformer: minReplicas 2 and maxReplicas 1"),
+    ],
+)
+def test_transformer_that_kserve_refuses_is_refused_first(path: tuple[Any, ...], value: Any, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        check_admission(edited("spec", "transformer", *path, value=value))
+
+
+def test_canary_beside_a_judges_server_is_refused() -> None:
+    stable = render_inference_service(DeployConfig(), MODEL, DECISION)
+    with pytest.raises(ConfigError, match="a canary beside a transformer"):
+        check_admission(as_canary(render_inference_service(NO_JUDGE, MODEL, DECISION), stable, 10))

@@ -12,15 +12,17 @@ from typing import Any
 
 from reasongenrm.cluster.client import AlreadyExistsError, Cluster, ConflictError
 from reasongenrm.cluster.golden import Golden, GoldenRows, ask_golden
-from reasongenrm.cluster.kinds import CRD, HTTP_ROUTE, INFERENCE_SERVICE
+from reasongenrm.cluster.kinds import CRD, DEPLOYMENT, HTTP_ROUTE, INFERENCE_SERVICE, SERVING_RUNTIME
 from reasongenrm.cluster.replaced import load_replaced, over, plain, save_replaced, versioned, with_replaced
 from reasongenrm.cluster.rollout import Pace, Target, Timeline, wait_for_rollout
+from reasongenrm.cluster.runtimes import has_reasoning_parser, runtime_of
 from reasongenrm.config import DeployConfig
 from reasongenrm.errors import ClusterError, ReasonGenRMError
 from reasongenrm.preflight import check_admission
 from reasongenrm.served import served_judge
 from reasongenrm.serving import REPLACED, as_canary, canary_name, mark_of
 from reasongenrm.store import Store
+from reasongenrm.transformer import JUDGE_KEY, PREDICTOR_KEY, has_transformer
 
 _MAX_WRITES = 8  # KServe updates the status all the time: each update makes what was read stale
 _KEEPS_ALL = "x-kubernetes-preserve-unknown-fields"
@@ -105,7 +107,8 @@ class _Change:
 
     def target(self, service: Mapping[str, Any]) -> Target:
         name = service["spec"]["predictor"].get("name", "")
-        return Target(self.config.namespace, self.config.name, mark_of(service), name)
+        mark, transformed = mark_of(service), has_transformer(service)
+        return Target(self.config.namespace, self.config.name, mark, name, has_transformer=transformed)
 
     def planned(self, existing: Service | None) -> Service:
         """The manifest as it would be written over `existing`.
@@ -193,11 +196,28 @@ class _Change:
     def prove(self, target: Target) -> None:
         """Wait for the pods, then ask them."""
         address = wait_for_rollout(self.cluster, target, self.config.rollout_timeout_seconds, self.timeline, self.pace)
+        self.tell_of_left_over(target)
         if self.golden is None:
             self.timeline.say("no golden judgments: this judge has no evaluation of ours")
             return
-        self.found = ask_golden(self.config.golden_endpoint or address, self.golden, self.config)
+        runtime = self.cluster.get(SERVING_RUNTIME, self.config.namespace, runtime_of(self.manifest))
+        self.found = ask_golden(
+            self.config.golden_endpoint or address,
+            self.golden,
+            self.config,
+            key_variable=JUDGE_KEY if target.has_transformer else PREDICTOR_KEY,
+            keep_markup=self.config.server == "vllm" and not has_reasoning_parser(runtime),
+        )
         self.timeline.say(f"golden judgments: {self.found.agreement:.0%} of {len(self.golden.rows)} rows as expected")
+
+    def tell_of_left_over(self, target: Target) -> None:
+        """KServe never deletes the transformer of a spec that had one before (seen with KServe aaac4e294)."""
+        if target.has_transformer or self.cluster.get(DEPLOYMENT, target.namespace, target.transformer) is None:
+            return
+        self.timeline.say(
+            f"KServe leaves Deployment {target.transformer} of the manifest before running, and nobody needs it: kubectl "
+            f"delete -n {target.namespace} deployment,service,hpa,httproute {target.transformer} --ignore-not-found"
+        )
 
     def write(self, as_canary_of: int | None = None) -> Service:
         """Create the object, or replace the one that is there; a state that changed in between is read again."""

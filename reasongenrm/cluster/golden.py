@@ -20,7 +20,6 @@ from reasongenrm.store import ArtifactRef, open_artifact, read_file
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-KEY_VARIABLE = "VLLM_API_KEY"
 _MAX_RETRIES = 5  # 15 s in all: a Service's endpoints follow its pods with a delay
 _CONCURRENCY = 8
 
@@ -91,11 +90,17 @@ def choose_golden(evaluation: ArtifactRef, variant: str, config: DeployConfig) -
     return GoldenRows(tuple(golden), EvaluateConfig.model_validate(settings), VARIANT_STYLES[variant])
 
 
-def ask_golden(address: str, golden: GoldenRows, config: DeployConfig) -> Golden:
-    """Send the rows to the judge behind `address` and count the rows with both orders right.
+def ask_golden(
+    address: str, golden: GoldenRows, config: DeployConfig, *, key_variable: str, keep_markup: bool
+) -> Golden:
+    """Send the rows to the model behind `address` and count the rows with both orders right.
+
+    Through the judge's server the same requests go: it hands chat completions on as they are.
 
     Args:
-        address: http(s)://host[:port], without /v1. The key, if the judge wants one: VLLM_API_KEY.
+        address: http(s)://host[:port], without /v1.
+        key_variable: whose value is sent as the key, if it is set.
+        keep_markup: the server is a vLLM that leaves reason and answer in one text (see `EndpointEngine`).
 
     Raises:
         ClusterError: the judge does not answer, or agrees on too few rows.
@@ -107,13 +112,13 @@ def ask_golden(address: str, golden: GoldenRows, config: DeployConfig) -> Golden
         concurrency=_CONCURRENCY, timeout_seconds=config.golden_timeout_seconds, max_retries=_MAX_RETRIES
     )
     try:
-        engine = EndpointEngine(base_url, engine_config, keep_markup=config.server == "vllm", key_variable=KEY_VARIABLE)
+        engine = EndpointEngine(base_url, engine_config, keep_markup=keep_markup, key_variable=key_variable)
         with contextlib.closing(engine):
             settings = golden.settings.model_copy(update={"votes": 1})  # greedy, whatever was voted on
             judgments = judge_benchmark(engine, golden.rows, settings, golden.style)
     except EngineError as error:
         raise ClusterError(
-            f"golden judgments: {error} The key that the judge asks for is read from {KEY_VARIABLE}; from outside the "
+            f"golden judgments: {error} The key that the judge asks for is read from {key_variable}; from outside the "
             "cluster, forward a port (kubectl port-forward) and name it as deploy.golden_endpoint."
         ) from error
     right = [result.row_id for result in row_results(judgments) if result.accuracy == 1.0]

@@ -41,8 +41,10 @@ def condition(item: Item | None, kind: str) -> Item:
     return next((entry for entry in found if entry["type"] == kind), {})
 
 
-def service_troubles(service: Item, deployment: Item | None, reconciled: bool) -> Iterator[Trouble]:
-    """What KServe and the Deployment say.
+def service_troubles(
+    service: Item, deployment: Item | None, reconciled: bool, component: str = "Predictor"
+) -> Iterator[Trouble]:
+    """What KServe and the Deployment of one component say.
 
     `modelStatus.lastFailureInfo` is never taken back and Ready may be of older pods (KServe aaac4e294,
     inference_service_status.go), so a failure counts while KServe has not written a Deployment for this manifest: then it
@@ -51,15 +53,16 @@ def service_troubles(service: Item, deployment: Item | None, reconciled: bool) -
 
     Args:
         reconciled: whether the Deployment is of this manifest.
+        component: Predictor or Transformer; a condition's name begins with it, and modelStatus is the predictor's.
     """
     status = service.get("status", {}).get("modelStatus", {})
     failure = status.get("lastFailureInfo")
-    if not reconciled and failure and status.get("transitionStatus") == "InvalidSpec":
+    if component == "Predictor" and not reconciled and failure and status.get("transitionStatus") == "InvalidSpec":
         text = f"KServe refuses the spec: {failure.get('reason')}: {failure.get('message', '')}"
         yield Trouble(
             f"spec/{failure.get('reason')}", text, _SETTLE_SECONDS / 6
         )  # the status may be that of the spec before
-    ready = condition(service, "PredictorReady")
+    ready = condition(service, f"{component}Ready")
     if not reconciled and ready.get("reason") == "ReconcileFailed":
         yield Trouble("reconcile", f"KServe cannot write the Deployment: {ready.get('message', '')}", _SETTLE_SECONDS)
     refused = condition(deployment, "ReplicaFailure") if reconciled else {}

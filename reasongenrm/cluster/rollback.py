@@ -14,6 +14,7 @@ from reasongenrm.cluster.golden import choose_golden
 from reasongenrm.cluster.kinds import INFERENCE_SERVICE
 from reasongenrm.cluster.replaced import load_replaced, plain
 from reasongenrm.cluster.rollout import Pace
+from reasongenrm.cluster.runtimes import check_runtime
 from reasongenrm.config import DeployConfig
 from reasongenrm.errors import ClusterError, InputError
 from reasongenrm.served import ServedJudge, forget_served, record_served, served_history
@@ -128,12 +129,14 @@ def roll_back(
         config: name, namespace, time limits and golden settings are used.
 
     Raises:
-        ConfigError, ClusterError: as `bring_out`; what was served before is back.
+        ConfigError, ClusterError: as `check_runtime` and `bring_out`; what was served before is back.
     """
     if choice.is_served and choice.judge is None:
         raise ClusterError(f"{config.namespace}/{config.name}: this judge is served already.")
     judge = choice.judge
     golden = None
+    if judge is not None:
+        check_runtime(cluster, config, choice.manifest, judge.model)
     if judge is not None and judge.evaluation is not None:
         golden = choose_golden(judge.evaluation, judge.variant, config)
     deployed = bring_out(cluster, store, config, _bare(choice.manifest), golden, pace)

@@ -7,7 +7,7 @@ starting. Read at short intervals instead of watched: three small objects, and n
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reasongenrm.cluster.client import Cluster, ForbiddenError, UnavailableError
@@ -15,6 +15,7 @@ from reasongenrm.cluster.health import Trouble, condition, pod_troubles, service
 from reasongenrm.cluster.kinds import DEPLOYMENT, INFERENCE_SERVICE, POD
 from reasongenrm.errors import ClusterError
 from reasongenrm.serving import mark_of
+from reasongenrm.transformer import transformer_name
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Target:
-    """Whose pods are waited for: one predictor of an InferenceService, and the mark that its pods must carry.
+    """Whose pods are waited for: one predictor of an InferenceService, the judge's server in front of it if there is one,
+    and the mark that they must carry.
 
     `mark` None is a manifest that we did not make: its pods carry none.
     """
@@ -60,25 +62,36 @@ class Target:
     mark: str | None
     predictor: str = ""
     is_canary: bool = False
+    has_transformer: bool = False
 
     @property
     def deployment(self) -> str:
         """The Deployment's and Service's name. Source: KServe aaac4e294, pkg/constants PredictorServiceName."""
         return "-".join(filter(None, (self.name, self.predictor, "predictor")))
 
+    @property
+    def transformer(self) -> str:
+        """The same of the judge's server, whose name no predictor changes."""
+        return transformer_name(self.name)
+
+    @property
+    def deployments(self) -> dict[str, str]:
+        """KServe's name of a component -> its Deployment."""
+        return {"Predictor": self.deployment, **({"Transformer": self.transformer} if self.has_transformer else {})}
+
     def __str__(self) -> str:
         return f"InferenceService {self.namespace}/{self.name}"
 
 
 def wait_for_rollout(cluster: Cluster, target: Target, timeout_seconds: float, timeline: Timeline, pace: Pace) -> str:
-    """Wait until the new pods are ready and the old ones are gone.
+    """Wait until the new pods are ready and the old ones are gone, of the model and of the judge's server at once.
 
     KServe's own status does not tell: Ready and transitionStatus may be of older pods, and observedGeneration is the
     Deployment's, not the InferenceService's (KServe aaac4e294, PropagateRawStatus). So the Deployment's template and the
     pods must carry the mark that KServe copies from the InferenceService's annotations.
 
     Returns:
-        The address of the pods' Service, http://host[:port].
+        The address where clients ask: of the judge's server, or of the model where there is none. http://host[:port].
 
     Raises:
         ClusterError: the pods cannot start, the time is over, or somebody else changed or deleted the InferenceService.
@@ -112,8 +125,7 @@ def _look(cluster: Cluster, target: Target) -> tuple[str, list[Trouble], str | N
     """(what there is, in words; what is wrong; the address once everything is there)."""
     try:
         service = cluster.get(INFERENCE_SERVICE, target.namespace, target.name)
-        deployment = cluster.get(DEPLOYMENT, target.namespace, target.deployment)
-        pods = cluster.list(POD, target.namespace, labels=f"app=isvc.{target.deployment}")
+        found = {part: _found(cluster, target.namespace, name) for part, name in target.deployments.items()}
     except UnavailableError as error:  # an API server that is upgraded; the pods go on without it
         return f"the API server does not answer ({error})", [], None
     if service is None:
@@ -123,14 +135,53 @@ def _look(cluster: Cluster, target: Target) -> tuple[str, list[Trouble], str | N
             f"{target}: somebody else changed it while its pods were waited for (mark {_asked_mark(service, target)}, "
             f"expected {target.mark}). Let one deployment end before the next."
         )
+    parts = [_part(service, part, *seen, target.mark) for part, seen in found.items()]
+    state = "; the judge's server: ".join(part.state for part in parts)
+    troubles = [trouble for part in parts for trouble in part.troubles]
+    if not all(part.done for part in parts):
+        return state, troubles, None
+    address = address_of(service, target)
+    if address is None:
+        said = condition(service, "Ready")
+        state += f"; KServe's status is not of them yet (Ready {said.get('status')}: {said.get('reason', '')})"
+    return state, troubles, address
+
+
+@dataclass(frozen=True)
+class _Part:
+    """How far one Deployment is, in words; what is wrong with it."""
+
+    state: str
+    troubles: list[Trouble]
+    done: bool
+
+
+def _found(cluster: Cluster, namespace: str, name: str) -> tuple[Mapping[str, Any] | None, list[dict[str, Any]]]:
+    """(Deployment, its pods)."""
+    return cluster.get(DEPLOYMENT, namespace, name), cluster.list(POD, namespace, labels=f"app=isvc.{name}")
+
+
+def _part(
+    service: Mapping[str, Any],
+    component: str,
+    deployment: Mapping[str, Any] | None,
+    pods: list[dict[str, Any]],
+    mark: str | None,
+) -> _Part:
     template = (deployment or {}).get("spec", {}).get("template", {})
-    reconciled = deployment is not None and mark_of(template) == target.mark
+    reconciled = deployment is not None and mark_of(template) == mark
     staying = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
-    new = [pod for pod in staying if mark_of(pod) == target.mark]
-    troubles = [*service_troubles(service, deployment, reconciled), *(pod_troubles(new) if reconciled else ())]
+    new = [pod for pod in staying if mark_of(pod) == mark]
+    troubles = [
+        replace(trouble, cause=f"{component}/{trouble.cause}")
+        for trouble in (
+            *service_troubles(service, deployment, reconciled, component),
+            *(pod_troubles(new) if reconciled else ()),
+        )
+    ]
     if not reconciled or deployment is None:
-        return "KServe has not taken up the change yet", troubles, None
-    old = [pod["metadata"]["name"] for pod in staying if mark_of(pod) != target.mark]
+        return _Part("KServe has not taken up the change yet", troubles, False)
+    old = [pod["metadata"]["name"] for pod in staying if mark_of(pod) != mark]
     wanted = deployment["spec"].get("replicas", 1)
     status = deployment.get("status", {})
     available, updated = status.get("availableReplicas", 0), status.get("updatedReplicas", 0)
@@ -141,13 +192,7 @@ def _look(cluster: Cluster, target: Target) -> tuple[str, list[Trouble], str | N
         and not old
         and min(ready, updated, available) >= max(wanted, 1)
     )
-    if not done:
-        return state, troubles, None
-    address = address_of(service, target)
-    if address is None:
-        said = condition(service, "Ready")
-        state += f"; KServe's status is not of them yet (Ready {said.get('status')}: {said.get('reason', '')})"
-    return state, troubles, address
+    return _Part(state, troubles, done)
 
 
 def _asked_mark(service: Mapping[str, Any], target: Target) -> str | None:
@@ -163,8 +208,8 @@ def _asked_mark(service: Mapping[str, Any], target: Target) -> str | None:
 def address_of(service: Mapping[str, Any], target: Target) -> str | None:
     """Where the pods are reached, http://host[:port]; None until KServe calls them ready.
 
-    `status.address` names the predictor's Service; a canary's is the same with its own Service. After a canary took over
-    the status names the old Service for a while, which is about to be deleted.
+    `status.address` names the transformer's Service if there is one, else the predictor's; a canary's is the same with its
+    own Service. After a change the status names the Service that clients asked before for a while.
     """
     status = service.get("status", {})
     if target.is_canary:
@@ -177,7 +222,9 @@ def address_of(service: Mapping[str, Any], target: Target) -> str | None:
         return None
     scheme, host = url.split("//", 1)
     first, _, rest = host.partition(".")
-    if not (first.startswith(f"{target.name}-") and first.endswith("predictor")) or first == target.deployment:
+    entry = target.transformer if target.has_transformer else target.deployment
+    is_kserves = first.startswith(f"{target.name}-") and first.endswith(("predictor", "transformer"))
+    if not is_kserves or first == entry:
         return url
     return f"{scheme}//{target.deployment}.{rest}" if target.is_canary else None
 

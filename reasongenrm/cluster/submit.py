@@ -120,6 +120,9 @@ def arguments_of(
     sections = {name: section.model_dump(mode="json", exclude_none=True) for name, section in config.stages().items()}
     resources = config.resources.model_dump(mode="json", exclude_none=True)
     named = {f"{name}_image": image for name, image in images.items()}
+    cpu_image = named.get("cpu_image") or config.resources.cpu_image
+    if cpu_image is not None:  # the judge's server runs in it, and the step that writes it does not see `resources`
+        sections["deploy"]["judge"].setdefault("image", cpu_image)
     return {"store_uri": store_uri, **inputs.model_dump(), **sections, **resources, **named}
 
 

@@ -1,8 +1,10 @@
 """A scripted KServe and Deployment controller for the fake API server: the states that a real one goes through, in order.
 
-What an InferenceService's pods do is told by the last part of its storageUri ("good", "bad_image", ...). As the real one
+What an InferenceService's pods do is told by the last part of its storageUri ("good", "bad_image", ...), what those of its
+transformer do by the tag of their image. As the real one
 (KServe aaac4e294) it leaves Ready=True of the old pods standing for a while, copies annotations to the pod template, and
-puts the Deployment's observedGeneration where one would expect the InferenceService's.
+puts the Deployment's observedGeneration where one would expect the InferenceService's, and leaves the Deployment of a
+transformer that the spec has no more.
 """
 
 import copy
@@ -16,7 +18,8 @@ Item = dict[str, Any]
 
 
 def runtime(name: str = "reasongenrm-vllm", **spec: Any) -> Item:
-    container = {"name": "kserve-container", "image": "reasongenrm-vllm:1"}
+    args = ["--reasoning-parser-plugin=/mnt/models/reasongenrm_reasoning_parser.py", "--reasoning-parser=reasongenrm"]
+    container = {"name": "kserve-container", "image": "reasongenrm-vllm:1", "args": args}
     return {
         "apiVersion": "serving.kserve.io/v1alpha1",
         "kind": "ServingRuntime",
@@ -50,6 +53,8 @@ class KServe:
         if self.cluster.find("inferenceservices", NAMESPACE, meta["name"]) is None:
             return
         annotations = meta.get("annotations", {})
+        if service["spec"].get("transformer") and not self._transform(service, annotations):
+            return
         canaries = []
         for canary in service["spec"].get("canary", []):
             name = canary["predictor"]["name"]
@@ -57,7 +62,7 @@ class KServe:
             canaries.append({"name": name, "ready": ready, "trafficPercent": canary["trafficPercent"]})
         predictor = service["spec"]["predictor"]
         stable = self._roll(service, predictor, annotations | predictor.get("annotations", {}), canaries)
-        names = {self._name(service, found) for found in self._predictors(service)}
+        names = {self._name(service, found) for found in self._predictors(service)} | {f"{meta['name']}-transformer"}
         for deployment in self.cluster.objects("deployments", NAMESPACE):
             if deployment["metadata"]["name"] not in names:
                 self._remove_pods(deployment["metadata"]["name"])
@@ -135,6 +140,37 @@ class KServe:
             self._status(service, ready="False", model={"transitionStatus": "InProgress"}, generation=generation)
             time.sleep(self.step_seconds * 3)
         return False
+
+    def _transform(self, service: Item, annotations: dict[str, str]) -> bool:
+        name, spec = f"{service['metadata']['name']}-transformer", service["spec"]["transformer"]
+        template = {
+            "metadata": {"labels": {"app": f"isvc.{name}"}, "annotations": annotations},
+            "spec": {"containers": spec["containers"], "volumes": spec["volumes"]},
+        }
+        found = self.cluster.find("deployments", NAMESPACE, name)
+        if found is not None and found["spec"]["template"] == template:
+            return True
+        self.cluster.put(
+            {
+                "apiVersion": "apps/v1",
+                "kind": "Deployment",
+                "metadata": {"name": name, "namespace": NAMESPACE},
+                "spec": {"replicas": 1, "selector": {"matchLabels": {"app": f"isvc.{name}"}}, "template": template},
+            }
+        )
+        self._remove_pods(name)
+        pod = self._pod(name, template)
+        self.cluster.put(pod)
+        crashes = spec["containers"][0]["image"].endswith(":crash")
+        state = {"waiting": {"reason": "CrashLoopBackOff"}} if crashes else None
+        status = pod_status(ready=not crashes, state=state, crashed=crashes)
+        self.cluster.set_status("pods", NAMESPACE, pod["metadata"]["name"], status)
+        deployment = self.cluster.find("deployments", NAMESPACE, name)
+        assert deployment is not None
+        ready = {"availableReplicas": int(not crashes), "readyReplicas": int(not crashes)}
+        seen = {"observedGeneration": deployment["metadata"]["generation"], "replicas": 1, "updatedReplicas": 1}
+        self.cluster.set_status("deployments", NAMESPACE, name, seen | ready)
+        return not crashes
 
     def _canary(self, service: Item, predictor: Item) -> Item:
         percent = next(

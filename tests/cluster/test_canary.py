@@ -9,13 +9,14 @@ from reasongenrm.errors import ClusterError
 from reasongenrm.served import served_history, served_judge
 from reasongenrm.serving import mark_of
 from tests.cluster.kserve import NAMESPACE
-from tests.cluster.test_deploy import CONFIG, World, world
+from tests.cluster.test_deploy import CONFIG, NO_JUDGE, World, world
 from tests.endpoints import completion
 from tests.kube.schemas import CRDS
 
 __all__ = ["world"]
 
-CANARY = CONFIG.model_copy(update={"canary_percent": 10})
+STABLE = CONFIG.model_copy(update={"judge": NO_JUDGE})
+CANARY = STABLE.model_copy(update={"canary_percent": 10})
 ROUTE = {
     "apiVersion": "gateway.networking.k8s.io/v1",
     "kind": "HTTPRoute",
@@ -52,7 +53,7 @@ def pods(world: World) -> list[str]:
 
 
 def test_canary_is_asked_and_takes_over_with_its_own_pods(world: World) -> None:
-    world.deploy("good")
+    world.deploy("good", STABLE)
     know_canaries(world)
     num_pods = world.kserve.num_pods
     deployed = world.deploy("other", CANARY)
@@ -63,12 +64,12 @@ def test_canary_is_asked_and_takes_over_with_its_own_pods(world: World) -> None:
     assert pods(world) == [f"judge-{predictor['name']}-predictor-{num_pods + 1}"]
     served = served_judge(world.store, NAMESPACE, "judge")
     assert served is not None
-    assert served.model.uri == "s3://judges/other"
+    assert served.model.uri == world.uri("other")
     assert not world.deploy("other", CANARY).changed
 
 
 def test_canary_that_judges_wrongly_is_taken_away_and_the_old_pods_never_stopped(world: World) -> None:
-    world.deploy("good")
+    world.deploy("good", STABLE)
     know_canaries(world)
     before, old = pods(world), world.service()
     assert old is not None
@@ -82,7 +83,7 @@ def test_canary_that_judges_wrongly_is_taken_away_and_the_old_pods_never_stopped
 
 
 def test_canary_that_is_not_promoted_stays_beside_and_is_no_champion(world: World) -> None:
-    world.deploy("good")
+    world.deploy("good", STABLE)
     know_canaries(world)
     stay = CANARY.model_copy(update={"canary_promote": False})
     deployed = world.deploy("other", stay)
@@ -98,7 +99,7 @@ def test_canary_that_is_not_promoted_stays_beside_and_is_no_champion(world: Worl
 
 
 def test_kserve_that_knows_no_canaries_is_told_from_its_crd_before_anything_is_written(world: World) -> None:
-    world.deploy("good")
+    world.deploy("good", STABLE)
     world.fake.put(crd())
     world.fake.put(ROUTE)
     num_writes = len(world.writes())
@@ -118,7 +119,7 @@ def test_published_crd_of_kserve_is_one_that_knows_canaries() -> None:
 
 def test_cluster_without_httproutes_has_no_canary(world: World) -> None:
     world.fake.put(crd("canary"))
-    world.deploy("good")
+    world.deploy("good", STABLE)
     with pytest.raises(
         ClusterError, match=r"there is no HTTPRoute reasongenrm/judge-predictor[\s\S]*Nothing was changed"
     ):

@@ -18,13 +18,13 @@ from reasongenrm.cluster.client import Cluster
 from reasongenrm.cluster.deploy import deploy
 from reasongenrm.cluster.replaced import load_replaced, plain
 from reasongenrm.cluster.rollout import Pace
-from reasongenrm.config import DeployConfig, EvaluateConfig, GateConfig
+from reasongenrm.config import DeployConfig, EvaluateConfig, GateConfig, JudgeServerConfig
 from reasongenrm.errors import ClusterError, ConfigError, InputError
 from reasongenrm.evaluation import evaluation_files
 from reasongenrm.served import served_history, served_judge
 from reasongenrm.serving import REPLACED, deploy_kserve, render_inference_service
 from reasongenrm.stage import Stage
-from reasongenrm.store import ArtifactRef, Store, read_file
+from reasongenrm.store import MANIFEST, ArtifactRef, FileEntry, Manifest, Store, read_file
 from tests.cluster.kserve import NAMESPACE, KServe, runtime
 from tests.endpoints import FakeEndpoint, completion, refusal
 from tests.judges import Judge, benchmark_of, evaluated, judged, oracle, silent
@@ -33,6 +33,8 @@ from tests.kube.schemas import check
 
 PACE = Pace(poll_seconds=0.01, patience=0.01)
 CONFIG = DeployConfig(name="judge", rollout_timeout_seconds=20, num_golden=3, golden_timeout_seconds=5)
+NO_JUDGE = JudgeServerConfig(enabled=False)
+PARSER = "reasongenrm_reasoning_parser.py"
 
 
 def verdict(body: dict[str, Any]) -> str:
@@ -63,12 +65,33 @@ class World:
             stage.add_bytes("decision.md", b"yes")
             self.decision = stage.finish({}, {"winner": "dpo", "passed": True})
 
-    def model(self, how: str) -> ArtifactRef:
+    def model(self, how: str, files: tuple[str, ...] = (PARSER,)) -> ArtifactRef:
+        """A finished artifact whose folder is called `how`, with these files' names."""
         digest = "sha256:" + how.encode().hex().ljust(64, "0")
-        return ArtifactRef(stage="train_dpo", key="k" * 16, digest=digest, uri=f"s3://judges/{how}")
+        entries = tuple(FileEntry(path=name, size=0, sha256="0" * 64) for name in files)
+        manifest = Manifest(
+            stage="train_dpo",
+            key="0" * 16,
+            digest=digest,
+            created_at="2026-11-24T10:00:00+00:00",
+            files=entries,
+            config={},
+            inputs={},
+            input_uris={},
+            code_version="0",
+            source_sha256="0" * 64,
+            counts={},
+            metrics={},
+            uri=self.uri(how),
+        )
+        self.store.put_bytes(f"judges/{how}/{MANIFEST}", manifest.model_dump_json().encode())
+        return manifest.ref()
 
-    def deploy(self, how: str, config: DeployConfig = CONFIG) -> Deployed:
-        model = self.model(how)
+    def uri(self, how: str) -> str:
+        return self.store.uri_of(f"judges/{how}")
+
+    def deploy(self, how: str, config: DeployConfig = CONFIG, files: tuple[str, ...] = (PARSER,)) -> Deployed:
+        model = self.model(how, files)
         manifest = render_inference_service(config, model, self.decision)
         return deploy(self.cluster, self.store, config, manifest, model, self.decision, PACE)
 
@@ -123,13 +146,13 @@ def test_next_judge_replaces_it_and_notes_what_it_replaced(world: World) -> None
     old = world.service()
     assert old is not None
     deployed = world.deploy("slow")  # late: reports ProgressDeadlineExceeded and then recovers
-    assert deployed.manifest["spec"]["predictor"]["model"]["storageUri"] == "s3://judges/slow/"
+    assert deployed.manifest["spec"]["predictor"]["model"]["storageUri"] == world.uri("slow") + "/"
     note = json.loads(deployed.manifest["metadata"]["annotations"][REPLACED])
     assert note["digest"] == world.model("good").digest
     assert load_replaced(deployed.manifest) == plain(old)
     assert [judge.model.uri for judge in served_history(world.store, NAMESPACE, "judge")] == [
-        "s3://judges/good",
-        "s3://judges/slow",
+        world.uri("good"),
+        world.uri("slow"),
     ]
 
 
@@ -165,7 +188,8 @@ def test_first_judge_that_fails_leaves_nothing(world: World) -> None:
 def test_pod_without_a_node_is_waited_for_until_the_time_is_over(world: World) -> None:
     config = CONFIG.model_copy(update={"rollout_timeout_seconds": 0.6})
     with pytest.raises(
-        ClusterError, match=r"not ready after 1 s: 0 of 1 new pods ready; pod .* waits for a node: 0/3 nodes"
+        ClusterError,
+        match=r"not ready after 1 s: 0 of 1 new pods ready; .*pod judge-pred.* waits for a node: 0/3 nodes",
     ):
         world.deploy("stuck", config)
     assert world.service() is None
@@ -181,7 +205,7 @@ def test_judge_that_judges_wrongly_is_taken_back(world: World) -> None:
         world.deploy("other")
     now = world.service()
     assert now is not None
-    assert now["spec"]["predictor"]["model"]["storageUri"] == "s3://judges/good/"
+    assert now["spec"]["predictor"]["model"]["storageUri"] == world.uri("good") + "/"
 
 
 @pytest.mark.parametrize("world", [silent], indirect=True)
@@ -196,14 +220,18 @@ def test_judge_that_was_never_right_is_served_only_where_any_answer_will_do(worl
 
 def test_key_that_the_judge_refuses_is_named(world: World) -> None:
     world.endpoint.reply = lambda *_: refusal(401, "wrong key")
-    with pytest.raises(ClusterError, match=r"HTTP 401: wrong key. Set VLLM_API_KEY to a key"):
+    with pytest.raises(ClusterError, match=r"HTTP 401: wrong key. Set JUDGE_API_KEY to a key"):
         world.deploy("good")
 
 
 def test_key_of_the_judge_is_sent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_API_KEY", "judge-key")
+    monkeypatch.setenv("JUDGE_API_KEY", "judge-key")
+    monkeypatch.setenv("VLLM_API_KEY", "model-key")
     world.deploy("good")
     assert {headers["authorization"] for headers in world.endpoint.headers} == {"Bearer judge-key"}
+    world.endpoint.headers.clear()
+    world.deploy("other", CONFIG.model_copy(update={"judge": NO_JUDGE}))  # nothing is in front of the model
+    assert {headers["authorization"] for headers in world.endpoint.headers} == {"Bearer model-key"}
 
 
 def test_judge_put_there_by_hand_is_saved_and_comes_back(world: World) -> None:
@@ -328,3 +356,48 @@ def test_sigterm_in_the_middle_puts_the_old_judge_back(world: World) -> None:
     assert now is not None
     assert now["spec"] == old["spec"]
     assert len(served_history(world.store, NAMESPACE, "judge")) == 1
+
+
+def test_judges_server_that_crashes_is_told_and_everything_is_put_back(world: World) -> None:
+    world.deploy("good")
+    old = world.service()
+    assert old is not None
+    broken = CONFIG.model_copy(update={"judge": JudgeServerConfig(image="reasongenrm-cpu:crash")})
+    with pytest.raises(ClusterError, match=r"pod judge-transformer-\d+: kserve-container ended with exit code 1"):
+        world.deploy("good", broken)
+    now = world.service()
+    assert now is not None
+    assert now["spec"] == old["spec"]
+
+
+def test_judges_server_that_kserve_leaves_behind_is_named_with_the_way_to_delete_it(world: World) -> None:
+    world.deploy("good")
+    deployed = world.deploy("good", CONFIG.model_copy(update={"judge": NO_JUDGE}))
+    said = [entry["what"] for entry in deployed.timeline.entries]
+    assert any(
+        "kubectl delete -n reasongenrm deployment,service,hpa,httproute judge-transformer" in line for line in said
+    )
+    assert not any("kubectl delete" in entry["what"] for entry in world.deploy("other").timeline.entries)
+
+
+def test_vllm_without_a_reasoning_parser_serves_no_judge_and_is_asked_for_its_markup(world: World) -> None:
+    container = {"name": "kserve-container", "image": "reasongenrm-vllm:1", "args": ["--port=8080"]}
+    world.fake.put(runtime(containers=[container]))
+    with pytest.raises(ClusterError, match="reasongenrm-vllm: starts vLLM without --reasoning-parser"):
+        world.deploy("good")
+    assert world.writes() == []
+    world.deploy("good", CONFIG.model_copy(update={"judge": NO_JUDGE}), files=())
+    assert {body["skip_special_tokens"] for body in world.endpoint.bodies} == {False}
+
+
+def test_vllm_with_a_reasoning_parser_splits_by_itself(world: World) -> None:
+    world.deploy("good")
+    assert not any("skip_special_tokens" in body for body in world.endpoint.bodies)
+
+
+def test_model_without_the_parser_that_its_runtime_starts_with_is_refused(world: World) -> None:
+    with pytest.raises(
+        ClusterError, match=r"judges/good has no reasongenrm_reasoning_parser.py: it was made by an older"
+    ):
+        world.deploy("good", files=("config.json",))
+    assert world.writes() == []
