@@ -68,7 +68,7 @@ run_pipeline() {
     --param accelerator_cpu=500m --param accelerator_memory=3Gi --param train_cpu=500m --param train_memory=4Gi \
     --param cpu=250m --param memory=1Gi \
     --set deploy.apply=true --set "deploy.name=$service" --set deploy.runtime=reasongenrm-transformers --set deploy.server=transformers \
-    --set deploy.judge_secret=reasongenrm-judge --set deploy.min_golden_agreement=0 \
+    --set deploy.judge.cpu=250m --set deploy.judge.memory=512Mi --set deploy.judge_secret=reasongenrm-judge --set deploy.min_golden_agreement=0 \
     --set deploy.rollout_timeout_seconds=600 >&2 || die "run $run did not succeed in $minutes min."
   say "run $run: SUCCEEDED"
 }
@@ -77,8 +77,8 @@ ask_judge() {
   local base="http://127.0.0.1:$judge_port" status
   within 310 "${kubectl[@]}" -n $serving_namespace wait "inferenceservice/$service" --for=condition=Ready --timeout=300s >&2 ||
     die "InferenceService $serving_namespace/$service is not Ready after 300 s."
-  forward $serving_namespace "$service-predictor" "$judge_port" 80 /health
-  OPENAI_API_KEY="$(secret_value $serving_namespace reasongenrm-judge VLLM_API_KEY)"
+  forward $serving_namespace "$service-transformer" "$judge_port" 80 /readyz
+  OPENAI_API_KEY="$(secret_value $serving_namespace reasongenrm-judge JUDGE_API_KEY)"
   export OPENAI_API_KEY
   # The key goes in by a file that only we can read, not as an argument.
   (umask 077 && printf 'header = "Authorization: Bearer %s"\n' "$OPENAI_API_KEY" >"$scratch/curl.conf")

@@ -122,12 +122,13 @@ make_namespaces() {
 }
 
 create_secrets() {
-  local key_id key token namespace
+  local key_id key token judge namespace
   key_id="$(secret_value $run_namespace reasongenrm-s3 AWS_ACCESS_KEY_ID)"
   key="$(secret_value $run_namespace reasongenrm-s3 AWS_SECRET_ACCESS_KEY)"
   token="$(secret_value $run_namespace reasongenrm-judge VLLM_API_KEY)"
+  judge="$(secret_value $run_namespace reasongenrm-judge JUDGE_API_KEY)"
   say "secrets: reasongenrm-s3 and reasongenrm-judge, $([ -n "$key_id" ] && echo "with the values that are there" || echo "generated")"
-  : "${key_id:=$(random_word 20)}" "${key:=$(random_word 40)}" "${token:=$(random_word 40)}"
+  : "${key_id:=$(random_word 20)}" "${key:=$(random_word 40)}" "${token:=$(random_word 40)}" "${judge:=$(random_word 40)}"
   for namespace in $run_namespace $serving_namespace; do
     make_secret "$namespace" reasongenrm-s3 <<EOF
 AWS_ACCESS_KEY_ID=$key_id
@@ -135,7 +136,10 @@ AWS_SECRET_ACCESS_KEY=$key
 AWS_ENDPOINT_URL=$store_endpoint
 AWS_REGION=us-east-1
 EOF
-    make_secret "$namespace" reasongenrm-judge <<<"VLLM_API_KEY=$token"
+    make_secret "$namespace" reasongenrm-judge <<EOF
+VLLM_API_KEY=$token
+JUDGE_API_KEY=$judge
+EOF
   done
   # The object store of the overlay knows the same account, and no other.
   "${kubectl[@]}" -n $serving_namespace create secret generic reasongenrm-object-store --from-file=s3.json=/dev/stdin \

@@ -22,6 +22,8 @@ PREDICTOR = {
     "component": "predictor",
     "serving.kserve.io/inferenceservice": "reasongenrm",
 }
+# And of its transformer, the judge's server.
+TRANSFORMER = PREDICTOR | {"app": "isvc.reasongenrm-transformer", "component": "transformer"}
 
 
 def render(folder: Path) -> list[dict[str, Any]]:

@@ -211,14 +211,16 @@ def test_credentials_are_new_each_time_and_never_an_argument(machine: Machine) -
     for _ in range(2):
         ended = machine.run("up.sh")
         text = "".join(text for _, text in machine.inputs())
-        found = re.findall(r"^(?:AWS_SECRET_ACCESS_KEY|VLLM_API_KEY)=([A-Za-z0-9]{40})$", text, re.MULTILINE)
-        assert len(found) == 4  # two secrets in two namespaces
-        assert len(set(found)) == 2
+        found = re.findall(
+            r"^(?:AWS_SECRET_ACCESS_KEY|VLLM_API_KEY|JUDGE_API_KEY)=([A-Za-z0-9]{40})$", text, re.MULTILINE
+        )
+        assert len(found) == 6  # three keys in two namespaces
+        assert len(set(found)) == 3
         accounts = [json.loads(text) for arguments, text in machine.inputs() if "reasongenrm-object-store" in arguments]
         assert accounts[0]["identities"][0]["credentials"][0]["secretKey"] in found
         words += found
         assert not any(word in ended.stderr + ended.stdout + " ".join(machine.calls()) for word in found)
-    assert len(set(words)) == 4
+    assert len(set(words)) == 6
 
 
 def test_webhook_that_refuses_at_first_is_asked_again_with_a_pause(machine: Machine) -> None:
@@ -387,24 +389,22 @@ def wait_gone(machine: Machine) -> None:
 def test_e2e_runs_the_pipeline_and_reads_the_judges_answer(
     machine: Machine, kfp: FakeKfp, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    # In place of the InferenceService: the same server that its pod runs, with a key, on a random checkpoint.
+    # In place of the InferenceService: the same servers that its pods run, with a key, on a random checkpoint.
     model = tiny_checkpoint(tmp_path_factory.mktemp("served") / "model", "chatml", opening_role="reason")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    command = [
-        sys.executable,
-        "-m",
-        "reasongenrm",
-        "serve",
-        "--model",
-        str(model),
-        "--port",
-        port,
-        "--max-model-len=4096",
+    ports = []
+    for _ in range(2):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            ports.append(str(probe.getsockname()[1]))
+    behind, port = ports
+    us = [sys.executable, "-m", "reasongenrm"]
+    commands = [
+        [*us, "serve", "--model", str(model), "--port", behind, "--max-model-len=4096"],
+        [*us, "judge-server", "--predictor", f"http://127.0.0.1:{behind}/v1", "--port", port],
     ]
     log = (machine.folder / "server.log").open("w")
-    server = subprocess.Popen(command, env={**os.environ, "VLLM_API_KEY": "secret"}, stdout=log, stderr=log)
+    keys = {"VLLM_API_KEY": "secret", "JUDGE_API_KEY": "secret"}
+    servers = [subprocess.Popen(one, env={**os.environ, **keys}, stdout=log, stderr=log) for one in commands]
     try:
         key = base64.b64encode(b"secret").decode()
         machine.rules = [["get secret reasongenrm-judge", {"out": key}]]
@@ -428,7 +428,7 @@ def test_e2e_runs_the_pipeline_and_reads_the_judges_answer(
             "port-forward --address 127.0.0.1 svc/ml-pipeline",
             "wait inferenceservice/reasongenrm --for=condition=Ready",
         )
-        order(calls, f"port-forward --address 127.0.0.1 svc/reasongenrm-predictor {port}:80")
+        order(calls, f"port-forward --address 127.0.0.1 svc/reasongenrm-transformer {port}:80")
         assert next(iter(kfp.runs.values())).body["display_name"].startswith("smoke-")
         assert "secret" not in passed.stdout + passed.stderr.replace("get secret", "")
         wait_gone(machine)
@@ -438,8 +438,10 @@ def test_e2e_runs_the_pipeline_and_reads_the_judges_answer(
         refused = machine.run("e2e.sh", PYTHON_BIN=python, KFP_PORT=port_of(kfp), JUDGE_PORT=port)
         assert (refused.returncode, "the judge answered HTTP 401" in refused.stderr) == (1, True), refused.stderr
     finally:
-        server.terminate()
-        server.wait(timeout=30)
+        for server in servers:
+            server.terminate()
+        for server in servers:
+            server.wait(timeout=30)
         log.close()
 
 

@@ -11,18 +11,23 @@ from typing import Any
 
 import jsonschema
 import pytest
+import typer
 import yaml
+from typer.core import TyperGroup
 
 from components.images import read_table
 from reasongenrm import __version__
+from reasongenrm.chat import REASONING_PARSER_FILE
+from reasongenrm.cli import app
+from reasongenrm.judge.telemetry import Telemetry
 from tests.kube.pods import containers, pod_specs
-from tests.kube.references import check_shipped
+from tests.kube.references import check_shipped, matches
 from tests.kube.syntax import ManifestError
-from tests.manifests import ADDONS, MANIFESTS, OVERLAYS, PREDICTOR, ROOT, prerequisites, render, rendered
+from tests.manifests import ADDONS, MANIFESTS, OVERLAYS, PREDICTOR, ROOT, TRANSFORMER, prerequisites, render, rendered
 
 
 def check_all(objects: list[dict[str, Any]]) -> None:
-    check_shipped(objects, prerequisites(), others=[PREDICTOR])
+    check_shipped(objects, prerequisites(), others=[PREDICTOR, TRANSFORMER])
 
 
 def named(objects: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
@@ -33,7 +38,7 @@ def named(objects: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]
 def test_overlays_and_addons_are_those_that_the_readme_names() -> None:
     text = (MANIFESTS / "README.md").read_text(encoding="utf-8")
     assert OVERLAYS == ["gpu", "kind", "kind-with-trainer", "production"]
-    assert ADDONS == ["keda", "kueue", "model-cache", "monitoring", "network-policy", "object-store"]
+    assert ADDONS == ["keda", "kueue", "model-cache", "monitoring", "network-policy", "object-store", "web"]
     assert all(f"`{overlay}`" in text for overlay in OVERLAYS)
     assert all(addon in text for addon in ADDONS)
 
@@ -109,7 +114,7 @@ def test_prerequisites_are_exactly_what_somebody_names() -> None:
     pipeline = (ROOT / "pipelines" / "compiled" / "reason_reward_model.yaml").read_text(encoding="utf-8")
     for _, _, name in prerequisites():
         assert name in text or name in pipeline, name
-    assert len(prerequisites()) == 11
+    assert len(prerequisites()) == 12
 
 
 def test_serving_namespace_enforces_pod_security_restricted() -> None:
@@ -195,6 +200,82 @@ def test_alerts_dashboard_and_scaling_ask_for_metrics_that_vllm_has() -> None:
     )
     assert asked - VLLM_METRICS == set()
     assert "num_requests_waiting" in asked
+
+
+def test_alerts_and_dashboard_ask_for_metrics_that_the_judges_server_has() -> None:
+    objects = rendered("production")
+    dashboard = named(objects, "ConfigMap", "reasongenrm-dashboard")["data"]["reasongenrm.json"]
+    rules = json.dumps(named(objects, "PrometheusRule", "reasongenrm"))
+    families = list(Telemetry().registry.collect())
+    suffixes = {"counter": ("_total",), "histogram": ("_bucket",), "gauge": ("",)}
+    exported = {family.name + suffix for family in families for suffix in suffixes[family.type]}
+    asked = set(re.findall(r"reasongenrm_judge_\w+", dashboard + rules))
+    assert asked <= exported
+    assert {f"reasongenrm_judge_{name}_total" for name in ("verdicts", "pairs", "truncated", "tokens")} <= asked
+
+
+def test_page_reaches_the_judge_and_the_judge_alone_the_model() -> None:
+    """Read as a network plugin reads it: the pods that a policy chooses take what one of its rules names, and no more."""
+    objects = rendered("production")
+    policies = [item for item in objects if item["kind"] == "NetworkPolicy"]
+    page = named(objects, "Deployment", "reasongenrm-web")["spec"]["template"]["metadata"]["labels"]
+
+    def let_in(pod: dict[str, str], caller: dict[str, str]) -> bool:
+        rules = [
+            source
+            for policy in policies
+            if "Ingress" in policy["spec"]["policyTypes"] and matches(policy["spec"]["podSelector"], pod)
+            for rule in policy["spec"].get("ingress", [])
+            for source in rule["from"]
+        ]
+        near = [source for source in rules if not (source.get("namespaceSelector") or {}).get("matchLabels")]
+        return any(matches(source["podSelector"], caller) for source in near)
+
+    def let_out(pod: dict[str, str], called: dict[str, str]) -> bool:
+        return any(
+            matches(target["podSelector"], called)
+            for policy in policies
+            if matches(policy["spec"]["podSelector"], pod)
+            for rule in policy["spec"].get("egress", [])
+            for target in rule.get("to", [])
+            if "podSelector" in target
+        )
+
+    stranger = {"app": "other"}
+    trainer = {"reasongenrm.io/judge-client": "true"}
+    assert let_in(TRANSFORMER, page)
+    assert let_out(page, TRANSFORMER)
+    assert let_in(TRANSFORMER, trainer)
+    assert let_in(PREDICTOR, TRANSFORMER)
+    assert let_out(TRANSFORMER, PREDICTOR)
+    assert not any(let_in(PREDICTOR, caller) for caller in (page, trainer, stranger))
+    assert not let_in(TRANSFORMER, stranger)
+    assert not let_out(page, PREDICTOR)
+
+
+def test_web_page_runs_with_the_arguments_that_its_command_takes() -> None:
+    (container,) = named(rendered("production"), "Deployment", "reasongenrm-web")["spec"]["template"]["spec"][
+        "containers"
+    ]
+    command = typer.main.get_command(app)
+    assert isinstance(command, TyperGroup)
+    assert container["command"] == ["reasongenrm", "web"]
+    given = command.commands["web"].make_context("web", list(container["args"])).params
+    assert (given["host"], given["port"], given["store"]) == ("0.0.0.0", 7860, "s3://reasongenrm")
+    assert given["judge"] == "http://reasongenrm-transformer.reasongenrm.svc"
+
+
+def test_production_has_no_page_that_asks_the_judge_without_its_key() -> None:
+    for overlay, optional in (("kind", True), ("production", False)):
+        spec = named(rendered(overlay), "Deployment", "reasongenrm-web")["spec"]["template"]["spec"]
+        (key,) = [item for item in spec["containers"][0]["env"] if item["name"] == "JUDGE_API_KEY"]
+        assert key["valueFrom"]["secretKeyRef"].get("optional", False) is optional
+
+
+def test_vllm_starts_with_the_parser_that_checkpoints_ship() -> None:
+    (container,) = named(rendered("gpu"), "ServingRuntime", "reasongenrm-vllm")["spec"]["containers"]
+    assert f"--reasoning-parser-plugin=/mnt/models/{REASONING_PARSER_FILE}" in container["args"]
+    assert "--reasoning-parser=reasongenrm" in container["args"]
 
 
 # Overlay, what is done to it -> what must be said.
