@@ -17,7 +17,7 @@ from reasongenrm.doctor import Finding, missing_packages, unfit_packages
 
 # Image -> extras of pyproject.toml. kfp is in all of them: its executor runs the task.
 EXTRAS = {
-    "cpu": ("data", "pipeline", "cluster"),
+    "cpu": ("data", "pipeline", "cluster", "judge", "web"),
     "train": ("data", "train", "deepspeed", "pipeline", "cluster", "serve"),
     "vllm": ("data", "vllm", "pipeline"),
 }
@@ -35,9 +35,14 @@ STAGES = {
     "train": ("model.import_model", "scoring.score_reasons", "sft.train_sft", "dpo.train_dpo"),
     "vllm": ("reasons.distill_reasons", "reasons.sample_reasons", "evaluation.evaluate_rewardbench"),
 }
-# Image -> what those functions import only when they work.
+# Image -> commands that pods of it run beside the tasks: the judge's server, the web page (a test compares with the manifests).
+COMMANDS = {"cpu": ("judge-server", "web"), "train": ("serve",), "vllm": ()}
+# Image -> what those functions and commands import only when they work.
 LAZY = {
-    "cpu": ("datasets", "kubernetes", "transformers", "kfp.dsl.executor_main"),
+    "cpu": (
+        *("datasets", "kubernetes", "transformers", "kfp.dsl.executor_main"),
+        *("reasongenrm.judge.server", "reasongenrm.judge.service", "reasongenrm.web.app"),
+    ),
     "train": ("datasets", "kfp.dsl.executor_main", "reasongenrm.trainers", "reasongenrm.server", "deepspeed"),
     "vllm": ("datasets", "kfp.dsl.executor_main", "reasongenrm.generation.vllm", "vllm"),
 }
@@ -64,6 +69,7 @@ def examine_image(name: str) -> list[Finding]:
             _imports(f"stage {stage}", f"reasongenrm.{stage.split('.')[0]}", stage.split(".")[1])
             for stage in STAGES[name]
         ),
+        *(_command(command) for command in COMMANDS[name]),
         *(_imports(f"import {module}", module) for module in LAZY[name]),
         _user(os.getuid()),
         _no_compiler(),
@@ -105,6 +111,14 @@ def _imports(what: str, module: str, function: str | None = None) -> Finding:
     except (ImportError, KeyError, OSError) as error:  # OSError: a shared library that is not there
         return Finding(what, False, f"{type(error).__name__}: {error}", "A package is missing: build the image anew.")
     return Finding(what, True, "works")
+
+
+def _command(name: str) -> Finding:
+    from reasongenrm.cli import app
+
+    found = [command.name or "" for command in app.registered_commands]
+    advice = "" if name in found else "The package in this image is another version: build the image anew."
+    return Finding(f"command {name}", name in found, "works" if name in found else f"only {', '.join(found)}", advice)
 
 
 def _user(uid: int) -> Finding:

@@ -11,7 +11,10 @@ from typer.testing import CliRunner
 from components import images
 from reasongenrm import image_check
 from reasongenrm.cli import app
-from reasongenrm.image_check import EXTRAS, STAGES, examine_image
+from reasongenrm.image_check import COMMANDS, EXTRAS, STAGES, examine_image
+from tests.kube.pods import containers, pod_specs
+from tests.manifests import rendered
+from tests.manifests.example import example
 
 COMPONENTS = Path(__file__).parents[1] / "components"
 
@@ -25,6 +28,23 @@ def test_every_adapter_of_an_image_is_checked_in_that_image() -> None:
         of_image[next(key for key, reference in images.read_table().items() if reference == image)].add(name)
     assert {name: {stage.split(".")[1] for stage in stages} for name, stages in STAGES.items()} == of_image
     assert list(EXTRAS) == list(images.NAMES)
+
+
+def test_every_command_that_a_pod_of_an_image_runs_is_checked_in_that_image() -> None:
+    run: dict[str, set[str]] = {name: set() for name in images.NAMES}
+    of_image = {reference: name for name, reference in images.read_table().items()}
+    for item in [*rendered("production"), *rendered("kind"), example()]:
+        for _, spec, _ in pod_specs(item):
+            for _, container in containers(spec):
+                match container.get("command"):
+                    case ["reasongenrm", command, *_]:
+                        run[of_image[container["image"]]].add(command)
+    assert {name: set(commands) for name, commands in COMMANDS.items()} == run
+
+
+def test_command_that_is_not_there_is_found() -> None:
+    assert image_check._command("judge-server").ok
+    assert not image_check._command("judge-servant").ok
 
 
 def test_this_environment_is_no_cpu_image_and_the_check_says_where() -> None:
