@@ -8,6 +8,7 @@ from reasongenrm.decision import Decision
 from reasongenrm.errors import ConfigError, InputError
 from reasongenrm.evaluation import evaluation_counts, evaluation_files, evaluation_metrics
 from reasongenrm.gate import select_winner
+from reasongenrm.judge.calibration import Calibration, fit
 from reasongenrm.report import Report
 from reasongenrm.rewardbench import Benchmark
 from reasongenrm.served import ServedJudge, record_served
@@ -19,12 +20,17 @@ LOG = [{"step": 1, "loss": 0.9}, {"step": 2, "loss": 0.4}]
 
 
 def evaluation_of(
-    store: Store, variant: str, benchmark: Benchmark, judge: Judge, model: ArtifactRef | None = None
+    store: Store,
+    variant: str,
+    benchmark: Benchmark,
+    judge: Judge,
+    model: ArtifactRef | None = None,
+    calibration: Calibration | None = None,
 ) -> ArtifactRef:
     """An evaluation's artifact as the stage leaves it, by a judge whose figures are known."""
     inputs: dict[str, ArtifactRef | str] = {"benchmark": benchmark.digest} | ({"model": model} if model else {})
     with Stage(store, "evaluate_rewardbench", EvaluateConfig(), inputs, {"variant": variant}) as stage:
-        evaluation = evaluated(benchmark, judge, variant)
+        evaluation = evaluated(benchmark, judge, variant).model_copy(update={"calibration": calibration})
         for name, data in evaluation_files(evaluation, judged(benchmark, judge), benchmark).items():
             stage.add_bytes(name, data)
         return stage.finish(evaluation_counts(evaluation), evaluation_metrics(evaluation))
@@ -34,6 +40,19 @@ def training_of(store: Store, variant: str, log: object = LOG) -> ArtifactRef:
     with Stage(store, "train_sft", SFTConfig(), {"examples": "sha256:1"}, {"variant": variant}) as stage:
         stage.add_bytes("training_log.json", json.dumps(log).encode())
         return stage.finish({"num_in": 2, "num_out": 2})
+
+
+def test_decision_carries_the_winners_calibration_and_nobody_elses(store: Store, tmp_path: Path) -> None:
+    benchmark = benchmark_of(tmp_path, {"sums": 12})
+    sure, unsure = fit([0.9, 0.2], [True, False]), fit([0.9, 0.9], [True, False])
+    assert sure.temperature != unsure.temperature
+    evaluations = {
+        "base": evaluation_of(store, "base", benchmark, always_a, calibration=unsure),
+        "sft": evaluation_of(store, "sft", benchmark, oracle, calibration=sure),
+        "dpo": evaluation_of(store, "dpo", benchmark, contrarian),
+    }
+    metrics = select_winner(store, GateConfig(), evaluations, {}, DeployConfig()).metrics
+    assert (metrics["calibration_temperature"], metrics["calibration_bias"]) == (sure.temperature, sure.bias)
 
 
 def test_winner_is_chosen_and_the_report_written(store: Store, tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ class _Change:
             return
         self.timeline.say(
             f"KServe leaves Deployment {target.transformer} of the manifest before running, and nobody needs it: kubectl "
-            f"delete -n {target.namespace} deployment,service,hpa,httproute {target.transformer} --ignore-not-found"
+            f"delete -n {target.namespace} deployment,service,hpa {target.transformer} --ignore-not-found"
         )
 
     def write(self, as_canary_of: int | None = None) -> Service:

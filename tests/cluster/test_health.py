@@ -76,3 +76,13 @@ def test_deadline_that_kserve_fixes_is_no_trouble_but_pods_that_are_refused_are(
     refused = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "quota"}
     (trouble,) = service_troubles({}, {"status": {"conditions": [late, refused]}}, True)
     assert trouble.text == "no pod can be created: FailedCreate: quota"
+
+
+def test_components_own_condition_tells_and_the_models_failure_is_not_the_judges_servers() -> None:
+    failure = {"reason": "NoSupportingRuntime", "message": "none"}
+    refused = {"type": "TransformerReady", "status": "False", "reason": "ReconcileFailed", "message": "quota"}
+    model = {"transitionStatus": "InvalidSpec", "lastFailureInfo": failure}
+    service = {"status": {"modelStatus": model, "conditions": [refused]}}
+    (trouble,) = service_troubles(service, None, False, "Transformer")
+    assert trouble.text == "KServe cannot write the Deployment: quota"
+    assert [found.cause for found in service_troubles(service, None, False)] == ["spec/NoSupportingRuntime"]

@@ -54,3 +54,13 @@ def test_timeline_is_a_log_as_well(caplog: pytest.LogCaptureFixture) -> None:
     timeline.say("created")
     assert [entry["what"] for entry in timeline.entries] == ["created"]
     assert caplog.messages == ["deploy: created (0 s)"]
+
+
+WITH_JUDGE = Target("reasongenrm", "judge", "m", has_transformer=True)
+ENTRY = "http://judge-transformer.reasongenrm.svc.cluster.local"
+
+
+def test_address_is_the_judges_server_where_there_is_one_and_never_the_one_before() -> None:
+    assert address_of(service(ENTRY), WITH_JUDGE) == ENTRY
+    assert address_of(service(OLD), WITH_JUDGE) is None  # the judge's server is new, the status has not noticed
+    assert address_of(service(ENTRY), STABLE) is None  # and now it is gone
