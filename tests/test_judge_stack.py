@@ -98,6 +98,7 @@ def test_one_command_serves_the_winner_with_a_judge_and_sigterm_ends_all_of_it(s
     assert "stopped" in stack.said.read_text()
 
 
+@pytest.mark.slow
 def test_dead_predictor_ends_the_judge_too_and_its_log_is_shown(stack: Stack) -> None:
     stack.wait_for("curl -s")
     children = stack.children()
