@@ -26,7 +26,7 @@ from tests.hostile.cases import CASES, Case
 from tests.hostile.test_judge import SWAPPED, ask
 
 MAX_CHARS = 1000  # long texts lose their middle, or a prompt would take minutes
-MAX_TOKENS = 8
+MAX_TOKENS = 20  # the assistant turn and the verdict need up to 9 of them
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +52,7 @@ def test_small_model_cannot_be_talked_out_of_a_verdict_that_swaps_with_the_answe
 ) -> None:
     given = ask(judge, case, when_too_long="truncate")
     swapped = ask(judge, case, swapped=True, when_too_long="truncate")
-    assert given.status_code == swapped.status_code == (200 if case.sendable else 422)
+    assert given.status_code == swapped.status_code == (200 if case.sendable else 422), given.text
     if not case.sendable:
         return
     one, two = given.json(), swapped.json()
