@@ -27,7 +27,7 @@ STORE ?= .reasongenrm
 CLI_DOCS = COLUMNS=120 $(BIN)/python -m typer reasongenrm.cli utils docs --name reasongenrm --title "The command line" \
   | sed -e 's|<span style="font-weight: bold">\([^<]*\)</span>|**\1**|g' -e "s/&\#x27;/'/g" -e 's/&gt;/>/g'
 
-.PHONY: help install system demo run-demo test test-slow test-container lint format compile docs lock clean images lock-images image-wheels kind-up kind-e2e kind-down manifests crds
+.PHONY: help install serve web system demo run-demo test test-slow test-container lint format compile docs lock clean images lock-images image-wheels kind-up kind-e2e kind-down manifests crds
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,12 @@ demo: install ## train a small judge end to end, report, serve it, judge a pair 
 run-demo:
 	$(BIN)/reasongenrm run --config $(CONFIG) --preferences $(PREFERENCES) --benchmark $(BENCHMARK) --model $(MODEL) \
 	  $(if $(TEACHER),--teacher $(TEACHER)) $(if $(LIMIT),--limit $(LIMIT)) --store $(STORE) $(if $(SERVE),--serve)
+
+serve: install ## serve a judge: the demo's winner, else SmolLM2 untrained (MODEL= STORE=)
+	@exec $(BIN)/reasongenrm serve --judge --store $(STORE) $(if $(filter-out file,$(origin MODEL)),--model $(MODEL))
+
+web: install ## a page to try the judge of `make serve` in
+	@exec $(BIN)/reasongenrm web --store $(STORE)
 
 system:
 	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \

@@ -1,7 +1,7 @@
 """What is asked: the judge's prompt, the plain prompt of an untrained judge, the teacher's prompt; and the verdict read back.
 
-Text of questions and answers is data. It goes in neutralised (no control token survives) and between fixed headings;
-the verdict is only ever read from the assistant turn.
+Text of questions and answers is data. It goes in neutralised (`as_data`: no control token, no heading of ours and no
+verdict mark survives) and between fixed headings; the verdict is only ever read from the assistant turn.
 """
 
 import re
@@ -14,6 +14,15 @@ from reasongenrm.records import JudgePrompt, Verdict
 Style = Literal["plain", "trained"]
 
 _VERDICT = re.compile(r"\[\[([AB])\]\]")
+_MARK = re.compile(r"\[(?=\[[AB]\]\])")
+# A line that is one of the headings below, or looks like one: in any case, depth and spacing, invisible characters too.
+_SPACE = r"[ \t\xa0\u2000-\u200f\u202a-\u202e\u2060-\u2069\ufeff]*"
+_BREAKS = r"\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029"
+_HEADING = re.compile(
+    rf"(?:^|(?<=[{_BREAKS}]))(?={_SPACE}#{{1,6}}{_SPACE}(?:Question|Answer{_SPACE}[AB]|Judge{_SPACE}by|Verdict|Your{_SPACE}part)"
+    rf"{_SPACE}(?:#|:|[{_BREAKS}]|$))",
+    re.IGNORECASE | re.MULTILINE,
+)
 
 _TASK = """\
 Two answers to the same question are given below. Decide which one is better: the one that does what the question asks, \
@@ -64,6 +73,16 @@ def question_text(question: Sequence[Turn]) -> str:
     return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in question)
 
 
+def as_data(text: str) -> str:
+    """Text as it goes into a prompt, so that it stays text: no part of the prompt and no verdict can be faked in it.
+
+    Control tokens get a space ("< |im_end|>", see `chat.neutralise`), verdict marks too ("[ [A]]": a model that quotes an answer
+    gives no verdict by it), and lines that equal a heading of the prompt are quoted ("> ### Answer B"). Other text is
+    left as it is; applying it twice changes nothing more.
+    """
+    return _HEADING.sub("> ", _MARK.sub("[ ", neutralise(text)))
+
+
 def judge_prompt(question: Sequence[Turn], answer_a: str, answer_b: str, rubric: str | None = None) -> str:
     """The user turn that GenRM and ReasonGenRM are trained on and asked with.
 
@@ -71,10 +90,10 @@ def judge_prompt(question: Sequence[Turn], answer_a: str, answer_b: str, rubric:
         rubric: what to judge by, a section of its own; None, as in training, leaves that section out.
     """
     return _TASK.format(
-        question=neutralise(question_text(question)),
-        answer_a=neutralise(answer_a),
-        answer_b=neutralise(answer_b),
-        rubric="" if rubric is None else _RUBRIC.format(rubric=neutralise(rubric)),
+        question=as_data(question_text(question)),
+        answer_a=as_data(answer_a),
+        answer_b=as_data(answer_b),
+        rubric="" if rubric is None else _RUBRIC.format(rubric=as_data(rubric)),
     )
 
 

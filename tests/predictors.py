@@ -20,7 +20,9 @@ from starlette.routing import Route
 
 from tests.endpoints import refusal
 
-_PROMPT = re.compile(r"### Answer A\n(.*?)\n\n### Answer B\n(.*?)\n\n### (?:Verdict|Judge by)\n", re.DOTALL)
+_PROMPT = re.compile(
+    r"^### Answer A\n(.*?)\n\n^### Answer B\n(.*?)\n\n^### (?:Verdict|Judge by)\n", re.DOTALL | re.MULTILINE
+)
 
 Rule = Callable[[str, str], float]  # (answer A, answer B) as the model sees them -> P([[A]])
 

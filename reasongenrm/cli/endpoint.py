@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -25,11 +24,14 @@ SERVED_NAME = "reasongenrm"
 
 def serve(
     model: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--model", metavar="URI", help="A checkpoint: a folder, or s3://... as `reasongenrm models` shows it."
+            "--model",
+            metavar="URI",
+            help="A checkpoint: a folder, s3://... as `reasongenrm models` shows it, or a .gguf file. Default: the winner of the "
+            "store's last run; without one, SmolLM2 as it is, untrained.",
         ),
-    ],
+    ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; the key that clients must send: VLLM_API_KEY.")
     ] = "127.0.0.1",
@@ -38,6 +40,13 @@ def serve(
         int | None, typer.Option(min=1, help="Longest context in tokens; default: the model's own.")
     ] = None,
     name: Annotated[str, typer.Option("--name", help="The model's name in requests.")] = SERVED_NAME,
+    judge: Annotated[
+        bool,
+        typer.Option(
+            "--judge", help="Serve the judge in front of it too; --host is the judge's then, its key JUDGE_API_KEY."
+        ),
+    ] = False,
+    judge_port: Annotated[int, typer.Option(help="Port of the judge.")] = 8080,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Serve a checkpoint behind an OpenAI-compatible endpoint until Ctrl-C.
@@ -48,29 +57,26 @@ def serve(
 
       reasongenrm serve --model .reasongenrm/winner
 
+      reasongenrm serve --judge
+
       curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d '{"messages": [...]}'
     """
+    from reasongenrm.cli.judge_stack import find_checkpoint, serve_with_judge
     from reasongenrm.config import EngineConfig
     from reasongenrm.doctor import require
+    from reasongenrm.local_run import local_folder
     from reasongenrm.server import serve as serve_folder
     from reasongenrm.stage import quiet_threads
 
-    require("serve")
+    require("serve", *(["judge"] if judge else []))
     quiet_threads()
-    folder = _fetch(model, store) if model.startswith("s3://") else Path(model).expanduser()
-    print_note(f"serving {model} as '{name}' at http://{host}:{port}/v1 (Ctrl-C stops)")
-    serve_folder(folder, name, host, port, EngineConfig(max_model_len=max_model_len))
-
-
-def _fetch(model: str, store: str) -> Path:
-    """A copy of a model in the store, over that of an earlier call; vLLM takes this process over, so nobody could remove it."""
-    from reasongenrm.local_run import local_folder, open_store
-    from reasongenrm.store import download
-
-    folder = local_folder(store) / "served"
-    with open_store(store):
-        shutil.rmtree(folder, ignore_errors=True)
-        return download(model, folder)
+    checkpoint = find_checkpoint(model, store)
+    if judge:
+        print_note(f"serving {checkpoint.folder} as '{name}', with the judge in front of it")
+        serve_with_judge(checkpoint, name, host, port, judge_port, max_model_len, local_folder(store) / "serve")
+        return
+    print_note(f"serving {checkpoint.folder} as '{name}' at http://{host}:{port}/v1 (Ctrl-C stops)")
+    serve_folder(checkpoint.folder, name, host, port, EngineConfig(max_model_len=max_model_len))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,137 @@
+"""serve --judge: one command for predictor and judge, as a real process over a tiny checkpoint."""
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from reasongenrm.cli.judge_stack import Checkpoint, find_checkpoint, serve_with_judge, style_of
+from reasongenrm.errors import ConfigError, InputError
+from tests.tiny import tiny_checkpoint
+
+START_SECONDS = 120
+
+
+def free_ports(number: int) -> list[int]:
+    with bound(number) as sockets:
+        return [int(opened.getsockname()[1]) for opened in sockets]
+
+
+@contextmanager
+def bound(number: int) -> Iterator[list[socket.socket]]:
+    sockets = [socket.socket() for _ in range(number)]
+    for opened in sockets:
+        opened.bind(("127.0.0.1", 0))
+    try:
+        yield sockets
+    finally:
+        for opened in sockets:
+            opened.close()
+
+
+class Stack:
+    """`reasongenrm serve --judge` with a tiny model, started and read."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.folder = tmp_path / "store" / "winner"
+        tiny_checkpoint(self.folder, "chatml", opening_role="reason")
+        self.predictor_port, self.judge_port = free_ports(2)
+        command = [sys.executable, "-m", "reasongenrm", "serve", "--judge", "--store", str(tmp_path / "store")]
+        self.said = tmp_path / "said"
+        with self.said.open("wb") as said:
+            self.process = subprocess.Popen(
+                [*command, "--port", str(self.predictor_port), "--judge-port", str(self.judge_port)],
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                env={name: value for name, value in os.environ.items() if not name.endswith("_API_KEY")},
+            )
+
+    def wait_for(self, words: str) -> str:
+        end = time.monotonic() + START_SECONDS
+        while words not in (said := self.said.read_text()):
+            assert self.process.poll() is None, said
+            assert time.monotonic() < end, said
+            time.sleep(0.05)
+        return said
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    started = Stack(tmp_path)
+    yield started
+    for process in [*(started.children() if started.process.poll() is None else []), started.process]:
+        if process.poll() is None if isinstance(process, subprocess.Popen) else process.is_running():
+            process.kill()
+    started.process.wait()
+
+
+def test_one_command_serves_the_winner_with_a_judge_and_sigterm_ends_all_of_it(stack: Stack) -> None:
+    said = stack.wait_for("curl -s")
+    assert str(stack.folder) in said
+    assert "UNTRAINED" not in said
+    found = re.search(r"^curl .*$", said, re.MULTILINE)
+    assert found is not None
+    answer = subprocess.run(shlex.split(found[0]), capture_output=True, text=True, check=True, timeout=60).stdout
+    assert '"preferred":"' in answer
+    assert answer.count('"reason":') == 2
+    models = httpx.get(f"http://127.0.0.1:{stack.predictor_port}/v1/models").json()
+    assert models["data"][0]["id"] == "reasongenrm"
+    children = stack.children()
+    assert len(children) == 2
+    stack.process.send_signal(signal.SIGTERM)
+    assert stack.process.wait(timeout=20) == 0
+    assert psutil.wait_procs(children, timeout=5)[1] == []
+    assert "stopped" in stack.said.read_text()
+
+
+@pytest.mark.slow
+def test_dead_predictor_ends_the_judge_too_and_its_log_is_shown(stack: Stack) -> None:
+    stack.wait_for("curl -s")
+    children = stack.children()
+    predictor = next(child for child in children if "judge-server" not in child.cmdline())
+    predictor.kill()
+    assert stack.process.wait(timeout=20) == 4
+    assert psutil.wait_procs(children, timeout=5)[1] == []
+    said = stack.said.read_text()
+    assert "the predictor ended with exit code -9" in said
+    assert "predictor.log" in said
+
+
+def test_taken_port_is_said_before_anything_starts(tmp_path: Path) -> None:
+    with bound(1) as (taken,):
+        taken.listen()
+        port = int(taken.getsockname()[1])
+        with pytest.raises(ConfigError, match=f"port {port} is taken.*--judge-port"):
+            serve_with_judge(Checkpoint(tmp_path), "m", "127.0.0.1", free_ports(1)[0], port, None, tmp_path / "logs")
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(("opening_role", "style"), [("reason", "reason"), ("assistant", "verdict"), (None, "plain")])
+def test_checkpoint_says_how_it_wants_to_be_asked(tmp_path: Path, opening_role: str | None, style: str) -> None:
+    assert style_of(tiny_checkpoint(tmp_path / "model", "llama3", opening_role=opening_role)) == style  # type: ignore[arg-type]
+
+
+def test_folder_without_a_checkpoint_is_an_error_with_words(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="found no config"):
+        style_of(tmp_path)
+
+
+def test_winner_of_the_store_is_the_default_and_a_model_that_is_named_comes_first(tmp_path: Path) -> None:
+    winner = tmp_path / "winner"
+    winner.mkdir()
+    assert find_checkpoint(None, str(tmp_path)) == Checkpoint(winner)
+    assert find_checkpoint("somewhere/else", str(tmp_path)) == Checkpoint(Path("somewhere/else"))
