@@ -28,6 +28,12 @@ class TooLongError(JudgeError):
     status, code = 422, "too_long"
 
 
+class TooFewTokensError(JudgeError):
+    """max_tokens leaves no room for a verdict."""
+
+    status, code = 422, "too_few_tokens"
+
+
 class OverloadedError(JudgeError):
     """Too much is under way already, here or at the predictor."""
 

@@ -24,9 +24,13 @@ from reasongenrm.judge.errors import (
     PredictorRefusedError,
     PredictorTimeoutError,
     PredictorUnavailableError,
+    TooFewTokensError,
 )
 from reasongenrm.judge.probability import probability_of_a
 
+VERDICT_TOKENS = (
+    16  # kept of max_tokens for the assistant turn's opening and a verdict: about ten in the three families
+)
 PATIENCE_SECONDS = 5.0  # with a predictor that cannot be reached: a Service whose endpoints change is back in less
 CONNECT_SECONDS = 3.0
 RETRY_AFTER_SECONDS = 5  # told to the caller when the predictor is away: it loads a model
@@ -184,6 +188,9 @@ class Predictor:
             body["chat_template_kwargs"] = {"opening_role": ask.opening_role}
         if ask.choices:
             body["structured_outputs"] = {"choice": list(ask.choices)}
+            if ask.opening_role == "reason" and ask.max_tokens > VERDICT_TOKENS:
+                # vLLM's grammar begins after the reason, and a reason without an end would leave no room for a verdict.
+                body["thinking_token_budget"] = ask.max_tokens - VERDICT_TOKENS
         async with self._slots:
             started = time.perf_counter()
             async with self._in_time():
@@ -336,6 +343,8 @@ class Predictor:
         text = await _text(response)
         if response.status == 400 and any(words in text for words in TOO_LONG_WORDS):
             raise ContextExceededError(_excerpt(text), self._card.max_model_len if self._card else None)
+        if response.status == 400 and _param_of(text) in ("max_tokens", "max_completion_tokens"):
+            raise TooFewTokensError(f"the predictor refuses this max_tokens: {_excerpt(text)}", param="max_tokens")
         if response.status == 429:
             asked = response.headers.get("Retry-After", "")
             seconds = int(asked) if asked.isascii() and asked.isdigit() else RETRY_AFTER_SECONDS
@@ -410,3 +419,12 @@ async def _text(response: aiohttp.ClientResponse) -> str:
 
 def _excerpt(text: str) -> str:
     return " ".join(text.split())[:EXCERPT_CHARS]
+
+
+def _param_of(text: str) -> str | None:
+    """The field that an error in OpenAI's shape names."""
+    try:
+        param = json.loads(text)["error"]["param"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return param if isinstance(param, str) else None

@@ -5,6 +5,7 @@ import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import pytest
@@ -20,6 +21,7 @@ from reasongenrm.judge.errors import (
     PredictorRefusedError,
     PredictorTimeoutError,
     PredictorUnavailableError,
+    TooFewTokensError,
 )
 from reasongenrm.judge.predictor import Ask, ContextExceededError, ModelCard, Predictor, Reply
 from tests.endpoints import FakeEndpoint, refusal, serving
@@ -30,7 +32,7 @@ T = TypeVar("T")
 ASK = Ask(
     messages=({"role": "user", "content": "Judge."},),
     opening_role="reason",
-    max_tokens=9,
+    max_tokens=40,
     temperature=0.5,
     seed=3,
     choices=("[[A]]", "[[B]]"),
@@ -68,7 +70,7 @@ def test_request_is_what_the_contract_says_and_the_reply_is_read() -> None:
     assert body == {
         "model": "fake",
         "messages": [{"role": "user", "content": "Judge."}],
-        "max_tokens": 9,
+        "max_tokens": 40,
         "temperature": 0.5,
         "top_p": 1.0,
         "seed": 3,
@@ -76,12 +78,28 @@ def test_request_is_what_the_contract_says_and_the_reply_is_read() -> None:
         "top_logprobs": 20,
         "chat_template_kwargs": {"opening_role": "reason"},
         "structured_outputs": {"choice": ["[[A]]", "[[B]]"]},
+        "thinking_token_budget": 24,  # 40, less 16 for the assistant turn's opening and a verdict
     }
     assert endpoint.headers[0]["authorization"] == "Bearer secret"
     assert (reply.reason, reply.content, reply.truncated) == (REASON, "[[B]]", False)
     assert reply.p_a == pytest.approx(0.25, abs=1e-12)
     assert (reply.num_prompt_tokens, reply.num_output_tokens) == (7, 5)
     assert 0 < reply.seconds < 10
+
+
+@pytest.mark.parametrize("changes", [{"opening_role": "assistant"}, {"max_tokens": 16}, {"choices": ()}])
+def test_reason_is_bounded_only_where_there_is_one_and_room(changes: dict[str, Any]) -> None:
+    endpoint = FakeEndpoint(lambda body, _: judged(body, 0.25))
+    with endpoint.running() as url:
+        complete(url, replace(ASK, **changes))
+    assert "thinking_token_budget" not in endpoint.bodies[0]
+
+
+def test_max_tokens_that_leave_no_room_for_a_verdict_are_the_callers_to_raise() -> None:
+    endpoint = FakeEndpoint(lambda *_: refusal(400, "max_tokens is 8; the answer alone needs 9.", param="max_tokens"))
+    with endpoint.running() as url, pytest.raises(TooFewTokensError, match="max_tokens is 8") as caught:
+        complete(url)
+    assert (caught.value.status, caught.value.param) == (422, "max_tokens")
 
 
 def test_plain_request_has_no_extensions() -> None:
@@ -344,6 +362,7 @@ def test_every_error_has_a_status_and_a_code_of_its_own() -> None:
     kinds = [kind for kind in JudgeError.__subclasses__() if kind.__module__ == JudgeError.__module__]
     assert {(kind.status, kind.code) for kind in kinds} == {
         (422, "too_long"),
+        (422, "too_few_tokens"),
         (429, "overloaded"),
         (502, "predictor_refused"),
         (503, "predictor_unavailable"),
