@@ -30,9 +30,9 @@ TAIL_LINES = 12
 SMALL_SERVER_TOKENS = 256  # of a judgment: SmolLM2 writes 13 tokens/s on 2 cores, and the judge waits 120 s for them
 UNTRAINED_TOKENS = 64  # an untrained model's reason rambles on until it is cut off
 EXAMPLE = {
-    "question": "Name a river. Write your answer in capital letters.",
-    "answer_a": "The Nile.",
-    "answer_b": "THE NILE.",
+    "question": "Name three animals. Write the whole answer in capital letters.",
+    "answer_a": "Horses, rabbits and foxes.",
+    "answer_b": "CATS, DOGS AND HORSES.",
 }
 
 
