@@ -1,0 +1,199 @@
+"""The command: choose parts and shapes for the machine, measure, print as it goes, write results.json, results.svg and points.json.
+
+They are written after every way, so that a run that is cut off leaves what it had. torch is imported late, for the command's help.
+"""
+
+import logging
+import os
+import shlex
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.figures import Part, PartName, Report
+from benchmarks.shapes import SHAPES
+from reasongenrm.stage import quiet_threads
+
+if TYPE_CHECKING:
+    from benchmarks.setting import Setting
+
+PARTS: tuple[PartName, ...] = get_args(PartName)
+RESULTS, PICTURE, POINTS = "results.json", "results.svg", "points.json"
+# Shape of training and equality, shape of scoring, seconds for each way.
+GPU_DEFAULTS, CPU_DEFAULTS = ("qwen2.5-1.5b", "qwen2.5-7b", 20.0), ("cpu", "cpu", 12.0)
+
+
+def main(
+    parts: Annotated[list[str] | None, typer.Argument(help=f"{', '.join(PARTS)}; all of them by default.")] = None,
+    shape: Annotated[str | None, typer.Option(help=f"Of training and equality: {', '.join(SHAPES)}.")] = None,
+    scoring_shape: Annotated[str | None, typer.Option(help="Of scoring.")] = None,
+    budget: Annotated[float | None, typer.Option(min=0.0, help="Seconds for which each way is measured.")] = None,
+    warmup: Annotated[int, typer.Option(min=0, help="Steps before that, not measured.")] = 1,
+    max_steps: Annotated[int, typer.Option(min=1, help="Of each way, at most.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of weights and work.")] = 0,
+    output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("benchmark"),
+) -> None:
+    """Measure ReasonGenRM against its peers on this machine, at random weights.
+
+    Without options: all parts with the shapes that fit the machine: on a GPU 1.5B for training and 7B for scoring, on a CPU 25M.
+    Exit code 1: a way failed, or packed and plain numbers differ.
+    """
+    for part in parts or ():
+        _known(part, PARTS, "part")
+    chosen = tuple(part for part in PARTS if not parts or part in parts)
+    for name in (shape, scoring_shape):
+        if name is not None:
+            _known(name, tuple(SHAPES), "shape")
+    quiet_threads()
+    os.environ["TQDM_DISABLE"] = "1"
+    from benchmarks.clock import Budget
+    from benchmarks.setting import Setting
+    from benchmarks.world import find_world
+
+    world = find_world()
+    defaults = GPU_DEFAULTS if world.device.type == "cuda" else CPU_DEFAULTS
+    seconds = defaults[2] if budget is None else budget
+    with tempfile.TemporaryDirectory() as scratch:
+        setting = Setting(SHAPES[shape or defaults[0]], world, Budget(seconds, warmup, max_steps), Path(scratch), seed)
+        of_scoring = SHAPES[scoring_shape or shape or defaults[1]]
+        failures = measure(chosen, setting, replace(setting, shape=of_scoring), output)
+    if failures:
+        raise typer.Exit(1)
+
+
+def measure(parts: tuple[PartName, ...], setting: "Setting", scoring: "Setting", output: Path) -> list[str]:
+    """Measure parts and write their results.
+
+    Args:
+        setting: of training and equality.
+        scoring: of scoring.
+        output: a folder; made if it is missing.
+
+    Returns:
+        What failed.
+    """
+    import torch
+
+    from benchmarks.machine import find_machine
+    from benchmarks.parts import run_part
+    from benchmarks.plot import render_svg
+    from benchmarks.points import as_points
+
+    world = setting.world
+    console = Console(highlight=False, quiet=not world.speaks, soft_wrap=True)
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    started, clock = datetime.now(UTC), time.monotonic()
+    machine = find_machine(world, setting.dtype)
+    console.print(
+        f"{machine.num_processes} process(es), {machine.device}, peak {machine.peak_tflops:.4g} TFLOP/s ({machine.peak_how}), "
+        f"load {machine.load_average:.1f}"
+    )
+    memory_bytes = torch.cuda.get_device_properties(world.device).total_memory if world.device.type == "cuda" else None
+    report = Report(
+        command=f"python -m benchmarks {shlex.join(sys.argv[1:])}".strip(),
+        started=started.isoformat(timespec="seconds"),
+        seconds=0.0,
+        machine=machine,
+        parts=(),
+    )
+    if world.speaks:
+        output.mkdir(parents=True, exist_ok=True)
+    finished: tuple[Part, ...] = ()
+    for name in parts:
+        part = None
+        for part in run_part(name, scoring if name == "scoring" else setting, machine):
+            update = {"parts": (*finished, part), "seconds": time.monotonic() - clock}
+            report = report.model_copy(update=update)
+            console.print(_last_line(part))
+            if world.speaks:
+                report.write(output / RESULTS)
+                (output / PICTURE).write_text(render_svg(report), encoding="utf-8")
+                as_points(report, memory_bytes).write(output / POINTS)
+        finished = report.parts
+    _print_tables(report, console)
+    console.print(f"{report.seconds:.0f} s; written to {output}: {RESULTS}, {PICTURE}, {POINTS}")
+    for failure in report.failures:
+        console.print(f"failed: {failure}", markup=False)
+    return report.failures
+
+
+def _last_line(part: Part) -> str:
+    """What has just been measured, in a line."""
+    where = f"{part.part:9} {part.shape:13}"
+    if not part.ways:
+        done = (
+            "nothing: needs a single process"
+            if not part.apart
+            else f"{sum(a.holds for a in part.apart)} of {len(part.apart)} equal"
+        )
+        return f"{where} {part.failed or done}"
+    way = part.ways[-1]
+    if way.measured is None:
+        return f"{where} {way.name:14} {way.status}: {way.message}"
+    found = way.measured
+    line = (
+        f"{where} {way.name:14} {found.tokens_per_second:10,.0f} tokens/s ({found.slowest:,.0f} to {found.fastest:,.0f} in "
+        f"{found.num_steps} steps)  {found.examples_per_second:8.2f} /s  MFU {100 * found.mfu:5.1f} %  {found.peak_memory_gib:5.1f} GiB"
+    )
+    if found.before_examples:
+        line += f"  before: {found.before_seconds:.1f} s for {found.before_examples}, with it {found.tokens_per_second_with_before:,.0f} tokens/s"
+    return line
+
+
+def _print_tables(report: Report, console: Console) -> None:
+    speeds = Table(
+        "part",
+        "shape",
+        "way",
+        "tokens/s",
+        "slowest to fastest step",
+        "examples/s",
+        "MFU",
+        "GiB",
+        "ours is",
+        "reference pass included",
+    )
+    for part in report.parts:
+        of_peer = {ratio.peer: ratio for ratio in part.ratios}
+        for way in part.ways:
+            if way.measured is None:
+                speeds.add_row(part.part, part.shape, way.name, way.status)
+                continue
+            found, ratio = way.measured, of_peer.get(way.name)
+            speeds.add_row(
+                part.part,
+                part.shape,
+                way.name,
+                f"{found.tokens_per_second:,.0f}",
+                f"{found.slowest:,.0f} to {found.fastest:,.0f}",
+                f"{found.examples_per_second:,.2f}",
+                f"{100 * found.mfu:.1f} %",
+                f"{found.peak_memory_gib:.1f}",
+                f"{ratio.ratio:.2f} x" if ratio else "",
+                f"{ratio.ratio_with_before:.2f} x" if ratio and part.part == "dpo" else "",
+            )
+    compared = Table(
+        "equality", "unit", "packed from plain", "plain from plain", "packed from exact", "plain from exact", "holds"
+    )
+    for apart in (apart for part in report.parts for apart in part.apart):
+        numbers = (apart.ours, apart.spread, apart.error_ours, apart.error_plain)
+        compared.add_row(
+            apart.what, apart.unit, *(f"{number:.1e}" for number in numbers), "yes" if apart.holds else "NO"
+        )
+    for table in (speeds, compared):
+        if table.row_count:
+            needed = table.__rich_measure__(console, console.options.update(width=1_000)).maximum
+            console.print(table, width=needed)  # whole, also where lines are shorter
+
+
+def _known(name: str, names: tuple[str, ...], what: str) -> None:
+    if name not in names:
+        raise typer.BadParameter(f"no {what} is called {name!r}; expected one of {', '.join(names)}.")

@@ -1,0 +1,116 @@
+"""What all ways of a part share: the shape, the processes, the budget; and the loop that times a Trainer."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback
+
+from benchmarks.clock import Budget, StepClock, measured_step, timed
+from benchmarks.figures import Step
+from benchmarks.shapes import Shape
+from benchmarks.work import Amount, scoring_amount
+from benchmarks.world import World
+from reasongenrm.candidates import Row
+
+# Liger's patches of a model replace classes of its module, and so every model that is made later.
+PATCHED_MODULES = ("transformers.models.qwen2.modeling_qwen2", "trl.trainer.utils")
+Settings = dict[str, str | int | float | bool | None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One part of one run.
+
+    Attributes:
+        scratch: a folder for what the trainers want to write.
+        seed: of the weights and of the work.
+    """
+
+    shape: Shape
+    world: World
+    budget: Budget
+    scratch: Path
+    seed: int = 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which products are computed: bfloat16 on a GPU; a CPU is slow in it."""
+        return torch.bfloat16 if self.world.device.type == "cuda" else torch.float32
+
+    @property
+    def examples(self) -> int:
+        """SFT examples of one optimizer step, over all processes."""
+        return self.shape.examples * self.world.size
+
+    @property
+    def pairs(self) -> int:
+        """DPO pairs of one optimizer step, over all processes."""
+        return self.examples // 2
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps at most, warm-up included."""
+        return self.budget.warmup + self.budget.max_steps
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a way gives back; `before_seconds` and `before_examples` as in `figures.Measured`."""
+
+    steps: list[Step]
+    settings: Settings
+    before_seconds: float = 0.0
+    before_examples: int = 0
+
+
+def time_steps(trainer: Any, setting: Setting, amounts: list[Amount]) -> list[Step]:
+    """Train until the budget is spent.
+
+    Args:
+        trainer: a Trainer that takes the rows in their order, and starts again after the last.
+        amounts: of one step after the other.
+    """
+    clock = StepClock(setting.budget, amounts, setting.world, setting.world.device)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(clock)
+    trainer.train()
+    return clock.steps
+
+
+def time_batches(
+    setting: Setting, batches: Sequence[Sequence[Row]], score: Callable[[Sequence[Row]], Any]
+) -> list[Step]:
+    """Score batch after batch, over again after the last, until the budget is spent; each process its own."""
+    steps: list[Step] = []
+    world, budget = setting.world, setting.budget
+    number = 0
+    while not budget.is_spent(len(steps), sum(step.seconds for step in steps)):
+        batch = batches[number % len(batches)]
+        with timed(world.device) as seconds:
+            score(batch)
+        number += 1
+        slowest, amounts = world.largest(seconds[0]), world.gather(scoring_amount(batch))
+        if number > budget.warmup:
+            steps.append(measured_step(slowest, sum(amounts[1:], amounts[0])))
+    return steps
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As config files spell it."""
+    return str(dtype).removeprefix("torch.")
+
+
+@contextmanager
+def unpatched() -> Iterator[None]:
+    """Undo at the end what the way has replaced in the libraries' modules, so that the next way meets them as they were."""
+    before = {name: dict(vars(sys.modules[name])) for name in PATCHED_MODULES if name in sys.modules}
+    try:
+        yield
+    finally:
+        for name, names in before.items():
+            vars(sys.modules[name]).update(names)
