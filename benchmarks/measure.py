@@ -1,9 +1,8 @@
-"""The command: choose parts and shapes for the machine, measure, print as it goes, write results.json, results.svg and points.json.
+"""The command: choose parts and shapes for the machine, measure, print as it goes, write the results.
 
 They are written after every way, so that a run that is cut off leaves what it had. torch is imported late, for the command's help.
 """
 
-import logging
 import os
 import shlex
 import sys
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.figures import Part, PartName, Report
 from benchmarks.shapes import SHAPES
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from benchmarks.setting import Setting
 
 PARTS: tuple[PartName, ...] = get_args(PartName)
-RESULTS, PICTURE, POINTS = "results.json", "results.svg", "points.json"
+RESULTS, TABLES, PICTURE, POINTS = "results.json", "results.md", "results.svg", "points.json"
 # Shape of training and equality, shape of scoring, seconds for each way.
 GPU_DEFAULTS, CPU_DEFAULTS = ("qwen2.5-1.5b", "qwen2.5-7b", 20.0), ("cpu", "cpu", 12.0)
 
@@ -82,14 +80,16 @@ def measure(parts: tuple[PartName, ...], setting: "Setting", scoring: "Setting",
     """
     import torch
 
+    from benchmarks.libraries import quieten
     from benchmarks.machine import find_machine
     from benchmarks.parts import run_part
     from benchmarks.plot import render_svg
     from benchmarks.points import as_points
+    from benchmarks.tables import last_line, render_markdown
 
     world = setting.world
     console = Console(highlight=False, quiet=not world.speaks, soft_wrap=True)
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    quieten()
     started, clock = datetime.now(UTC), time.monotonic()
     machine = find_machine(world, setting.dtype)
     console.print(
@@ -108,90 +108,19 @@ def measure(parts: tuple[PartName, ...], setting: "Setting", scoring: "Setting",
         output.mkdir(parents=True, exist_ok=True)
     finished: tuple[Part, ...] = ()
     for name in parts:
-        part = None
         for part in run_part(name, scoring if name == "scoring" else setting, machine):
             update = {"parts": (*finished, part), "seconds": time.monotonic() - clock}
             report = report.model_copy(update=update)
-            console.print(_last_line(part))
+            console.print(last_line(part), markup=False)
             if world.speaks:
                 report.write(output / RESULTS)
+                (output / TABLES).write_text(render_markdown(report), encoding="utf-8")
                 (output / PICTURE).write_text(render_svg(report), encoding="utf-8")
                 as_points(report, memory_bytes).write(output / POINTS)
         finished = report.parts
-    _print_tables(report, console)
-    console.print(f"{report.seconds:.0f} s; written to {output}: {RESULTS}, {PICTURE}, {POINTS}")
-    for failure in report.failures:
-        console.print(f"failed: {failure}", markup=False)
+    console.print(f"\n{render_markdown(report)}", markup=False)
+    console.print(f"Written to {output}: {RESULTS}, {TABLES}, {PICTURE}, {POINTS}")
     return report.failures
-
-
-def _last_line(part: Part) -> str:
-    """What has just been measured, in a line."""
-    where = f"{part.part:9} {part.shape:13}"
-    if not part.ways:
-        done = (
-            "nothing: needs a single process"
-            if not part.apart
-            else f"{sum(a.holds for a in part.apart)} of {len(part.apart)} equal"
-        )
-        return f"{where} {part.failed or done}"
-    way = part.ways[-1]
-    if way.measured is None:
-        return f"{where} {way.name:14} {way.status}: {way.message}"
-    found = way.measured
-    line = (
-        f"{where} {way.name:14} {found.tokens_per_second:10,.0f} tokens/s ({found.slowest:,.0f} to {found.fastest:,.0f} in "
-        f"{found.num_steps} steps)  {found.examples_per_second:8.2f} /s  MFU {100 * found.mfu:5.1f} %  {found.peak_memory_gib:5.1f} GiB"
-    )
-    if found.before_examples:
-        line += f"  before: {found.before_seconds:.1f} s for {found.before_examples}, with it {found.tokens_per_second_with_before:,.0f} tokens/s"
-    return line
-
-
-def _print_tables(report: Report, console: Console) -> None:
-    speeds = Table(
-        "part",
-        "shape",
-        "way",
-        "tokens/s",
-        "slowest to fastest step",
-        "examples/s",
-        "MFU",
-        "GiB",
-        "ours is",
-        "reference pass included",
-    )
-    for part in report.parts:
-        of_peer = {ratio.peer: ratio for ratio in part.ratios}
-        for way in part.ways:
-            if way.measured is None:
-                speeds.add_row(part.part, part.shape, way.name, way.status)
-                continue
-            found, ratio = way.measured, of_peer.get(way.name)
-            speeds.add_row(
-                part.part,
-                part.shape,
-                way.name,
-                f"{found.tokens_per_second:,.0f}",
-                f"{found.slowest:,.0f} to {found.fastest:,.0f}",
-                f"{found.examples_per_second:,.2f}",
-                f"{100 * found.mfu:.1f} %",
-                f"{found.peak_memory_gib:.1f}",
-                f"{ratio.ratio:.2f} x" if ratio else "",
-                f"{ratio.ratio_with_before:.2f} x" if ratio and part.part == "dpo" else "",
-            )
-    compared = Table(
-        "equality", "unit", "packed from plain", "plain from plain", "packed from exact", "plain from exact", "holds"
-    )
-    for apart in (apart for part in report.parts for apart in part.apart):
-        numbers = (apart.ours, apart.spread, apart.error_ours, apart.error_plain)
-        compared.add_row(
-            apart.what, apart.unit, *(f"{number:.1e}" for number in numbers), "yes" if apart.holds else "NO"
-        )
-    for table in (speeds, compared):
-        if table.row_count:
-            needed = table.__rich_measure__(console, console.options.update(width=1_000)).maximum
-            console.print(table, width=needed)  # whole, also where lines are shorter
 
 
 def _known(name: str, names: tuple[str, ...], what: str) -> None:

@@ -4,6 +4,7 @@ A way that fails is recorded with its message, and the rest goes on; among sever
 others would wait for it for ever.
 """
 
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -23,7 +24,8 @@ from benchmarks.figures import (
     ratios,
     summarise,
 )
-from benchmarks.setting import Done, Setting, dtype_name, unpatched
+from benchmarks.libraries import unpatched
+from benchmarks.setting import Done, Setting, dtype_name
 from benchmarks.work import dpo_columns, scoring_rows, sft_columns
 
 STEPS = 8  # of training work, after which it repeats
@@ -127,6 +129,7 @@ def _message(error: Exception, setting: Setting) -> str:
     """What the results say of a failure; with several processes, the failure itself."""
     if setting.world.size > 1:
         raise error
+    traceback.print_exception(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:MESSAGE_CHARS]
 
 

@@ -1,8 +1,6 @@
 """What all ways of a part share: the shape, the processes, the budget; and the loop that times a Trainer."""
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,6 @@ from benchmarks.work import Amount, scoring_amount
 from benchmarks.world import World
 from reasongenrm.candidates import Row
 
-# Liger's patches of a model replace classes of its module, and so every model that is made later.
-PATCHED_MODULES = ("transformers.models.qwen2.modeling_qwen2", "trl.trainer.utils")
 Settings = dict[str, str | int | float | bool | None]
 
 
@@ -103,14 +99,3 @@ def time_batches(
 def dtype_name(dtype: torch.dtype) -> str:
     """As config files spell it."""
     return str(dtype).removeprefix("torch.")
-
-
-@contextmanager
-def unpatched() -> Iterator[None]:
-    """Undo at the end what the way has replaced in the libraries' modules, so that the next way meets them as they were."""
-    before = {name: dict(vars(sys.modules[name])) for name in PATCHED_MODULES if name in sys.modules}
-    try:
-        yield
-    finally:
-        for name, names in before.items():
-            vars(sys.modules[name]).update(names)

@@ -74,7 +74,7 @@ SHAPES = {
     shape.name: shape
     for shape in (
         Shape("micro", _MICRO, Lengths(24, 64, 16, 8, 20, 6), examples=4, max_batch_tokens=512),
-        Shape("cpu", _CPU, Lengths(150, 1_024, 100, 50, 125, 32), examples=16, max_batch_tokens=2_048),
+        Shape("cpu", _CPU, Lengths(150, 1_024, 100, 50, 125, 32), examples=8, max_batch_tokens=2_048),
         Shape("qwen2.5-0.5b", MODEL_SHAPES["0.5B"]),
         Shape("qwen2.5-1.5b", MODEL_SHAPES["1.5B"]),
         Shape("qwen2.5-7b", MODEL_SHAPES["7B"]),

@@ -1,0 +1,33 @@
+"""The libraries that all ways share: kept quiet, and found by every way as they were."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import datasets
+import transformers
+import trl.trainer.utils
+from transformers.models.qwen2 import modeling_qwen2
+
+# liger puts its own classes into a model's module when it patches one model, and so into every model that is made later;
+# ours tells TRL what to compute on a CPU.
+PATCHED_MODULES = (modeling_qwen2, trl.trainer.utils)
+
+
+@contextmanager
+def unpatched() -> Iterator[None]:
+    """Undo at the end what the context has replaced in the libraries' modules."""
+    before = [(module, dict(vars(module))) for module in PATCHED_MODULES]
+    try:
+        yield
+    finally:
+        for module, names in before:
+            vars(module).update(names)
+
+
+def quieten() -> None:
+    """Leave out bars, and what the libraries say of each other's names."""
+    transformers.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    for library in ("trl", "transformers"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=library)
