@@ -37,7 +37,7 @@ def main(
     warmup: Annotated[int, typer.Option(min=0, help="Steps before that, not measured.")] = 1,
     max_steps: Annotated[int, typer.Option(min=1, help="Of each way, at most.")] = 100,
     seed: Annotated[int, typer.Option(help="Of weights and work.")] = 0,
-    output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("benchmark"),
+    output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("build/benchmark"),
 ) -> None:
     """Measure ReasonGenRM against its peers on this machine, at random weights.
 
