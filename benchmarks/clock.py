@@ -107,7 +107,7 @@ class StepClock(TrainerCallback):
     """Times the optimizer steps of a Trainer, and ends its training when the budget is spent.
 
     Args:
-        amounts: of step k over all processes, from 0; they repeat after their end.
+        amounts: of every step over all processes.
     """
 
     def __init__(self, budget: Budget, amounts: list[Amount], world: World, device: torch.device) -> None:
@@ -127,7 +127,7 @@ class StepClock(TrainerCallback):
         self._last = now
         number = state.global_step - 1
         if number >= self._budget.warmup:
-            self.steps.append(measured_step(seconds, self._amounts[number % len(self._amounts)]))
+            self.steps.append(measured_step(seconds, self._amounts[number]))
         if self._budget.is_spent(len(self.steps), sum(step.seconds for step in self.steps)):
             control.should_training_stop = True
 

@@ -13,21 +13,24 @@ from typing import Any
 
 import torch
 import torch.nn.functional as functional
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from benchmarks import ours
 from benchmarks.clock import Budget, free
 from benchmarks.figures import Apart
+from benchmarks.libraries import unpatched
 from benchmarks.peers import one_at_a_time, padded_batch
 from benchmarks.setting import Setting
 from benchmarks.shapes import make_model
-from benchmarks.work import Columns, dpo_columns, scoring_rows, sft_columns
+from benchmarks.work import Columns, dpo_columns, scoring_rows, sft_columns, training_work
 from reasongenrm.candidates import Row, plan_batches
+from reasongenrm.config import DPOConfig, SFTConfig, TrainConfig
+from reasongenrm.packing import IGNORED
 from reasongenrm.scoring import probability, score_batch
-from reasongenrm.sft import IGNORED
 
 EXAMPLES, PROMPTS, PADDED = 8, 2, 4
-BETA = 0.1
+BETA = DPOConfig().beta
+NOT_CLIPPED = 1e9
 CHANCE = 1.5  # ours and the plain ways round differently; which of them is farther off is chance
 ROUNDING = 2e-6  # some steps of float32: what two sums of the same numbers may differ by
 
@@ -53,8 +56,7 @@ def equality(setting: Setting) -> tuple[Apart, ...]:
 def _sft(setting: Setting) -> Iterator[Apart]:
     columns = sft_columns(setting.shape, EXAMPLES, seed=setting.seed)
     plain = _plain(setting, columns)
-    trainer, _ = ours.sft_trainer(setting, columns, max_grad_norm=1e9)
-    packed = _first_step(trainer)
+    packed = _packed(setting, columns, SFTConfig)
     losses = [computed.loss for computed in plain]
     yield _apart("SFT loss", "relative", [abs(packed.loss - loss) / loss for loss in losses], _pairs_apart(losses))
     yield from _gradients_apart("SFT", packed, plain)
@@ -63,8 +65,7 @@ def _sft(setting: Setting) -> Iterator[Apart]:
 def _dpo(setting: Setting) -> Iterator[Apart]:
     columns = dpo_columns(setting.shape, setting.pairs, seed=setting.seed)
     plain = _plain(setting, columns)
-    trainer, _ = ours.dpo_trainer(setting, columns, max_grad_norm=1e9, beta=BETA)
-    yield from _gradients_apart("DPO", _first_step(trainer), plain)
+    yield from _gradients_apart("DPO", _packed(setting, columns, DPOConfig), plain)
 
 
 def _scoring(setting: Setting) -> Iterator[Apart]:
@@ -77,8 +78,10 @@ def _scoring(setting: Setting) -> Iterator[Apart]:
         for at in range(0, len(row.candidates), PADDED)
         for found in padded_batch(model, row, row.candidates[at : at + PADDED])
     )
-    packed = _packed_means(model, rows, setting)
     wide = _means(found for row in rows for found in one_at_a_time(model.to(_wider(setting.dtype)), row))
+    del model
+    with unpatched():
+        packed = _packed_means(rows, setting)
 
     def apart(left: torch.Tensor, right: torch.Tensor) -> float:
         return float((left - right).abs().max())
@@ -98,8 +101,9 @@ def _means(found: Any) -> torch.Tensor:
     return torch.tensor([math.log(probability(logprobs)) for pair in found for logprobs in pair], dtype=torch.float64)
 
 
-def _packed_means(model: Any, rows: list[Row], setting: Setting) -> torch.Tensor:
+def _packed_means(rows: list[Row], setting: Setting) -> torch.Tensor:
     """The same from ours, in the order of the rows."""
+    model = ours.packed_model(setting)
     scored = {
         (reason.prompt_id, reason.sample): reason
         for batch in plan_batches(rows, setting.shape.max_batch_tokens)
@@ -113,7 +117,10 @@ def _packed_means(model: Any, rows: list[Row], setting: Setting) -> torch.Tensor
 def _plain(setting: Setting, columns: Columns) -> tuple[Computed, Computed, Computed]:
     """One sequence at a time, padded batches, and one at a time in a wider type."""
     model = make_model(setting.shape, setting.world.device, torch.float32, seed=setting.seed)
+    # Ours keeps the residual stream in the dtype of its products; packing alone is to be compared.
+    narrow = model.get_input_embeddings().register_forward_hook(lambda *passed: passed[-1].to(setting.dtype))
     found = [_computed(model, columns, size, setting.dtype) for size in (1, PADDED)]
+    narrow.remove()
     wide = _wider(setting.dtype)
     found.append(_computed(model.to(wide), columns, 1, wide))
     one, padded, exact = found
@@ -187,15 +194,18 @@ class _Keep(TrainerCallback):
         self.gradients = {name: weights.grad.float().clone() for name, weights in model.named_parameters()}
 
 
-def _first_step(trainer: Any) -> Computed:
+def _packed(setting: Setting, columns: Columns, kind: type[TrainConfig]) -> Computed:
+    """The loss and the gradients of ours at its first step: all rows in as few forward passes as they fit into."""
+    work = training_work(columns, len(next(iter(columns.values()))), 1, seed=setting.seed)
+    config = kind(**ours.train_settings(setting, work), max_grad_norm=NOT_CLIPPED)
     keep = _Keep()
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(keep)
-    trainer.train()
-    device = trainer.model.device
+    with unpatched():
+        trainer = ours.trainer_of(setting, config, work)
+        trainer.add_callback(keep)
+        trainer.train()
     loss = trainer.state.log_history[0]["loss"]
     del trainer
-    free(device)
+    free(setting.world.device)
     return Computed(loss, keep.gradients)
 
 

@@ -6,12 +6,10 @@ from contextlib import contextmanager
 
 import datasets
 import transformers
-import trl.trainer.utils
 from transformers.models.qwen2 import modeling_qwen2
 
-# liger puts its own classes into a model's module when it patches one model, and so into every model that is made later;
-# ours tells TRL what to compute on a CPU.
-PATCHED_MODULES = (modeling_qwen2, trl.trainer.utils)
+# liger puts its own classes into a model's module when it patches one model, and so into every model that is made later.
+PATCHED_MODULES = (modeling_qwen2,)
 
 
 @contextmanager

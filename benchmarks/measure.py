@@ -35,7 +35,11 @@ def main(
     scoring_shape: Annotated[str | None, typer.Option(help="Of scoring.")] = None,
     budget: Annotated[float | None, typer.Option(min=0.0, help="Seconds for which each way is measured.")] = None,
     warmup: Annotated[int, typer.Option(min=0, help="Steps before that, not measured.")] = 1,
-    max_steps: Annotated[int, typer.Option(min=1, help="Of each way, at most.")] = 100,
+    max_steps: Annotated[int, typer.Option(min=1, help="Of each way, at most.")] = 40,
+    examples: Annotated[
+        int | None,
+        typer.Option(min=2, help="Of an SFT step and process; DPO: a half as many pairs. Of the shape by default."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of weights and work.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("build/benchmark"),
 ) -> None:
@@ -60,7 +64,9 @@ def main(
     defaults = GPU_DEFAULTS if world.device.type == "cuda" else CPU_DEFAULTS
     seconds = defaults[2] if budget is None else budget
     with tempfile.TemporaryDirectory() as scratch:
-        setting = Setting(SHAPES[shape or defaults[0]], world, Budget(seconds, warmup, max_steps), Path(scratch), seed)
+        trained = SHAPES[shape or defaults[0]]
+        trained = replace(trained, examples=examples or trained.examples)
+        setting = Setting(trained, world, Budget(seconds, warmup, max_steps), Path(scratch), seed)
         of_scoring = SHAPES[scoring_shape or shape or defaults[1]]
         failures = measure(chosen, setting, replace(setting, shape=of_scoring), output)
     if failures:

@@ -26,7 +26,7 @@ from benchmarks.figures import (
 )
 from benchmarks.libraries import unpatched
 from benchmarks.setting import Done, Setting, dtype_name
-from benchmarks.work import dpo_columns, scoring_rows, sft_columns
+from benchmarks.work import TrainingWork, dpo_columns, scoring_rows, sft_columns, training_work
 
 STEPS = 8  # of training work, after which it repeats
 PROMPTS = 16  # of scoring work, of each process
@@ -47,18 +47,30 @@ class Comparison:
     flops_per_parameter: int
 
 
-def _trl_liger_sft(setting: Setting, columns: Any) -> Done:
-    return peers.trl_sft(setting, columns, liger=True)
+def sft_work(setting: Setting) -> TrainingWork:
+    """Examples for STEPS steps; further steps train on them again."""
+    columns = sft_columns(setting.shape, STEPS * setting.examples, seed=setting.seed)
+    return training_work(columns, setting.examples, setting.num_steps, seed=setting.seed)
+
+
+def dpo_work(setting: Setting) -> TrainingWork:
+    """Pairs for STEPS steps."""
+    columns = dpo_columns(setting.shape, STEPS * setting.pairs, seed=setting.seed)
+    return training_work(columns, setting.pairs, setting.num_steps, seed=setting.seed)
+
+
+def _trl_liger_sft(setting: Setting, work: TrainingWork) -> Done:
+    return peers.trl_sft(setting, work, liger=True)
 
 
 COMPARISONS: dict[PartName, Comparison] = {
     "sft": Comparison(
-        work=lambda setting: sft_columns(setting.shape, STEPS * setting.examples, seed=setting.seed),
+        work=sft_work,
         ways={OURS: ours.sft, "trl": peers.trl_sft, "trl+liger": _trl_liger_sft},
         flops_per_parameter=TRAINING_FLOPS,
     ),
     "dpo": Comparison(
-        work=lambda setting: dpo_columns(setting.shape, STEPS * setting.pairs, seed=setting.seed),
+        work=dpo_work,
         ways={OURS: ours.dpo, "trl": peers.trl_dpo},
         flops_per_parameter=TRAINING_FLOPS,
     ),

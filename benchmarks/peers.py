@@ -15,7 +15,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from benchmarks.setting import Done, Setting, Settings, dtype_name, time_batches, time_steps
 from benchmarks.shapes import make_model
-from benchmarks.work import Columns, dpo_amounts, sft_amounts
+from benchmarks.work import TrainingWork
 from reasongenrm.candidates import Candidate, Row
 from reasongenrm.tiny import tiny_tokenizer
 
@@ -29,41 +29,46 @@ class _TokenisedDPOTrainer(DPOTrainer):
         return dataset
 
 
-def trl_sft(setting: Setting, columns: Columns, *, liger: bool = False) -> Done:
+def trl_sft(setting: Setting, work: TrainingWork, *, liger: bool = False) -> Done:
     """SFT by `SFTTrainer` as `SFTConfig()` has it, or with `use_liger_kernel=True`."""
-    settings = _settings(setting, setting.examples) | ({"use_liger_kernel": True} if liger else {})
+    settings = _settings(setting, work) | ({"use_liger_kernel": True} if liger else {})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TRL 1.16 deprecates use_liger_kernel
         trainer = SFTTrainer(
             model=make_model(setting.shape, setting.world.device, torch.float32, seed=setting.seed),
             args=SFTConfig(**settings, **_quiet(setting)),
-            train_dataset=Dataset.from_dict(dict(columns)),
+            train_dataset=_rows(work),
             processing_class=tiny_tokenizer("qwen2.5"),
         )
-        return Done(time_steps(trainer, setting, sft_amounts(columns, setting.examples)), settings)
+        return Done(time_steps(trainer, setting, work.amounts), settings)
 
 
-def trl_dpo(setting: Setting, columns: Columns) -> Done:
+def trl_dpo(setting: Setting, work: TrainingWork) -> Done:
     """DPO by `DPOTrainer` as `DPOConfig()` has it: the reference model is asked in every step."""
-    settings = _settings(setting, setting.pairs)
+    settings = _settings(setting, work)
     models = [make_model(setting.shape, setting.world.device, torch.float32, seed=setting.seed) for _ in range(2)]
     trainer = _TokenisedDPOTrainer(
         model=models[0],
         ref_model=models[1],  # TRL would load a copy in the policy's dtype from the policy's path; ours has none
         args=DPOConfig(**settings, **_quiet(setting)),
-        train_dataset=Dataset.from_dict(dict(columns)),
+        train_dataset=_rows(work),
         processing_class=tiny_tokenizer("qwen2.5"),
     )
-    return Done(time_steps(trainer, setting, dpo_amounts(columns, setting.pairs)), settings)
+    return Done(time_steps(trainer, setting, work.amounts), settings)
 
 
-def _settings(setting: Setting, examples: int) -> Settings:
+def _rows(work: TrainingWork) -> Dataset:
+    """As ours takes them, in a row: TRL's sampler is told to keep to it."""
+    return Dataset.from_dict(dict(work.columns)).select(work.order)
+
+
+def _settings(setting: Setting, work: TrainingWork) -> Settings:
     """What is set beside TRL's defaults."""
-    batch = min(DEFAULT_BATCH, examples // setting.world.size)
+    batch = min(DEFAULT_BATCH, work.batch_size // setting.world.size)
     return {
         "bf16": setting.dtype == torch.bfloat16,
         "per_device_train_batch_size": batch,
-        "gradient_accumulation_steps": examples // (batch * setting.world.size),
+        "gradient_accumulation_steps": work.batch_size // (batch * setting.world.size),
         "max_length": setting.shape.lengths.longest,
         "max_steps": setting.num_steps,
         "train_sampling_strategy": "sequential",

@@ -68,8 +68,8 @@ def time_steps(trainer: Any, setting: Setting, amounts: list[Amount]) -> list[St
     """Train until the budget is spent.
 
     Args:
-        trainer: a Trainer that takes the rows in their order, and starts again after the last.
-        amounts: of one step after the other.
+        trainer: a Trainer.
+        amounts: of every step.
     """
     clock = StepClock(setting.budget, amounts, setting.world, setting.world.device)
     trainer.remove_callback(PrinterCallback)

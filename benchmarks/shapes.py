@@ -49,7 +49,7 @@ class Shape:
     name: str
     model: ModelShape
     lengths: Lengths = Lengths()
-    examples: int = 32
+    examples: int = 64
     max_batch_tokens: int = 16_384
 
 

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.shapes import Lengths, Shape
+from reasongenrm.batches import plan_batches
 from reasongenrm.candidates import Candidate, Row
+from reasongenrm.config import SFTConfig
+from reasongenrm.packing import IGNORED
 from reasongenrm.planning.points import Work
 from reasongenrm.records import Reason
-from reasongenrm.sft import IGNORED
 
 Columns = dict[str, list[list[int]]]
 
@@ -122,6 +124,44 @@ def dpo_amounts(columns: Columns, pairs: int) -> list[Amount]:
     return amounts
 
 
+@dataclass(frozen=True)
+class TrainingWork:
+    """Rows, and the steps that train on them.
+
+    Attributes:
+        order: row numbers, `batch_size` after `batch_size`, as ours draws them: every epoch anew.
+        lengths: tokens of each row as ours counts them, a shared prompt once.
+        amounts: of every step.
+    """
+
+    columns: Columns
+    order: list[int]
+    batch_size: int
+    lengths: list[int]
+    amounts: list[Amount]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that there are; a step's number times `batch_size` is larger where they are trained on again."""
+        return len(self.lengths)
+
+
+def training_work(columns: Columns, batch_size: int, num_steps: int, *, seed: int = 0) -> TrainingWork:
+    """Draw the order of the rows as `reasongenrm.batches` does.
+
+    Args:
+        columns: of `sft_columns` or `dpo_columns`.
+        batch_size: rows of a step, over all processes.
+    """
+    names = ("input_ids",) if "input_ids" in columns else ("prompt_ids", "chosen_ids", "rejected_ids")
+    lengths = [sum(map(len, row)) for row in zip(*(columns[name] for name in names), strict=True)]
+    config = SFTConfig(train_batch_size=batch_size, max_steps=num_steps, seed=seed)
+    order = plan_batches(lengths, config, 1).order
+    ordered = {name: [rows[number] for number in order] for name, rows in columns.items()}
+    amounts = (sft_amounts if len(names) == 1 else dpo_amounts)(ordered, batch_size)
+    return TrainingWork(columns, order, batch_size, lengths, amounts)
+
+
 def scoring_amount(rows: Sequence[Row]) -> Amount:
     """The work of a batch; a prompt is counted once in each row."""
     num_prompt = sum(len(row.prompt_ids) for row in rows)
@@ -129,14 +169,6 @@ def scoring_amount(rows: Sequence[Row]) -> Amount:
     num_reason = sum(len(candidate.ids) for candidate in candidates)
     work = Work(num_prompts=len(rows), prompt_tokens=num_prompt, num_reasons=len(candidates), reason_tokens=num_reason)
     return Amount(num_prompt + num_reason, len(candidates), work)
-
-
-def num_tokens(columns: Columns) -> list[int]:
-    """Tokens of each row of SFT, or of both sides of each pair."""
-    if "input_ids" in columns:
-        return [len(ids) for ids in columns["input_ids"]]
-    sides = zip(columns["prompt_ids"], columns["chosen_ids"], columns["rejected_ids"], strict=True)
-    return [2 * len(prompt) + len(chosen) + len(rejected) for prompt, chosen, rejected in sides]
 
 
 def scoring_rows(shape: Shape, num_prompts: int, *, seed: int = 0) -> list[Row]:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -28,11 +29,14 @@ def setting(folder: Path) -> Setting:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory) -> Path:
+def results(tmp_path_factory) -> Iterator[Path]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a micro model is no work for two, which wait for each other on a busy machine
     output = tmp_path_factory.mktemp("results")
     of_all = setting(tmp_path_factory.mktemp("scratch"))
     assert measure(PARTS, of_all, of_all, output) == []
-    return output
+    yield output
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

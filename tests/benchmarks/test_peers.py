@@ -9,6 +9,7 @@ from benchmarks.equality import _apart, _computed, _distance, _worst_distance
 from benchmarks.peers import one_at_a_time, padded_batch
 from benchmarks.shapes import SHAPES, make_model
 from benchmarks.work import scoring_rows, sft_columns
+from reasongenrm.kernels import prepare_for_packed_rows
 from reasongenrm.scoring import probability, score_batch
 
 MICRO = SHAPES["micro"]
@@ -23,7 +24,9 @@ def test_one_at_a_time_a_padded_batch_and_ours_give_the_same_scores(model) -> No
     (row,) = scoring_rows(MICRO, 1)
     plain = [tuple(map(probability, pair)) for pair in one_at_a_time(model, row)]
     padded = [tuple(map(probability, pair)) for pair in padded_batch(model, row, row.candidates)]
-    ours = [(reason.p_reason, reason.p_verdict) for reason in score_batch(model, [row])]
+    packed = make_model(MICRO, torch.device("cpu"), torch.float32).double().eval()
+    prepare_for_packed_rows(packed)
+    ours = [(reason.p_reason, reason.p_verdict) for reason in score_batch(packed, [row])]
     for found in (padded, ours):
         for pair, expected in zip(found, plain, strict=True):
             assert pair == pytest.approx(expected, rel=1e-5)  # the peer's log-softmax is in float32

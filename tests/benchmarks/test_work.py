@@ -11,16 +11,16 @@ from benchmarks.work import (
     Draw,
     dpo_amounts,
     dpo_columns,
-    num_tokens,
     scoring_amount,
     scoring_rows,
     sft_amounts,
     sft_columns,
+    training_work,
 )
 from reasongenrm.candidates import Candidate, Row
+from reasongenrm.packing import IGNORED
 from reasongenrm.planning.points import Work
 from reasongenrm.records import Reason
-from reasongenrm.sft import IGNORED
 
 MICRO = SHAPES["micro"]
 
@@ -73,7 +73,17 @@ def test_dpo_steps_count_a_prompt_for_both_sides_and_once_as_work() -> None:
     (amount,) = dpo_amounts(columns, 1)
     assert (amount.tokens, amount.examples) == (9, 1)
     assert amount.work == Work(num_prompts=1, prompt_tokens=3, num_reasons=2, reason_tokens=3, num_steps=1)
-    assert num_tokens(columns) == [9]
+    assert training_work(columns, 1, 1).lengths == [6]
+
+
+def test_steps_are_counted_in_the_order_that_ours_draws() -> None:
+    columns = {"input_ids": [[1], [2, 2], [3, 3, 3]], "labels": [[1], [2, 2], [3, 3, 3]]}
+    work = training_work(columns, 2, 3)
+    assert sorted(work.order[:3]) == sorted(work.order[3:]) == [0, 1, 2]
+    assert [amount.tokens for amount in work.amounts] == [
+        work.lengths[first] + work.lengths[second]
+        for first, second in zip(work.order[::2], work.order[1::2], strict=True)
+    ]
 
 
 def test_pairs_fit_into_the_longest_sequence() -> None:
