@@ -32,10 +32,12 @@ GPU_DEFAULTS, CPU_DEFAULTS = ("qwen2.5-1.5b", "qwen2.5-7b", 20.0), ("cpu", "cpu"
 def main(
     parts: Annotated[list[str] | None, typer.Argument(help=f"{', '.join(PARTS)}; all of them by default.")] = None,
     shape: Annotated[str | None, typer.Option(help=f"Of training and equality: {', '.join(SHAPES)}.")] = None,
-    scoring_shape: Annotated[str | None, typer.Option(help="Of scoring.")] = None,
+    scoring_shape: Annotated[
+        str | None, typer.Option(help="Of scoring; --shape by default, and without it on a GPU 7B.")
+    ] = None,
     budget: Annotated[float | None, typer.Option(min=0.0, help="Seconds for which each way is measured.")] = None,
     warmup: Annotated[int, typer.Option(min=0, help="Steps before that, not measured.")] = 1,
-    max_steps: Annotated[int, typer.Option(min=1, help="Of each way, at most.")] = 40,
+    max_steps: Annotated[int, typer.Option(min=1, help="Of each way, at most.")] = 20,
     examples: Annotated[
         int | None,
         typer.Option(min=2, help="Of an SFT step and process; DPO: a half as many pairs. Of the shape by default."),
@@ -104,7 +106,7 @@ def measure(parts: tuple[PartName, ...], setting: "Setting", scoring: "Setting",
     )
     memory_bytes = torch.cuda.get_device_properties(world.device).total_memory if world.device.type == "cuda" else None
     report = Report(
-        command=f"python -m benchmarks {shlex.join(sys.argv[1:])}".strip(),
+        command=_command(world.size),
         started=started.isoformat(timespec="seconds"),
         seconds=0.0,
         machine=machine,
@@ -127,6 +129,12 @@ def measure(parts: tuple[PartName, ...], setting: "Setting", scoring: "Setting",
     console.print(f"\n{render_markdown(report)}", markup=False)
     console.print(f"Written to {output}: {RESULTS}, {TABLES}, {PICTURE}, {POINTS}")
     return report.failures
+
+
+def _command(num_processes: int) -> str:
+    """What gave these results."""
+    launcher = "python" if num_processes == 1 else f"torchrun --nproc-per-node {num_processes}"
+    return f"{launcher} -m benchmarks {shlex.join(sys.argv[1:])}".strip()
 
 
 def _known(name: str, names: tuple[str, ...], what: str) -> None:

@@ -36,7 +36,8 @@ def trl_sft(setting: Setting, work: TrainingWork, *, liger: bool = False) -> Don
         warnings.simplefilter("ignore", FutureWarning)  # TRL 1.16 deprecates use_liger_kernel
         trainer = SFTTrainer(
             model=make_model(setting.shape, setting.world.device, torch.float32, seed=setting.seed),
-            args=SFTConfig(**settings, **_quiet(setting)),
+            # Rows are tokens of the right length already; it would go through them all to find that out.
+            args=SFTConfig(**settings, **_quiet(setting), dataset_kwargs={"skip_prepare_dataset": True}),
             train_dataset=_rows(work),
             processing_class=tiny_tokenizer("qwen2.5"),
         )

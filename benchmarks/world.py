@@ -53,7 +53,6 @@ def find_world() -> World:
 
     state = PartialState(cpu=not torch.cuda.is_available())
     if state.device.type == "cuda":
-        torch.cuda.set_device(state.device)
         return World(state.process_index, state.num_processes, torch.device("cuda", torch.cuda.current_device()))
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     assert state.num_processes == expected, f"{state.num_processes} processes, torchrun started {expected}"
