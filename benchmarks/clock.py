@@ -120,6 +120,7 @@ class StepClock(TrainerCallback):
         self._last = time.perf_counter()
 
     def on_step_end(self, _: TrainingArguments, state: TrainerState, control: TrainerControl, **__: Any) -> None:
+        control.should_save = False  # a Trainer saves at its last step
         synchronise(self._device)
         now = time.perf_counter()
         # Processes wait for each other in every step; the slowest one's clock holds for all of them.

@@ -1,8 +1,8 @@
 """Are packed and plain computations the same? Losses, gradients and scores of ours against the plain formulas.
 
-Rounding differs between any two ways, also between two plain ones: one sequence at a time, and a padded batch. So ours has to
-be no farther from them than they are from each other, and no farther from the same numbers computed in a wider type. The exact
-proof, in float64, is in the tests.
+Rounding differs between any two ways, also between two plain ones: one sequence at a time, and a padded batch. Their rounding is
+the larger of how far they are from each other and from the same numbers computed in a wider type; ours has to be no farther
+from either. The exact proof, in float64, is in the tests.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as functional
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from benchmarks import ours
 from benchmarks.clock import Budget, free
@@ -193,6 +193,9 @@ class _Keep(TrainerCallback):
     def on_pre_optimizer_step(self, *_: Any, model: Any, **__: Any) -> None:
         self.gradients = {name: weights.grad.float().clone() for name, weights in model.named_parameters()}
 
+    def on_step_end(self, _: TrainingArguments, __: TrainerState, control: TrainerControl, **___: Any) -> None:
+        control.should_save = False
+
 
 def _packed(setting: Setting, columns: Columns, kind: type[TrainConfig]) -> Computed:
     """The loss and the gradients of ours at its first step: all rows in as few forward passes as they fit into."""
@@ -239,6 +242,8 @@ def _apart(what: str, unit: str, ours_apart: list[float], plain_apart: list[floa
     """Args: ours from one at a time, padded, exact; then one from padded, one from exact, padded from exact."""
     spread, error_plain = plain_apart[0], max(plain_apart[1:])
     apart, error = max(ours_apart[:2]), ours_apart[2]
+    # Two plain ways may run the same kernel and be equal to the last bit, but not exact.
+    allowed = max(CHANCE * spread, CHANCE * error_plain, ROUNDING)
     return Apart(
         what=what,
         unit=unit,
@@ -246,5 +251,5 @@ def _apart(what: str, unit: str, ours_apart: list[float], plain_apart: list[floa
         spread=spread,
         error_ours=error,
         error_plain=error_plain,
-        holds=apart <= max(CHANCE * spread, ROUNDING) and error <= max(CHANCE * error_plain, ROUNDING),
+        holds=apart <= allowed and error <= max(CHANCE * error_plain, ROUNDING),
     )

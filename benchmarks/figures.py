@@ -118,19 +118,18 @@ class Apart(Figures):
 
     Attributes:
         what: a loss, a gradient, log-probabilities.
-        ours: packed against one sequence at a time.
-        spread: the largest distance of two plain ones, one sequence at a time and a padded batch.
-        error_ours, error_plain: of ours, and of the worse of the plain ones, against a computation in a wider type; None
-            where there is none.
-        holds: ours is no farther off than the plain ones, with 25 % to spare for chance.
+        ours: of ours from the plain ways, the larger one.
+        spread: of two plain ways from each other: one sequence at a time, and padded batches.
+        error_ours, error_plain: of ours, and of the worse of the plain ways, from the same numbers in a wider type.
+        holds: ours is no farther off than the plain ways are, with something to spare for chance (`equality.CHANCE`).
     """
 
     what: str
     unit: str
     ours: float
     spread: float
-    error_ours: float | None = None
-    error_plain: float | None = None
+    error_ours: float
+    error_plain: float
     holds: bool
 
 

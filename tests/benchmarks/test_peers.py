@@ -56,15 +56,18 @@ def test_distances_of_gradients_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ours", "holds"),
+    ("ours", "plain", "holds"),
     [
-        ([0.010, 0.010, 0.010], True),
-        ([0.020, 0.010, 0.010], False),  # farther from a plain way than 1.5 times what the plain ways are apart
-        ([0.010, 0.010, 0.020], False),  # farther from the exact numbers than 1.5 times the worse of them
+        # ours from one at a time, padded, exact; the plain ways from each other, and each from exact
+        ([0.010, 0.010, 0.010], [0.010, 0.005, 0.010], True),
+        ([0.014, 0.010, 0.010], [0.000, 0.005, 0.010], True),  # the plain ways are equal, but not exact
+        ([0.016, 0.010, 0.010], [0.010, 0.005, 0.010], False),  # more than 1.5 times their rounding from one of them
+        ([0.010, 0.010, 0.016], [0.020, 0.005, 0.010], False),  # more than 1.5 times as far from the exact numbers
+        ([1e-6, 1e-6, 1e-6], [0.0, 0.0, 0.0], True),  # float32
     ],
 )
-def test_ours_may_be_as_far_off_as_the_plain_ways(ours: list[float], holds: bool) -> None:
-    assert _apart("gradient", "relative", ours, [0.010, 0.005, 0.010]).holds is holds
+def test_ours_may_be_as_far_off_as_the_plain_ways(ours: list[float], plain: list[float], holds: bool) -> None:
+    assert _apart("gradient", "relative", ours, plain).holds is holds
 
 
 def test_a_number_that_is_none_does_not_hold() -> None:
