@@ -1,0 +1,61 @@
+"""The process of one replica: does what comes through a connection until that closes (vllm_process.py has the near end).
+
+Run as `python -m reasongenrm.generation.vllm_worker DESCRIPTOR`, an inherited file descriptor. First comes a `ReplicaSettings`, answered
+once vLLM has started; then (number, `Task`), answered when it is whole, or a function, answered by what it returns. An
+`EngineError` is an answer, too, and the last.
+"""
+
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import Any
+
+from reasongenrm.errors import EngineError
+from reasongenrm.generation.vllm_replica import Replica
+
+GRACE_SECONDS = 15.0  # for vLLM to stop by itself; afterwards its processes are killed
+
+
+def serve(connection: Connection) -> None:
+    """Be a replica for whoever holds the connection's other end."""
+    settings = connection.recv()
+    inbox: SimpleQueue[Any] = SimpleQueue()
+    threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
+    try:
+        replica = Replica(settings)
+        connection.send("ready")
+        while True:
+            while replica.is_idle or not inbox.empty():
+                message = inbox.get()
+                if message is None:
+                    return
+                if callable(message):
+                    connection.send(message(replica.llm))
+                else:
+                    replica.submit(*message)
+            for whole in replica.step():
+                connection.send(whole)
+    except EngineError as error:
+        connection.send(error)
+
+
+def _read(connection: Connection, inbox: "SimpleQueue[Any]") -> None:
+    """Empty the connection while vLLM works. When it closes, stop; when that takes too long, end the whole group."""
+    with suppress(EOFError, ConnectionResetError):
+        while True:
+            inbox.put(connection.recv())
+    inbox.put(None)
+    time.sleep(GRACE_SECONDS)
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    with suppress(BrokenPipeError):  # whom an answer was for has gone
+        serve(Connection(int(sys.argv[1])))
+    gc.collect()  # vLLM ends its engine's process when the LLM object goes
