@@ -65,7 +65,7 @@ class VLLMEngine:
         settings = ReplicaSettings(path.resolve(), config, self.max_model_len, options)
         gpus = share_gpus(visible_gpus(), config)
         try:
-            self.pool = ReplicaPool(settings, gpus)
+            self.pool = ReplicaPool.start(settings, gpus)
         except EngineError as error:
             raise EngineError(f"{path}: {error}") from error
 

@@ -26,9 +26,7 @@ from reasongenrm.generation.vllm_replica import CAPACITY, ReplicaSettings, Sampl
 
 logger = logging.getLogger(__name__)
 
-MAX_HELD = (
-    8 * CAPACITY
-)  # samples that wait for an earlier task, a replica: what is written beside the longest generation
+MAX_TAKEN = 8 * CAPACITY  # samples begun and not yielded, a replica: what is written beside one long generation
 
 
 def visible_gpus() -> list[str]:
@@ -62,64 +60,64 @@ def share_gpus(gpus: Sequence[str], config: EngineConfig) -> list[list[str]]:
 
 
 class ReplicaPool:
-    """All replicas of an engine.
+    """The replicas of an engine."""
 
-    Args:
-        settings: of every replica.
-        gpus: of each replica (see `share_gpus`).
-
-    Raises:
-        EngineError: vLLM cannot start.
-    """
-
-    def __init__(self, settings: ReplicaSettings, gpus: Sequence[Sequence[str]]) -> None:
+    def __init__(self, replicas: Sequence["ReplicaProcess"]) -> None:
+        self.replicas = replicas
         self._numbers = itertools.count()
-        self.replicas: list[ReplicaProcess] = []
+
+    @classmethod
+    def start(cls, settings: ReplicaSettings, gpus: Sequence[Sequence[str]]) -> "ReplicaPool":
+        """Start a replica on each group of GPUs (see `share_gpus`), all at the same time.
+
+        Raises:
+            EngineError: vLLM cannot start.
+        """
+        replicas: list[ReplicaProcess] = []
         try:
-            for place, names in enumerate(gpus):  # all of them load at the same time
-                self.replicas.append(ReplicaProcess(settings, names, f"replica {place}"))
-            for replica in self.replicas:
+            for place, names in enumerate(gpus):
+                replicas.append(ReplicaProcess(settings, names, f"replica {place}"))
+            for replica in replicas:
                 replica.wait_until_ready()
         except BaseException:
-            self.close()
+            cls(replicas).close()
             raise
+        return cls(replicas)
 
     def run(self, tasks: Iterable[Task]) -> Iterator[list[Sample]]:
         """Have tasks done, as many at a time as keep the replicas full; yield their samples in the order of the tasks.
 
-        A task is taken from `tasks` when a replica has room for it, and goes to the replica with least under way. No more are
-        taken while `MAX_HELD` samples a replica wait for an earlier task.
+        A task is taken from `tasks` when a replica has room for samples, and goes to the replica with least under way. No more
+        are taken while `MAX_TAKEN` samples a replica wait to be yielded: that is what memory holds, and what a kill can lose.
 
         Raises:
             EngineError: a replica failed, or its process ended.
         """
         todo = iter(tasks)
-        order: dict[int, int] = {}  # numbers of the tasks that were taken and not yielded, with their samples
-        held: dict[int, list[Sample]] = {}
+        taken: dict[int, int] = {}  # the tasks that were not yielded yet, in order: number and samples
+        whole: dict[int, list[Sample]] = {}
         task: Task | None = next(todo, None)
-        while task is not None or order:
+        while task is not None or taken:
             replica = min(self.replicas, key=lambda replica: replica.num_under_way)
-            num_held = sum(order[number] for number in held)
-            if task is not None and replica.num_under_way < CAPACITY and num_held < MAX_HELD * len(self.replicas):
+            has_room = replica.num_under_way < CAPACITY and sum(taken.values()) < MAX_TAKEN * len(self.replicas)
+            if task is not None and has_room:
                 number = next(self._numbers)
-                order[number] = task.num_samples
+                taken[number] = task.num_samples
                 if task.num_samples:
                     replica.submit(number, task)
                 else:
-                    held[number] = []
+                    whole[number] = []
                 task = next(todo, None)
-            elif (first := next(iter(order))) in held:
-                del order[first]
-                yield held.pop(first)
+            elif (first := next(iter(taken))) in whole:
+                del taken[first]
+                yield whole.pop(first)
             else:
-                for number, samples in self._receive():
-                    if number in order:  # else of a run that was broken off
-                        held[number] = samples
+                whole |= {number: samples for number, samples in self._receive() if number in taken}
 
     def _receive(self) -> list[tuple[int, list[Sample]]]:
-        """What came back from any replica; waits for something."""
+        """The tasks that became whole on any replica; waits for something to come. Some may be of a run that was broken off."""
         ready = wait([replica.connection for replica in self.replicas])
-        return [replica.receive() for replica in self.replicas if replica.connection in ready]
+        return [task for replica in self.replicas if replica.connection in ready for task in replica.receive()]
 
     def close(self) -> None:
         """End all processes and free the GPUs."""
@@ -140,7 +138,7 @@ class ReplicaProcess:
 
     def __init__(self, settings: ReplicaSettings, gpus: Sequence[str], name: str) -> None:
         self.name = f"{name} (GPU {','.join(gpus)})" if gpus else name
-        self._under_way: dict[int, int] = {}
+        self.num_under_way = 0  # samples that were submitted and are not written
         self._is_ready = False
         self.connection, theirs = multiprocessing.Pipe()
         with theirs:
@@ -154,11 +152,6 @@ class ReplicaProcess:
             )
         self._send(settings)
 
-    @property
-    def num_under_way(self) -> int:
-        """Samples that were submitted and not received."""
-        return sum(self._under_way.values())
-
     def wait_until_ready(self) -> None:
         """Return once vLLM has started.
 
@@ -170,22 +163,25 @@ class ReplicaProcess:
 
     def submit(self, number: int, task: Task) -> None:
         """See `Replica.submit`; what vLLM refuses is raised by `receive`."""
-        self._under_way[number] = task.num_samples
+        self.num_under_way += task.num_samples
         self._send((number, task))
 
-    def receive(self) -> tuple[int, list[Sample]]:
-        """The next task that is whole: its number and its samples.
+    def receive(self) -> list[tuple[int, list[Sample]]]:
+        """Take up the next step that wrote samples to their end.
+
+        Returns:
+            The tasks that it made whole, if any: number and samples.
 
         Raises:
             EngineError: vLLM failed, or its process ended.
         """
-        number, samples = self._receive()
-        del self._under_way[number]
-        return number, samples
+        num_written, whole = self._receive()
+        self.num_under_way -= num_written
+        return whole
 
     def call(self, function: Callable[[Any], Any]) -> Any:
         """Run a function of a module on the replica's `vllm.LLM` and give what it returns; nothing may be under way."""
-        assert not self._under_way
+        assert self.num_under_way == 0
         self._send(function)
         return self._receive()
 

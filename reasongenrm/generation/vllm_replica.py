@@ -154,11 +154,12 @@ class Replica:
                     f"{number}:{place}", tokens_input(prompt.prompt_ids), _sampling_params(task, prompt, seed)
                 )
 
-    def step(self) -> list[tuple[int, list[Sample]]]:
+    def step(self) -> tuple[int, list[tuple[int, list[Sample]]]]:
         """Let vLLM go on by one step, a token for each of up to 512 samples. Not to be called while idle: it would wait.
 
         Returns:
-            The tasks that became whole: number, and samples in the order of prompts, then seeds.
+            How many samples were written to their end; and the tasks that became whole: number, and samples in the order of
+            prompts, then seeds.
 
         Raises:
             EngineError: vLLM's engine died.
@@ -173,7 +174,7 @@ class Replica:
             if under_way.is_whole:
                 del self._open[number]
                 whole.append((number, [under_way.samples[place] for place in range(under_way.task.num_samples)]))
-        return whole
+        return len(outputs), whole
 
 
 @contextmanager

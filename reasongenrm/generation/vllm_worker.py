@@ -1,8 +1,8 @@
 """The process of one replica: does what comes through a connection until that closes (vllm_process.py has the near end).
 
 Run as `python -m reasongenrm.generation.vllm_worker DESCRIPTOR`, an inherited file descriptor. First comes a `ReplicaSettings`, answered
-once vLLM has started; then (number, `Task`), answered when it is whole, or a function, answered by what it returns. An
-`EngineError` is an answer, too, and the last.
+once vLLM has started; then (number, `Task`), or a function, answered by what it returns. Every step of vLLM's that finishes samples is
+answered with what `Replica.step` returns. An `EngineError` is an answer, too, and the last.
 """
 
 import gc
@@ -39,8 +39,9 @@ def serve(connection: Connection) -> None:
                     connection.send(message(replica.llm))
                 else:
                     replica.submit(*message)
-            for whole in replica.step():
-                connection.send(whole)
+            num_written, whole = replica.step()
+            if num_written:
+                connection.send((num_written, whole))
     except EngineError as error:
         connection.send(error)
 
@@ -59,3 +60,4 @@ if __name__ == "__main__":
     with suppress(BrokenPipeError):  # whom an answer was for has gone
         serve(Connection(int(sys.argv[1])))
     gc.collect()  # vLLM ends its engine's process when the LLM object goes
+    os.killpg(0, signal.SIGKILL)  # and whatever it forgot, with us
