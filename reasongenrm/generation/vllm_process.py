@@ -108,7 +108,7 @@ class ReplicaPool:
                 else:
                     whole[number] = []
                 task = next(todo, None)
-            elif (first := next(iter(taken))) in whole:
+            elif taken and (first := next(iter(taken))) in whole:
                 del taken[first]
                 yield whole.pop(first)
             else:

@@ -10,7 +10,7 @@ import pytest
 from reasongenrm.config import EngineConfig
 from reasongenrm.errors import ConfigError
 from reasongenrm.generation.vllm_process import MAX_TAKEN, ReplicaPool, share_gpus, visible_gpus
-from reasongenrm.generation.vllm_replica import MAX_NUM_SEQS, PromptTask, Task
+from reasongenrm.generation.vllm_replica import CAPACITY, MAX_NUM_SEQS, PromptTask, Task
 
 
 class SimulatedReplica:
@@ -130,9 +130,10 @@ def test_tasks_without_a_prompt_keep_their_place(pool: Pool) -> None:
 
 def test_samples_of_a_broken_off_run_do_not_reach_the_next(pool: Pool) -> None:
     one = pool(1)
-    first = one.run(task(place) for place in range(1, 9))
+    first = one.run(task(*[1 + place % 9] * 16) for place in range(1000))
     next(first)
     first.close()
+    assert one.replicas[0].num_under_way > CAPACITY - 16  # all of it is in the way
     assert [len(samples) for samples in one.run([task(1, 1), task(1)])] == [2, 1]
 
 
