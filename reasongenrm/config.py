@@ -36,6 +36,8 @@ class Section(BaseModel):
 class EngineConfig(Section):
     """How text is generated, wherever it is. An `http(s)://` teacher or judge always uses the endpoint engine."""
 
+    placement: ClassVar[frozenset[str]] = frozenset({"data_parallel_size"})
+
     kind: Literal["transformers", "vllm"] = "vllm"  # for a checkpoint; the laptop's configs say transformers
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     batch_size: PositiveInt = 16  # prompts x samples in one transformers batch; a resumable unit for every engine
