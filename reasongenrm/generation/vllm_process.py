@@ -204,8 +204,9 @@ class ReplicaProcess:
     def _send(self, message: Any) -> None:
         try:
             self.connection.send(message)
-        except (BrokenPipeError, ConnectionResetError) as error:
-            raise EngineError(self._end()) from error
+        except (BrokenPipeError, ConnectionResetError):
+            while True:  # its last words may say why
+                self._receive()
 
     def _receive(self) -> Any:
         try:

@@ -24,6 +24,8 @@ GRACE_SECONDS = 15.0  # for vLLM to stop by itself; afterwards its processes are
 
 def serve(connection: Connection) -> None:
     """Be a replica for whoever holds the connection's other end."""
+    # vLLM forks. A copy of our end in a process that outlives us would hide our death from the other end.
+    os.register_at_fork(after_in_child=connection.close)
     settings = connection.recv()
     inbox: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()

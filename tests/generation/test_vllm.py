@@ -24,8 +24,6 @@ from reasongenrm.generation.seam import GenerationRequest, Sampling, sample_seed
 from reasongenrm.generation.vllm import VLLMEngine
 from tests.tiny import tiny_checkpoint
 
-pytestmark = pytest.mark.timeout(120)  # nothing here computes: what takes longer hangs
-
 ROOT = Path(__file__).parents[2]
 CHATML = BY_NAME["chatml"]
 SCRIPT = f"A is right.{CHATML.turn_end}{CHATML.bridge}[[A]]{CHATML.turn_end}{CHATML.sequence_end}"
@@ -209,10 +207,11 @@ def test_replica_that_dies_is_an_error_at_once_and_takes_its_processes_along(ope
 
 def test_killed_run_leaves_no_process_behind(checkpoint: Path, folder: Path) -> None:
     program = (
-        "from pathlib import Path; import sys, time\n"
+        "from pathlib import Path; import time\n"
         "from reasongenrm.config import EngineConfig\n"
-        "from reasongenrm.generation import open_engine\n"
-        f"engine = open_engine(Path({str(checkpoint)!r}), EngineConfig(data_parallel_size=2))\n"
+        "from reasongenrm.generation.vllm_process import ReplicaPool, ReplicaSettings\n"
+        f"settings = ReplicaSettings(Path({str(checkpoint)!r}), EngineConfig(), 64)\n"
+        "pool = ReplicaPool.start(settings, [[], []])\n"
         "print('open', flush=True); time.sleep(600)"
     )
     run = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
@@ -234,7 +233,7 @@ def test_function_runs_on_the_llm_of_a_replica(opened: Open) -> None:
 
 def test_refusals_of_vllm_become_engine_errors(opened: Open, checkpoint: Path) -> None:
     with pytest.raises(EngineError, match=r"judge: replica 0: vLLM failed: top_p must be in \(0, 1\]"):
-        list(opened().generate([ask("q")], Sampling(max_tokens=9, top_p=0.0)))
+        list(opened(batch_size=1).generate([ask(f"q{i}") for i in range(200)], Sampling(max_tokens=9, top_p=0.0)))
     with pytest.raises(EngineError, match="judge: replica 0: vLLM cannot start: World size"):
         opened(tensor_parallel_size=9)
     with pytest.raises(InputError, match=r"nothing: found no config\.json"):

@@ -6,9 +6,10 @@ a log of what was asked (log-PID.jsonl). A file `die` in it makes the engine die
 """
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -100,12 +101,15 @@ class LLM:
         if tensor_parallel_size > 8:
             raise ValueError("World size (9) is larger than the number of available GPUs (8)")
         self.llm_engine = LLMEngine(max_num_seqs)
-        forgotten = subprocess.Popen(["sleep", "600"])  # a process that vLLM would leave behind
+        core = multiprocessing.get_context("fork").Process(
+            target=time.sleep, args=(600,)
+        )  # outlives us, as vLLM's does
+        core.start()
         log(
             llm=[model, dtype, max_model_len, tensor_parallel_size, gpu_memory_utilization],
             max_num_seqs=max_num_seqs,
             enable_prefix_caching=enable_prefix_caching,
             generation_config=generation_config,
             gpus=os.environ.get("CUDA_VISIBLE_DEVICES"),
-            processes=[os.getpid(), forgotten.pid],
+            processes=[os.getpid(), core.pid],
         )
