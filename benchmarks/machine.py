@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import subprocess
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -39,10 +40,12 @@ def device_name(device: torch.device) -> str:
 
 
 def _versions() -> dict[str, str]:
-    installed = {
-        distribution.name.lower().replace("_", "-"): distribution.version for distribution in metadata.distributions()
-    }
-    return {name: installed[name] for name in LIBRARIES if name in installed}
+    """Of what is imported: of a library that is installed twice, the one that comes first."""
+    found = {}
+    for name in LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _commit() -> str | None:

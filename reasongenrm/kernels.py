@@ -1,6 +1,7 @@
 """A model made ready for packed rows: our attention, and on a GPU the fused kernels of Liger, where they are installed."""
 
 import importlib.util
+import logging
 
 import torch
 from transformers import PreTrainedModel
@@ -23,6 +24,8 @@ def prepare_for_packed_rows(model: PreTrainedModel, *, keep_dtype: str | None = 
     if torch.cuda.is_available() and importlib.util.find_spec("liger_kernel"):
         from transformers.integrations.liger import apply_liger_kernel
 
+        # It warns of every maker of accelerators whose compiler is not here.
+        logging.getLogger("liger_kernel.backends.registry").setLevel(logging.ERROR)
         # The loss is TRL's fused head's.
         apply_liger_kernel(model, {"cross_entropy": False, "fused_linear_cross_entropy": False})
 

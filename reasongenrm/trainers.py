@@ -82,7 +82,6 @@ def run(job: TrainingJob) -> None:
     # TRL 1.16 asks for a name that transformers 5.23 has renamed; it is nothing that a user could mend.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     _quiet()
-    _adjust_trl()
     config = job.section()
     tokenizer, _ = load_tokenizer(job.model_dir, job.opening_role)
     rows = load_from_disk(str(job.dataset_dir))
@@ -127,6 +126,7 @@ def build_trainer(
     Raises:
         ConfigError: transformers or TRL refuse a setting.
     """
+    _adjust_trl()
     plan = plan_batches(rows["length"], config, num_processes)
     checkpointing = config.gradient_checkpointing
     if checkpointing == "auto":
@@ -203,6 +203,7 @@ def _arguments(
         "accelerator_config": {"non_blocking": not on_cpu},
         "remove_unused_columns": False,
         "max_length": None,  # rows that are too long were dropped and counted; none is ever cut
+        "ddp_find_unused_parameters": False,  # there are none; looking for them would cost a pass over the graph
         "disable_tqdm": True,
         "report_to": "none",
         "seed": config.seed,
