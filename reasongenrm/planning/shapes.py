@@ -1,0 +1,189 @@
+"""A model's shape: its parameters, and the FLOPs and bytes that follow from them.
+
+In goes what config.json says, out come counts; nothing is loaded. `SHAPES` has the models that are planned with by name.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from reasongenrm.errors import InputError
+
+INFERENCE_BYTES = 2  # a parameter in bfloat16
+# float32 master weights 4, gradients 4, AdamW's two moments 8 (training.py: autocast, no second copy of the weights).
+TRAINING_BYTES = 16
+RESUME_BYTES = 12  # of a checkpoint to resume from: float32 weights and both moments
+CONFIG = "config.json"
+_ATTENTION_BIAS = {
+    "llama": False,
+    "mistral": False,
+    "qwen2": True,
+}  # model_type -> bias of q, k and v, unless config.json says
+
+Count = Annotated[int, Field(gt=0)]
+
+
+class ModelShape(BaseModel):
+    """A decoder of the Llama or Qwen 2.5 family, as its config.json describes it.
+
+    Attributes:
+        tied: the output layer is the embedding.
+        attention_bias: q, k and v have biases (Qwen 2.5).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    num_layers: Count
+    hidden_size: Count
+    intermediate_size: Count
+    num_heads: Count
+    num_kv_heads: Count
+    head_dim: Count
+    vocab_size: Count
+    tied: bool
+    attention_bias: bool = False
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters, with the embeddings, tied ones once."""
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        attention = self.hidden_size * (2 * queries + 2 * keys) + self.attention_bias * (queries + 2 * keys)
+        layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied else 2)
+        return embeddings + self.num_layers * layer + self.hidden_size
+
+    def forward_flops(self, num_tokens: float, mean_context: float) -> float:
+        """FLOPs of a forward pass: 2 for each parameter and token, and attention's two products.
+
+        = tokens x (2N + 4 x layers x heads x head size x context)
+
+        Args:
+            num_tokens: that go through the model, each once.
+            mean_context: tokens that one of them sees, itself included, on average.
+        """
+        attention = 4 * self.num_layers * self.num_heads * self.head_dim * mean_context
+        return num_tokens * (2 * self.num_parameters + attention)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of the KV cache for one token in bfloat16: keys and values of every layer."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * INFERENCE_BYTES
+
+    def serving_bytes(self, num_sequences: int, tokens_each: int) -> float:
+        """Bytes over all GPUs to serve the model: its weights and the KV cache of all sequences in flight."""
+        return self.num_parameters * INFERENCE_BYTES + num_sequences * tokens_each * self.kv_bytes_per_token
+
+    def training_bytes(self, num_gpus: int, tokens_per_gpu: int) -> float:
+        """Bytes on each GPU to train with ZeRO-3 and activation checkpointing.
+
+        = 16 bytes a parameter / num_gpus + tokens x (2 bytes x layers x hidden size + 8 bytes x vocabulary): the states; each
+        layer's input in bfloat16; the logits and their gradient in float32.
+        """
+        activations = 2 * self.num_layers * self.hidden_size + 8 * self.vocab_size
+        return self.num_parameters * TRAINING_BYTES / num_gpus + tokens_per_gpu * activations
+
+
+def _shape(
+    name: str,
+    layers: int,
+    hidden: int,
+    intermediate: int,
+    heads: int,
+    kv_heads: int,
+    vocab: int,
+    *,
+    tied: bool,
+    bias: bool,
+) -> ModelShape:
+    return ModelShape(
+        name=name,
+        num_layers=layers,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=hidden // heads,
+        vocab_size=vocab,
+        tied=tied,
+        attention_bias=bias,
+    )
+
+
+# By the names that `reasongenrm plan` takes; from the config.json of each model on the hub.
+SHAPES: dict[str, ModelShape] = {
+    "135M": _shape("SmolLM2-135M", 30, 576, 1536, 9, 3, 49_152, tied=True, bias=False),
+    "0.5B": _shape("Qwen2.5-0.5B", 24, 896, 4864, 14, 2, 151_936, tied=True, bias=True),
+    "1.5B": _shape("Qwen2.5-1.5B", 28, 1536, 8960, 12, 2, 151_936, tied=True, bias=True),
+    "3B": _shape("Qwen2.5-3B", 36, 2048, 11_008, 16, 2, 151_936, tied=True, bias=True),
+    "7B": _shape("Qwen2.5-7B", 28, 3584, 18_944, 28, 4, 152_064, tied=False, bias=True),
+    "8B": _shape("Llama-3.1-8B", 32, 4096, 14_336, 32, 8, 128_256, tied=False, bias=False),
+    "14B": _shape("Qwen2.5-14B", 48, 5120, 13_824, 40, 8, 152_064, tied=False, bias=True),
+    "32B": _shape("Qwen2.5-32B", 64, 5120, 27_648, 40, 8, 152_064, tied=False, bias=True),
+    "70B": _shape("Llama-3.1-70B", 80, 8192, 28_672, 64, 8, 128_256, tied=False, bias=False),
+}
+
+
+def shape_of_config(config: Mapping[str, Any], name: str) -> ModelShape:
+    """The shape that a config.json describes.
+
+    Args:
+        config: its content.
+        name: of the model, for the tables; also where an error says it was found.
+
+    Raises:
+        InputError: another architecture than Llama's, Mistral's or Qwen 2.5's, or a key is missing or no number.
+    """
+    kind = config.get("model_type")
+    if kind not in _ATTENTION_BIAS:
+        raise InputError(
+            f"{name}: model_type is {kind!r}; expected one of {', '.join(_ATTENTION_BIAS)}, whose parameters can be counted. "
+            f"Plan with a named shape of about its size: {', '.join(SHAPES)}."
+        )
+    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
+    head_dim = config.get("head_dim")
+    if head_dim is None and isinstance(heads, int) and isinstance(hidden, int) and heads > 0:
+        head_dim = hidden // heads
+    try:
+        return ModelShape(
+            name=name,
+            num_layers=config.get("num_hidden_layers"),
+            hidden_size=hidden,
+            intermediate_size=config.get("intermediate_size"),
+            num_heads=heads,
+            num_kv_heads=config.get("num_key_value_heads", heads),
+            head_dim=head_dim,
+            vocab_size=config.get("vocab_size"),
+            tied=config.get("tie_word_embeddings", False),
+            attention_bias=config.get("attention_bias", _ATTENTION_BIAS[kind]),
+        )
+    except ValidationError as error:
+        keys = ", ".join(str(detail["loc"][0]) for detail in error.errors())
+        raise InputError(f"{name}: {CONFIG} has no usable {keys}; expected whole numbers. Mend the file.") from error
+
+
+def find_shape(model: str) -> ModelShape:
+    """The shape of a named size ("8B"), of a checkpoint's folder, or of a config.json.
+
+    Raises:
+        InputError: neither a name nor a file, or the file is no config of a model that can be counted.
+    """
+    if model in SHAPES:
+        return SHAPES[model]
+    path = Path(model).expanduser()
+    path = path / CONFIG if path.is_dir() else path
+    if not path.is_file():
+        raise InputError(
+            f"{model}: no size with this name and no such file; expected one of {', '.join(SHAPES)}, a checkpoint's folder, or its "
+            f"{CONFIG}."
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON: {error}. Expected a model's {CONFIG}.") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: found a {type(config).__name__}, expected an object. Give a model's {CONFIG}.")
+    return shape_of_config(config, str(path))
