@@ -16,6 +16,7 @@ from typing import Any
 
 from vllm.sampling_params import RequestOutputKind
 
+__version__ = "stand-in"
 FOLDER = Path(os.environ["VLLM_STAND_IN"])
 
 
@@ -28,14 +29,15 @@ def log(**record: Any) -> None:
 class SamplingParams:
     max_tokens: int
     temperature: float
-    top_p: float
-    seed: int
-    stop_token_ids: list[int]
+    seed: int | None
     ignore_eos: bool
     detokenize: bool
-    logprob_token_ids: list[int] | None
-    flat_logprobs: bool
-    output_kind: RequestOutputKind
+    n: int = 1
+    top_p: float = 1.0
+    stop_token_ids: tuple[int, ...] = ()
+    logprob_token_ids: list[int] | None = None
+    flat_logprobs: bool = False
+    output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
 
 
 @dataclass
@@ -97,6 +99,9 @@ class LLM:
         max_num_seqs: int,
         enable_prefix_caching: bool,
         generation_config: str,
+        load_format: str = "auto",
+        enforce_eager: bool = False,
+        max_num_batched_tokens: int | None = None,
     ) -> None:
         if tensor_parallel_size > 8:
             raise ValueError("World size (9) is larger than the number of available GPUs (8)")
@@ -110,6 +115,19 @@ class LLM:
             max_num_seqs=max_num_seqs,
             enable_prefix_caching=enable_prefix_caching,
             generation_config=generation_config,
+            options=[load_format, enforce_eager, max_num_batched_tokens],
             gpus=os.environ.get("CUDA_VISIBLE_DEVICES"),
             processes=[os.getpid(), core.pid],
         )
+
+    def reset_prefix_cache(self) -> None:
+        log(reset=True)
+
+    def generate(
+        self, prompts: list[dict[str, list[int]]], params: SamplingParams, use_tqdm: bool
+    ) -> list[RequestOutput]:
+        assert not use_tqdm
+        written = self.llm_engine.script[: params.max_tokens]
+        return [
+            RequestOutput(str(place), [CompletionOutput(written, None)] * params.n) for place in range(len(prompts))
+        ]
