@@ -127,3 +127,37 @@ def test_loss_begins_at_log_2_and_is_the_papers_after_a_step(store: Store, tmp_p
     assert second["rewards/accuracies"] == 1.0
     assert {"learning_rate", "grad_norm", "num_tokens", "logps/chosen", "rewards/rejected"} <= set(second)
     assert AutoTokenizer.from_pretrained(folder).eos_token == "<|endoftext|>"
+
+
+def test_reference_is_asked_once_for_a_model_and_its_pairs(
+    store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = put_model(store, tmp_path / "sft", opening_role="reason")
+    pairs = preferences(3)
+    records = put_records(store, "select_preferences", "preferences.jsonl", pairs)
+    train_dpo(store, CONFIG.model_copy(update={"max_steps": 1}), model, records)
+    first = capfd.readouterr()
+    assert "train_dpo (reference model): 3/3 pair" in first.out
+    assert "reference_log_probs: wrote" in first.err
+    (name,) = [name for name in store.list("reference_log_probs/") if name.endswith("log_probs.json")]
+    kept = json.loads(store.get_bytes(name))
+
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path / "sft")
+    columns, _ = encode_preferences(pairs, tokenizer_of("chatml"), detect_family(tokenizer_of("chatml")), 2048)
+    for row in range(3):
+        prompt = columns["prompt_ids"][row]
+        for side in ("chosen", "rejected"):
+            ids = prompt + columns[f"{side}_ids"][row]
+            expected = logprob_sum(reference, ids, len(prompt), len(ids))
+            assert kept[f"ref_{side}_logps"][row] == pytest.approx(expected, rel=1e-5)
+
+    train_dpo(store, CONFIG.model_copy(update={"max_steps": 1, "learning_rate": 1e-4, "beta": 0.3}), model, records)
+    second = capfd.readouterr()
+    assert "reference model" not in second.out
+    assert "reference_log_probs: reused" in second.err
+
+    other = put_records(store, "select_preferences", "preferences.jsonl", pairs[:2])  # other pairs, other probabilities
+    train_dpo(store, CONFIG.model_copy(update={"max_steps": 1, "train_batch_size": 2}), model, other)
+    assert "reference_log_probs: wrote" in capfd.readouterr().err
