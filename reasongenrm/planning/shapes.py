@@ -166,13 +166,16 @@ def shape_of_config(config: Mapping[str, Any], name: str) -> ModelShape:
 
 
 def find_shape(model: str) -> ModelShape:
-    """The shape of a named size ("8B"), of a checkpoint's folder, or of a config.json.
+    """The shape of a named size ("8B"), of a hub name that begins as one does, of a checkpoint's folder, or of a config.json.
 
     Raises:
         InputError: neither a name nor a file, or the file is no config of a model that can be counted.
     """
     if model in SHAPES:
         return SHAPES[model]
+    on_hub = [shape for shape in SHAPES.values() if model.partition("/")[2].startswith(shape.name)]
+    if on_hub:  # meta-llama/Llama-3.1-8B-Instruct, say
+        return on_hub[0]
     path = Path(model).expanduser()
     path = path / CONFIG if path.is_dir() else path
     if not path.is_file():
