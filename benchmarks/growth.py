@@ -4,7 +4,7 @@
 
 The models have random weights: a stage takes as long for nonsense as for sense. What is measured is the stage as the pipeline
 runs it: load, work, store (a SeaweedFS of its own on this machine). The clock is that of the process's CPU time on one thread: what
-one free core would take, also on a machine that does other things; light stages, which wait for the store, by wall time. On one that does not, `--clock wall --threads N --title ...`
+one free core would take, also on a machine that does other things; import_model, which waits for the store, goes by wall time. On one that does not, `--clock wall --threads N --title ...`
 measures N cores. Then: `reasongenrm plan --points points.json --gpu MACHINE`.
 """
 # ruff: noqa: T201 - it prints its results
@@ -88,8 +88,8 @@ MODELS = {
     for shape in (SMALLEST, _small("5M", 6, 192, 3, 8_192), _small("20M", 8, 384, 6, 16_384), SHAPES["135M"])
 }
 # Fewer prompts for the larger models, so that none takes minutes.
-NUM_PROMPTS = {"1.6M": (8, 16, 32), "5M": (4, 8, 16), "20M": (2, 4, 8), SHAPES["135M"].name: (1, 2, 4)}
-ROWS = (500, 2_000, 8_000)  # of the light stages
+NUM_PROMPTS = {"1.6M": (8, 16, 32), "5M": (4, 8, 16), "20M": (2, 4, 8), SHAPES["135M"].name: (2, 4, 6)}
+ROWS = (2_000, 8_000, 32_000)  # of the light stages
 
 
 class Nothing(Section):
@@ -131,7 +131,7 @@ def _text(numbers: random.Random, num_words: int) -> str:
 
 
 def make_prompts(num_prompts: int) -> list[JudgePrompt]:
-    """Judge prompts of some 400 of the small tokenizer's tokens."""
+    """Judge prompts of some 270 of the small tokenizer's tokens."""
     numbers = random.Random(0)
     return [
         JudgePrompt(
@@ -345,7 +345,7 @@ class Bench:
                 turns = {side: [user, {"role": "assistant", "content": text}] for side, text in answers.items()}
                 file.write(json.dumps(turns) + "\n")
         _, model = self._model(SMALLEST)
-        with self._timed(time.perf_counter) as seconds:
+        with self._timed() as seconds:
             prepare_pairs(self._fresh(), PairsConfig(), str(path), model)
         return seconds()
 
@@ -369,12 +369,12 @@ class Bench:
         ]
         prompts = self._put("prompts.jsonl", [prompt for prompt, _ in texts])
         scores = self._put("scored.jsonl", scored)
-        with self._timed(time.perf_counter) as seconds:
+        with self._timed() as seconds:
             select_preferences(self._fresh(), PreferencesConfig(), prompts, scores)
         return seconds()
 
     def measure_rows(self, kind: Kind, num_rows: int) -> tuple[Work, float]:
-        """A light stage on so many rows: what it reads, and its wall seconds."""
+        """A light stage on so many rows: what it reads, and its seconds."""
         seconds = self._prepare(num_rows) if kind == "prepare" else self._select(num_rows)
         return Work(num_rows=num_rows), seconds
 

@@ -1,7 +1,4 @@
-"""A plan for people: as rows of text, which the command line shows and docs/install.md and docs/planning.md hold as Markdown.
-
-`python -m reasongenrm.planning.tables` prints the tables of docs/install.md, from the reference's own configurations.
-"""
+"""A plan for people: rows of text, which the command line shows, and which docs/install.md holds as Markdown (pages.py)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -171,21 +168,35 @@ def reference_plan(name: str, judge: str) -> Plan:
     return make_plan(config, assumed, SHAPES[judge], SHAPES["70B"], points, points.machine("h100"), 8)
 
 
+def hours_grid(plans: Sequence[tuple[str, Plan]]) -> Grid:
+    """GPUs and hours of the stages that hold GPUs, plan beside plan, with the low and the high end where they are known."""
+    head, columns = ["stage"], []
+    for name, plan in plans:
+        head += [f"GPUs, {name}", f"hours, {name}"]
+        heavy = [stage for stage in plan.stages if stage.num_devices]
+        columns.append([stage.stage for stage in heavy])
+        columns.append([str(stage.num_devices) for stage in heavy])
+        columns.append([_hours_and_span(stage.hours, stage.hours_low, stage.hours_high) for stage in heavy])
+    rows = list(zip(columns[0], *(column for number, column in enumerate(columns) if number % 3), strict=True))
+    totals = [plan.totals for _, plan in plans]
+    spans = [("", _hours_and_span(total.hours, total.hours_low, total.hours_high)) for total in totals]
+    rows.append(("**one after another**", *(text for span in spans for text in span)))
+    rows.append(("**GPU-hours**", *(text for total in totals for text in ("", _hours(total.device_hours)))))
+    return Grid("Hours", tuple(head), tuple(rows))
+
+
 def install_tables() -> str:
     """The tables of docs/install.md: memory, and hours of the reference's 7B and 14B judge."""
+    plans = [("7B", reference_plan("qwen2.5-7b", "7B")), ("14B", reference_plan("qwen2.5-14b", "14B"))]
     memory = memory_grid(shipped_points().machine("h100")).markdown()
-    hours = [
-        plan_grid(reference_plan(name, size)).markdown()
-        for name, size in (("qwen2.5-7b", "7B"), ("qwen2.5-14b", "14B"))
-    ]
-    return f"{memory}\n\n7B judge:\n\n{hours[0]}\n\n14B judge:\n\n{hours[1]}\n"
+    return f"{memory}\n\nHours for 80,000 pairs on 8 GPUs, taught by the 70B model:\n\n{hours_grid(plans).markdown()}\n"
 
 
 def number(value: float) -> str:
     """Two or three digits that count: 0.012, 1.23, 45.6, 789, 12,000."""
     if value == 0:
         return "0"
-    if value >= 1000:
+    if value >= 999.5:
         digits = len(str(int(value))) - 3
         return f"{round(value, -digits):,.0f}"
     return f"{value:.3g}"
@@ -211,6 +222,10 @@ def _span(low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return "?"
     return _hours(low) if _hours(low) == _hours(high) else f"{_hours(low)} to {_hours(high)}"
+
+
+def _hours_and_span(hours: float | None, low: float | None, high: float | None) -> str:
+    return f"{_hours(hours)} ({_span(low, high)})" if low is not None else _hours(hours)
 
 
 def _beyond(stage: StageCost) -> str:
@@ -261,7 +276,3 @@ def _amount(point: MeasuredPoint) -> str:
     term = main_term(point.kind)
     amount = amounts(point.kind, point.model, point.work)[term]
     return f"{number(amount / 1e12)} TFLOP" if term == "flops" else f"{_count(amount)} {_UNITS[term]}"
-
-
-if __name__ == "__main__":
-    print(install_tables(), end="")  # noqa: T201 - the command's output
