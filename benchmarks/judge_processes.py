@@ -66,7 +66,6 @@ def judge_and_predictor(log_dir: Path, latency_seconds: float) -> Iterator[tuple
     roots = [f"http://127.0.0.1:{port}" for port in ports]
     stub = ["tests.predictors", "--port", str(ports[0]), "--latency", str(latency_seconds)]
     server = ["reasongenrm", "judge-server", "--predictor", f"{roots[0]}/v1", "--port", str(ports[1])]
-    server += ["--max-requests", "1024", "--max-concurrency", "1024"]
     predictor = Program(stub, f"{roots[0]}/health", log_dir / "predictor.log")
     judge = Program(server, f"{roots[1]}/readyz", log_dir / "judge.log")
     try:

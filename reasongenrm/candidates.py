@@ -1,19 +1,20 @@
-"""Reasons as tokens, ready to be scored: encoded as in training, one row a prompt, rows planned into batches.
+"""Reasons as tokens, ready to be scored: encoded as in training, one tree a prompt, trees planned into batches.
 
-In: judge prompts and reasons. Out: batches of rows for `scoring.py`. All reasons of a prompt share one row,
-`prompt reason_1 bridge verdict reason_2 bridge verdict ...`: each is to see the prompt and itself alone, and to count its
-positions from the prompt's end. So a prompt is computed once, and nothing is padded between its reasons. Nothing here
-needs torch. Shape suffixes: B rows of a batch, S tokens of a row.
+In: judge prompts and reasons. Out: batches of rows for `scoring.py`, each a prompt with reasons behind it (`packing.Tree`): a
+prompt is computed once, and nothing is padded. Nothing here needs torch.
 """
 
 from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from reasongenrm.chat import ChatFamily, encode_reason_example
 from reasongenrm.errors import InputError
+from reasongenrm.packing import IGNORED, Branch, Tree
 from reasongenrm.prompts import judge_prompt
 from reasongenrm.records import Drops, JudgePrompt, Reason
 
@@ -35,10 +36,11 @@ class Candidate:
     num_reason_tokens: int
     num_verdict_tokens: int
 
-    @property
-    def num_inputs(self) -> int:
-        """Tokens that the model reads: all but the last, after which nothing is predicted."""
-        return len(self.ids) - 1
+    def branch(self) -> Branch:
+        """For packing: reason and verdict are predicted, the bridge between them is not."""
+        targets = np.asarray(self.ids, np.int64)
+        targets[self.num_reason_tokens : len(self.ids) - self.num_verdict_tokens] = IGNORED
+        return Branch(self.ids, targets)
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,14 @@ class Row:
     prompt_ids: "array[int]"
     candidates: tuple[Candidate, ...]
 
+    def tree(self) -> Tree:
+        """For packing."""
+        return Tree(self.prompt_ids, tuple(candidate.branch() for candidate in self.candidates))
+
     @property
     def num_tokens(self) -> int:
-        """S before padding."""
-        return len(self.prompt_ids) + sum(candidate.num_inputs for candidate in self.candidates)
+        """Tokens that the model reads of this row."""
+        return len(self.prompt_ids) - 1 + sum(len(candidate.ids) for candidate in self.candidates)
 
 
 def encode_candidates(
@@ -106,7 +112,7 @@ def encode_candidates(
 
 
 def plan_batches(rows: Sequence[Row], max_batch_tokens: int) -> list[list[Row]]:
-    """Split and group rows into batches of at most `max_batch_tokens` tokens, padding counted; longest rows first.
+    """Split and group rows into batches of at most `max_batch_tokens` tokens; longest rows first.
 
     A prompt's reasons are cut into several rows only where one row would be too long; a single reason that is too long
     by itself is a batch of its own. The plan depends on the set of prompts and reasons alone, not on their order, so that
@@ -115,54 +121,24 @@ def plan_batches(rows: Sequence[Row], max_batch_tokens: int) -> list[list[Row]]:
     pieces = [piece for row in rows for piece in _split(row, max_batch_tokens)]
     pieces.sort(key=lambda row: (-row.num_tokens, row.candidates[0].reason.prompt_id, row.candidates[0].reason.sample))
     batches: list[list[Row]] = []
+    room = 0
     for row in pieces:
-        if batches and (len(batches[-1]) + 1) * batches[-1][0].num_tokens <= max_batch_tokens:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
+        if row.num_tokens > room:
+            batches.append([])
+            room = max_batch_tokens
+        batches[-1].append(row)
+        room -= row.num_tokens
     return batches
 
 
 def _split(row: Row, max_tokens: int) -> Iterator[Row]:
     """Pieces of a row of at most `max_tokens` tokens, each with at least one reason."""
     piece: list[Candidate] = []
-    num_tokens = len(row.prompt_ids)
+    num_tokens = len(row.prompt_ids) - 1
     for candidate in sorted(row.candidates, key=lambda candidate: candidate.reason.sample):
-        if piece and num_tokens + candidate.num_inputs > max_tokens:
+        if piece and num_tokens + len(candidate.ids) > max_tokens:
             yield Row(row.prompt_ids, tuple(piece))
-            piece, num_tokens = [], len(row.prompt_ids)
+            piece, num_tokens = [], len(row.prompt_ids) - 1
         piece.append(candidate)
-        num_tokens += candidate.num_inputs
+        num_tokens += len(candidate.ids)
     yield Row(row.prompt_ids, tuple(piece))
-
-
-@dataclass
-class Layout:
-    """Where the tokens of a batch's rows lie. `sources` are places in the flattened (B * S) batch whose hidden states
-    predict `targets`; both have shape (N,), reason tokens then verdict tokens of each candidate in turn."""
-
-    width: int
-    ids_BS: list[list[int]] = field(default_factory=list)
-    positions_BS: list[list[int]] = field(default_factory=list)
-    segments_BS: list[list[int]] = field(default_factory=list)  # 0: prompt, k: k-th reason, -1: padding
-    sources: list[int] = field(default_factory=list)
-    targets: list[int] = field(default_factory=list)
-
-    def add(self, row: Row) -> None:
-        """Lay out one more row."""
-        first = len(self.ids_BS) * self.width
-        num_prompt = len(row.prompt_ids)
-        ids, positions, segments = list(row.prompt_ids), list(range(num_prompt)), [0] * num_prompt
-        for number, candidate in enumerate(row.candidates, start=1):
-            # A reason's first token is predicted by the prompt's last, wherever in the row the reason lies.
-            sources = [num_prompt - 1, *range(len(ids), len(ids) + candidate.num_inputs)]
-            for scored in (slice(candidate.num_reason_tokens), slice(-candidate.num_verdict_tokens, None)):
-                self.sources += [first + source for source in sources[scored]]
-                self.targets += candidate.ids[scored]
-            ids += candidate.ids[:-1]
-            positions += range(num_prompt, num_prompt + candidate.num_inputs)
-            segments += [number] * candidate.num_inputs
-        num_padding = self.width - len(ids)
-        self.ids_BS.append(ids + [0] * num_padding)
-        self.positions_BS.append(positions + [0] * num_padding)
-        self.segments_BS.append(segments + [-1] * num_padding)

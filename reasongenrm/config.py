@@ -25,8 +25,8 @@ class Section(BaseModel):
     """Base of all sections: unknown keys are refused, values do not change.
 
     Attributes:
-        placement: fields that say where and with how many processes a stage works, not what it makes. They are no part of a
-            stage's key: the work of one pod goes on in another kind of pod.
+        placement: fields that say where, with how many processes and in what portions a stage works, not what it makes. They
+            are no part of a stage's key: the work of one pod goes on in another kind of pod.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -126,21 +126,22 @@ class TrainJobConfig(Section):
 
 
 class TrainConfig(Section):
-    """What SFT and DPO share. `train_batch_size` is global: per device x gradient accumulation x all processes."""
+    """What SFT and DPO share. `train_batch_size` counts examples (pairs) of an optimizer step, over all processes."""
 
     learning_rate: Annotated[float, Field(gt=0)]
     num_train_epochs: Annotated[float, Field(gt=0)]
     train_batch_size: PositiveInt = 128  # reference
-    per_device_train_batch_size: PositiveInt = 1
+    max_batch_tokens: PositiveInt = 16384  # of one forward pass of one process; a longer example is one by itself
     max_steps: int = -1  # -1: num_train_epochs decides
     max_length: PositiveInt
     lr_scheduler_type: str = "cosine"
     warmup_ratio: Probability = 0.03
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    optim: str = "adamw_torch"
+    optim: str = "adamw_torch_fused"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # reference: bf16
-    gradient_checkpointing: bool = True  # reference
+    # Computes activations twice to keep less of them; "auto": where they would not fit. Reference: always.
+    gradient_checkpointing: Literal["auto"] | bool = "auto"
     save_steps: PositiveInt = 50  # a checkpoint to resume from, kept until the model is whole
     logging_steps: PositiveInt = 1
     num_processes: PositiveInt | None = None  # on this node; None: one a visible GPU, 1 without GPUs
@@ -149,7 +150,9 @@ class TrainConfig(Section):
     mode: Literal["pod", "trainjob"] = "pod"  # in this pod (or on this machine), or in pods that Kubeflow Trainer makes
     trainjob: TrainJobConfig = TrainJobConfig()
 
-    placement: ClassVar[frozenset[str]] = frozenset({"mode", "trainjob", "num_processes"})
+    placement: ClassVar[frozenset[str]] = frozenset(
+        {"mode", "trainjob", "num_processes", "max_batch_tokens", "gradient_checkpointing"}
+    )
 
 
 class SFTConfig(TrainConfig):
@@ -158,7 +161,6 @@ class SFTConfig(TrainConfig):
     learning_rate: Annotated[float, Field(gt=0)] = 5e-6  # reference
     num_train_epochs: Annotated[float, Field(gt=0)] = 2.0  # reference
     max_length: PositiveInt = 131072  # reference; GenRM: 32,768
-    packing: bool = True  # METHOD section 3 (the scripts of the reference pack within a micro batch of one: nothing)
     mask: Literal["one_generation", "reference"] = "one_generation"  # METHOD section 3, "On purpose different"
 
 
@@ -191,6 +193,13 @@ class PreferencesConfig(Section):
     chosen_above: Annotated[float, Field(ge=-1, le=1)] = 0.1  # reference
     rejected_below: Annotated[float, Field(ge=-1, le=1)] = -0.1  # reference
     seed: int = 0
+
+
+class ReferenceConfig(Section):
+    """What DPO's reference log-probabilities depend on besides model and pairs; DPOConfig says what the values mean."""
+
+    max_length: PositiveInt
+    dtype: Literal["bfloat16", "float32"]
 
 
 class DPOConfig(TrainConfig):

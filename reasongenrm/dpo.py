@@ -4,11 +4,12 @@ In: the SFT checkpoint and preferences (two on-policy reasons for one judge prom
 METHOD section 6: the verdict and the markup before it are left out, so that DPO moves the reasoning, not the verdict.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from reasongenrm.chat import ChatFamily, encode_reason_example
-from reasongenrm.config import DPOConfig
+from reasongenrm.config import DPOConfig, ReferenceConfig
 from reasongenrm.processes import find_world
 from reasongenrm.prompts import judge_prompt
 from reasongenrm.records import Drops, Preference, parse_records
@@ -29,7 +30,7 @@ def encode_preferences(
     away is masking it out. A pair of which one side is longer than `max_length` tokens is dropped and counted.
 
     Returns:
-        Columns prompt_ids, chosen_ids, rejected_ids and length (tokens of both sides), a row a pair; what was dropped.
+        Columns prompt_ids, chosen_ids, rejected_ids and length (all three together), a row a pair; what was dropped.
     """
     columns: dict[str, list[Any]] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": [], "length": []}
     drops = Drops()
@@ -48,8 +49,34 @@ def encode_preferences(
         columns["prompt_ids"].append(chosen.input_ids[slice(*chosen.prompt_span)])
         columns["chosen_ids"].append(chosen.input_ids[slice(*chosen.reason_span)])
         columns["rejected_ids"].append(rejected.input_ids[slice(*rejected.reason_span)])
-        columns["length"].append(chosen.reason_span[1] + rejected.reason_span[1])
+        columns["length"].append(sum(len(columns[name][-1]) for name in ("prompt_ids", "chosen_ids", "rejected_ids")))
     return columns, drops
+
+
+def reference_stage(store: Store, config: DPOConfig, max_length: int, inputs: Mapping[str, ArtifactRef | str]) -> Stage:
+    """Where the reference model's log-probabilities are kept, by all that they depend on.
+
+    So they are computed once for a model and its pairs, whatever is tried with them afterwards.
+
+    Args:
+        max_length: longer pairs are not among them.
+        inputs: `model` and `preferences`.
+    """
+    section = ReferenceConfig(max_length=max_length, dtype=config.dtype)
+    return Stage(store, "reference_log_probs", section, inputs)
+
+
+def keep_reference(stage: Stage, columns: Mapping[str, Sequence[float]]) -> None:
+    """Keep log-probabilities, a value a pair in the order of the pairs."""
+    with stage:
+        stage.add_bytes("log_probs.json", json.dumps(columns).encode())
+        stage.finish({"num_out": len(next(iter(columns.values())))})
+
+
+def _kept_reference(stage: Stage) -> dict[str, list[float]]:
+    """What `keep_reference` kept; nothing if it was not called yet."""
+    with stage:
+        return json.loads(read_file(stage.done, "log_probs.json")) if stage.done else {}
 
 
 def train_dpo(store: Store, config: DPOConfig, model: ArtifactRef, preferences: ArtifactRef) -> ArtifactRef:
@@ -90,5 +117,6 @@ def train_dpo(store: Store, config: DPOConfig, model: ArtifactRef, preferences: 
         drops.require_some(
             "train_dpo", f"Raise max_length (now {config.max_length:,}; the model allows no more than {limit:,})."
         )
+        columns |= _kept_reference(reference_stage(store, config, limit, {"model": model, "preferences": preferences}))
         metrics = train(stage, config, "dpo", columns, model_dir, "reason", world)
         return stage.finish(drops.counts(), metrics)

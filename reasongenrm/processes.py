@@ -101,23 +101,16 @@ def find_world(config: TrainConfig, stage: str, environ: Mapping[str, str] = os.
 
 
 def check_batch(config: TrainConfig, stage: str, world: World) -> None:
-    """Ask for a global batch that every process gets an equal share of.
+    """Ask for a batch of which every process gets a part.
 
     Raises:
         ConfigError: with a batch size that would do.
     """
-    at_once = config.per_device_train_batch_size * world.size
-    if config.train_batch_size % at_once:
+    if config.train_batch_size < world.size:
         raise ConfigError(
-            f"{stage}: train_batch_size is {config.train_batch_size}, over all processes; expected a multiple of "
-            f"per_device_train_batch_size {config.per_device_train_batch_size} x {world} = {at_once}. "
-            f"Set it to {max(1, round(config.train_batch_size / at_once)) * at_once}."
+            f"{stage}: train_batch_size is {config.train_batch_size}, over all processes; expected at least one example for "
+            f"each of {world}. Set it to {world.size} or more."
         )
-
-
-def accumulation_steps(config: TrainConfig, world_size: int) -> int:
-    """Forward passes that every process adds up before an optimizer step."""
-    return config.train_batch_size // (config.per_device_train_batch_size * world_size)
 
 
 def _num_gpus() -> int:

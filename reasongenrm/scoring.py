@@ -3,9 +3,9 @@
 In: judge prompts and reasons. Out: scored reasons, in the order of the reasons. Used twice: the base model scores the
 teacher's reasons (for R*), the SFT model its own (for DPO pairs).
 
-`candidates.py` lays all reasons of a prompt out in one row; here each sees the prompt and itself alone, so that the numbers
-are those of one sequence at a time. The vocabulary's logits are computed at the scored tokens only. Shape suffixes: B rows,
-S tokens of a row, N scored tokens, C of them at a time, D hidden size, V vocabulary.
+All reasons of a prompt lie behind it in one packed row (`packing.py`), where each sees the prompt and itself alone, so that
+the numbers are those of one sequence at a time. The vocabulary's logits are computed at the scored tokens only. Shape
+suffixes: T tokens of the row, N scored tokens, C of them at a time, D hidden size, V vocabulary.
 """
 
 import math
@@ -14,11 +14,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from reasongenrm.candidates import Layout, Row, encode_candidates, plan_batches
+import numpy as np
+
+from reasongenrm.candidates import Row, encode_candidates, plan_batches
 from reasongenrm.chat import detect_family, install_template
 from reasongenrm.config import ScoreConfig
 from reasongenrm.errors import EngineError, InputError
 from reasongenrm.generation.transformers import load_checkpoint
+from reasongenrm.packing import IGNORED, pack
 from reasongenrm.progress import track
 from reasongenrm.records import JudgePrompt, Reason, ScoredReason, dump_records, parse_records
 from reasongenrm.stage import Stage
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 PART_SECONDS = 10.0  # work that a kill may cost; a part for each batch would be many small objects on a GPU
 MAX_LOGITS = 2**26  # logits held at a time: 256 MiB in float32
 HISTOGRAM_EDGES = tuple(tenth / 10 for tenth in range(-10, 11))
-_EXACT_ATTENTION = {"full_attention", "sliding_attention"}  # kinds that see a row's tokens only through the mask
+_EXACT_ATTENTION = {"full_attention", "sliding_attention"}  # kinds in which reasons of a row do not see each other
 
 
 def probability(logprobs: Sequence[float]) -> float:
@@ -70,20 +73,11 @@ def reason_score(reason_logprobs: Sequence[float], verdict_logprobs: Sequence[fl
     return probability(reason_logprobs) * (2 * probability(verdict_logprobs) - 1)
 
 
-def _attention_mask(segments_BS: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
-    """Additive mask of shape (B, 1, S, S): a token sees its own segment and the prompt, backwards; padding sees itself."""
-    import torch
-
-    seen_BSS = ((segments_BS[:, None, :] == 0) | (segments_BS[:, None, :] == segments_BS[:, :, None])).tril()
-    mask_BSS = torch.zeros(seen_BSS.shape, dtype=dtype, device=seen_BSS.device).masked_fill_(~seen_BSS, -math.inf)
-    return mask_BSS[:, None]
-
-
 def score_batch(model: "PreTrainedModel", rows: Sequence[Row]) -> list[ScoredReason]:
     """Score all reasons of one batch in one forward pass.
 
     Args:
-        model: a causal language model with full attention, in evaluation mode.
+        model: a causal language model in evaluation mode, of `prepare_for_packed_rows`.
         rows: of `plan_batches`.
 
     Returns:
@@ -95,23 +89,24 @@ def score_batch(model: "PreTrainedModel", rows: Sequence[Row]) -> list[ScoredRea
     """
     import torch
 
-    layout = Layout(width=max(row.num_tokens for row in rows))
-    for row in rows:
-        layout.add(row)
-    ids_BS, positions_BS, segments_BS, sources_N, targets_N = (
-        torch.tensor(values, device=model.device)
-        for values in (layout.ids_BS, layout.positions_BS, layout.segments_BS, layout.sources, layout.targets)
+    from reasongenrm.attention import Segments
+
+    row = pack([row.tree() for row in rows])
+    places = np.flatnonzero(row.targets != IGNORED)
+    ids_1T, positions_1T, places_N, targets_N = (
+        torch.from_numpy(values).to(model.device)
+        for values in (row.input_ids[None], row.position_ids[None], places, row.targets[places])
     )
-    where: dict[str, Any] = {}
-    if any(len(row.candidates) > 1 for row in rows):  # else the rows are plain sequences, padded at the end
-        where = {"attention_mask": _attention_mask(segments_BS, model.dtype), "position_ids": positions_BS}
+    segments = Segments.of(row).to(model.device)
     try:
         with torch.inference_mode():
-            hidden_BSD = model.get_decoder()(input_ids=ids_BS, use_cache=False, **where).last_hidden_state
-            logprobs_N = _token_logprobs(model, hidden_BSD.flatten(0, 1)[sources_N], targets_N)
+            hidden_1TD = model.get_decoder()(
+                input_ids=ids_1T, position_ids=positions_1T, segments=segments, use_cache=False
+            ).last_hidden_state
+            logprobs_N = _token_logprobs(model, hidden_1TD[0, places_N], targets_N)
     except torch.OutOfMemoryError as error:
         raise EngineError(
-            f"score_reasons: out of GPU memory with {len(rows)} rows of {layout.width:,} tokens; expected a batch that fits. "
+            f"score_reasons: out of GPU memory with {row.num_tokens:,} tokens; expected a batch that fits. "
             "Set a smaller score.max_batch_tokens."
         ) from error
     if not bool(logprobs_N.isfinite().all()):
@@ -156,7 +151,7 @@ def _token_logprobs(model: "PreTrainedModel", hidden_ND: "torch.Tensor", targets
 
 
 def context_length(model: "PreTrainedModel") -> int:
-    """Tokens up to which scores are exact: the model's context, or its sliding window if that is narrower.
+    """Tokens that a prompt and a reason may have together.
 
     Raises:
         InputError: the model has layers other than attention, through which reasons in a row would see each other.
@@ -168,13 +163,11 @@ def context_length(model: "PreTrainedModel") -> int:
             f"{model.config.name_or_path}: has layers of kind {', '.join(sorted(others))}; expected attention in every layer. "
             "Use a model of the Qwen 2.5, Llama 3 or SmolLM2 family."
         )
-    return int(min(config["max_position_embeddings"], config.get("sliding_window") or math.inf))
+    return int(config["max_position_embeddings"])
 
 
 def score_metrics(scored: Sequence[ScoredReason]) -> dict[str, Any]:
     """What a person wants to know of the scores at a glance; fractions in [0, 1], a histogram in bins of 0.1."""
-    import numpy as np
-
     scores = np.array([reason.reason_score for reason in scored])
     p_verdict = np.array([reason.p_verdict for reason in scored])
     quantiles = {f"score_p{percent:02}": float(np.quantile(scores, percent / 100)) for percent in (5, 25, 50, 75, 95)}
@@ -211,12 +204,15 @@ def score_reasons(
     with Stage(store, "score_reasons", config, {"model": model, "prompts": prompts, "reasons": reasons}) as stage:
         if stage.done:
             return stage.done
+        from reasongenrm.kernels import prepare_for_packed_rows
+
         judge_prompts = parse_records(read_file(prompts, "prompts.jsonl"), JudgePrompt, "prompts.jsonl")
         written = parse_records(read_file(reasons, "reasons.jsonl"), Reason, "reasons.jsonl")
         folder = download(model, stage.work_dir / "model")
         network, tokenizer = load_checkpoint(folder, "float32" if config.dtype == "float64" else config.dtype)
         if config.dtype == "float64":
             network = network.double()
+        prepare_for_packed_rows(network)
         family = detect_family(tokenizer)
         install_template(tokenizer, family, "reason")
         max_length = min(config.max_length, context_length(network))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from reasongenrm.chat import ChatFamily, EncodedExample, encode_reason_example
 from reasongenrm.config import SFTConfig
 from reasongenrm.errors import InputError
+from reasongenrm.packing import IGNORED
 from reasongenrm.processes import find_world
 from reasongenrm.prompts import judge_prompt
 from reasongenrm.records import Drops, TrainingExample, parse_records
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 Variant = Literal["genrm", "sft"]
 Mask = Literal["one_generation", "reference"]
-IGNORED = -100  # a label that bears no loss, in torch's cross-entropy and in TRL
 
 
 def loss_labels(example: EncodedExample, mask: Mask) -> list[int]:
@@ -83,21 +83,6 @@ def encode_examples(
     return columns, drops
 
 
-def pack(columns: dict[str, list[Any]], max_length: int) -> dict[str, list[Any]]:
-    """Put several examples into one row of at most `max_length` tokens (best fit, decreasing).
-
-    Attention does not cross from one example to the next: transformers reads the borders from the position ids, also
-    without a flash-attention kernel.
-    """
-    from datasets import Dataset, disable_progress_bars
-    from trl import pack_dataset
-
-    disable_progress_bars()
-    rows = Dataset.from_dict({name: columns[name] for name in ("input_ids", "labels")})
-    packed: dict[str, list[Any]] = pack_dataset(rows, max_length, "bfd", {"batch_size": len(rows)})[:]
-    return {**packed, "length": [sum(lengths) for lengths in packed["seq_lengths"]]}
-
-
 def train_sft(
     store: Store, config: SFTConfig, variant: Variant, model: ArtifactRef, examples: ArtifactRef
 ) -> ArtifactRef:
@@ -135,7 +120,5 @@ def train_sft(
         drops.require_some(
             "train_sft", f"Raise max_length (now {config.max_length:,}; the model allows no more than {limit:,})."
         )
-        if config.packing:
-            columns = pack(columns, limit)
         metrics = train(stage, config, "sft", columns, model_dir, opening_role, world)
         return stage.finish(drops.counts(), {"variant": variant, "num_rows": len(columns["length"]), **metrics})

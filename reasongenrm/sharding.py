@@ -52,11 +52,12 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any] | None:
     }
 
 
-def fsdp_config(config: TrainConfig, *, trainer: str) -> dict[str, Any] | None:
+def fsdp_config(config: TrainConfig, *, trainer: str, checkpointing: bool) -> dict[str, Any] | None:
     """transformers' config of FSDP2 (torch's `fully_shard`); None for another kind of sharding.
 
     Args:
         trainer: "sft" or "dpo".
+        checkpointing: whether activations are computed once more in the backward pass.
     """
     if config.sharding != "fsdp2":
         return None
@@ -65,7 +66,7 @@ def fsdp_config(config: TrainConfig, *, trainer: str) -> dict[str, Any] | None:
         "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",  # a layer is gathered as a whole; its class is the model's own
         "reshard_after_forward": True,  # ZeRO-3; False would be ZeRO-2
         # Recomputing is FSDP's business: that of transformers would gather each layer's weights once more.
-        "activation_checkpointing": config.gradient_checkpointing,
+        "activation_checkpointing": checkpointing,
         # The first process of a node reads the weights, those of the first node are sent: a float32 copy of 14B weights is
         # 56 GB. TRL's DPO spreads its reference model without sending it, so there every process has to read.
         "cpu_ram_efficient_loading": trainer == "sft",

@@ -1,14 +1,12 @@
-"""TRL's SFT and DPO trainers, held to what is asked: our order of rows, exact tokens, no silent fallback.
+"""One training job, from tokenised rows to a checkpoint, in one process or as one of torchrun's.
 
-Imported where training starts, because it needs torch, transformers and TRL. `run` trains one `training.TrainingJob`,
-in one process or as one of torchrun's, and leaves a checkpoint that plain `from_pretrained` loads.
+Imported where training starts, because it needs torch, transformers and TRL. `packed_trainers.py` has the two trainers;
+here they get their settings and their model, are compared with what was asked, and leave what plain `from_pretrained` loads.
 """
 
 import math
 import os
 import warnings
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ import transformers
 import trl.trainer.utils
 from accelerate.utils import enable_fsdp_ram_efficient_loading, gather_object
 from datasets import Dataset, disable_progress_bars, load_from_disk
-from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
@@ -30,124 +27,22 @@ from transformers import (
     TrainingArguments,
 )
 from trl import DPOConfig as TrlDPOConfig
-from trl import DPOTrainer as TrlDPOTrainer
 from trl import SFTConfig as TrlSFTConfig
-from trl import SFTTrainer as TrlSFTTrainer
-from trl.models import prepare_deepspeed
 
+from reasongenrm.batches import BatchPlan, plan_batches
 from reasongenrm.chat import save_reasoning_parser
 from reasongenrm.checkpoints import keep_checkpoint
 from reasongenrm.config import DPOConfig, SFTConfig, TrainConfig
+from reasongenrm.dpo import keep_reference, reference_stage
 from reasongenrm.errors import ConfigError, TrainingError
-from reasongenrm.processes import accumulation_steps
-from reasongenrm.progress import Tracker, track
+from reasongenrm.kernels import prepare_for_packed_rows
+from reasongenrm.memory import fits_without_checkpointing
+from reasongenrm.packed_trainers import PackedDPOTrainer, PackedSFTTrainer, track_on
+from reasongenrm.progress import Tracker
 from reasongenrm.sharding import KINDS, deepspeed_config, fsdp_config, without_tied
 from reasongenrm.stage import Stage
-from reasongenrm.training import BatchPlan, TrainingJob, load_tokenizer, plan_batches, write_log
-
-
-def _track(name: str, total: int, unit: str, *, shown: bool) -> AbstractContextManager[Tracker | None]:
-    """Progress that one process of several shows."""
-    return track(name, total=total, unit=unit) if shown else nullcontext()
-
-
-class _Planned:
-    """What both trainers add to TRL's: rows in the plan's order, and an end at the first number that is not finite."""
-
-    def __init__(self, *, plan: BatchPlan, stage: str, **kwargs: Any) -> None:
-        self._plan = plan
-        self._stage = stage
-        self._losses: list[torch.Tensor] = []
-        super().__init__(**kwargs)
-
-    def _send_telemetry(self) -> None:
-        """TRL reports every run to the hub; we do not."""
-
-    def create_accelerator_and_postprocess(self) -> None:
-        """accelerate would let FSDP exchange gradients, and hand losses and log-probabilities out, in bfloat16."""
-        super().create_accelerator_and_postprocess()  # type: ignore[misc]
-        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None  # type: ignore[attr-defined]
-        if plugin is not None and plugin.mixed_precision_policy is not None:
-            plugin.mixed_precision_policy = replace(
-                plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
-            )
-
-    def _get_train_sampler(self, *_: Any) -> list[int]:
-        return self._plan.order
-
-    def save_model(self, *args: Any, **kwargs: Any) -> None:
-        """Called for a checkpoint to resume from: DeepSpeed's own files hold all that it needs, so gather nothing."""
-        if not self.is_deepspeed_enabled:  # type: ignore[attr-defined]
-            super().save_model(*args, **kwargs)  # type: ignore[misc]
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
-        self._losses.append(loss)
-        return loss
-
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Called after the backward pass and before the optimizer step, so that bad numbers never reach the weights."""
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
-        loss = float(sum(self._losses, torch.zeros(())))
-        self._losses.clear()
-        if not math.isfinite(loss) or (norm is not None and not math.isfinite(float(norm))):
-            step = self.state.global_step + 1  # type: ignore[attr-defined]
-            rate = self._get_learning_rate()  # type: ignore[attr-defined]
-            raise TrainingError(
-                f"{self._stage}: step {step} of {self._plan.num_steps}: the loss is {loss:.4g} and the gradient's norm "
-                f"{float(norm):.4g}, at a learning rate of {rate:.4g}; expected finite numbers. Lower learning_rate or "
-                "max_grad_norm, raise warmup_ratio, or set dtype to float32. No model was written."
-            )
-        return norm
-
-
-class PlannedSFTTrainer(_Planned, TrlSFTTrainer):
-    """TRL's SFT on rows of input_ids and labels that are used as they are."""
-
-
-class PlannedDPOTrainer(_Planned, TrlDPOTrainer):
-    """TRL's DPO on rows of prompt_ids, chosen_ids and rejected_ids that are used as they are."""
-
-    def __init__(self, *, num_pairs: int, **kwargs: Any) -> None:
-        name = f"{kwargs['stage']} (reference model)"
-        with _track(name, num_pairs, "pair", shown=kwargs["args"].process_index == 0) as self._tracker:
-            super().__init__(**kwargs)  # asks the reference model about every pair
-
-    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
-        """TRL would render and tokenise texts; ours are tokens already, and tokenised once, as generation sees them."""
-        return dataset
-
-    def _precompute_ref_logps(self, dataset: Dataset, _: str, batch_size: int) -> Dataset:
-        """TRL lets the first process write them to a file that all others read: other nodes have another disk.
-
-        Returns:
-            The dataset with columns ref_chosen_logps and ref_rejected_logps, shape (num_pairs,), in every process.
-        """
-        loader = self.accelerator.prepare(DataLoader(dataset, batch_size, collate_fn=self.data_collator))
-        model = self.ref_model or self.model
-        if self.is_deepspeed_enabled:
-            # Kept, as TRL keeps it: its hooks gather the weights.
-            model = self._precompute_engine = prepare_deepspeed(self.model, self.accelerator)
-        chosen: list[float] = []
-        rejected: list[float] = []
-        for batch in loader:
-            found = self.accelerator.gather_for_metrics(self.compute_ref_log_probs(model, batch))
-            chosen += found[0].tolist()
-            rejected += found[1].tolist()
-        return dataset.add_column("ref_chosen_logps", chosen).add_column("ref_rejected_logps", rejected)
-
-    def compute_ref_log_probs(self, model: Any, inputs: dict[str, torch.Tensor]) -> Any:
-        log_probs = super().compute_ref_log_probs(model, inputs)
-        if self._tracker is not None:
-            done = len(inputs["input_ids"]) // 2 * self.accelerator.num_processes
-            self._tracker.advance(min(done, self._tracker.total - self._tracker.done))
-        return log_probs
-
-    def _prepare_input(self, data: Any) -> Any:
-        """transformers casts to DeepSpeed's bfloat16 what is no integer: of a log-probability of -500, +-1 would be left."""
-        if isinstance(data, torch.Tensor) and data.is_floating_point():
-            return data.to(self.args.device)
-        return super()._prepare_input(data)
+from reasongenrm.store import Store
+from reasongenrm.training import TrainingJob, length_limit, load_tokenizer, write_log
 
 
 class _Watch(TrainerCallback):
@@ -189,36 +84,62 @@ def run(job: TrainingJob) -> None:
     _score_trained_positions_only()
     config = job.section()
     tokenizer, _ = load_tokenizer(job.model_dir, job.opening_role)
-    dataset = load_from_disk(str(job.dataset_dir))
-    packed = isinstance(config, SFTConfig) and config.packing
-    plan = plan_batches(dataset["length"], config, sort=not packed)
-    arguments = _arguments(job, config, plan)
-    if arguments.fsdp and arguments.fsdp_config["cpu_ram_efficient_loading"]:
-        enable_fsdp_ram_efficient_loading()  # transformers asks the environment, which nobody else has set by now
+    rows = load_from_disk(str(job.dataset_dir))
     # Master weights are float32 whatever `dtype` says: an update of 5e-6 is lost in bfloat16's 8 bits.
     model = AutoModelForCausalLM.from_pretrained(job.model_dir, dtype=torch.float32)
-    shared = {
-        "model": model,
-        "args": arguments,
-        "train_dataset": dataset,
-        "processing_class": tokenizer,
-        "plan": plan,
-        "stage": job.stage,
-    }
-    trainer: Any
-    if isinstance(config, SFTConfig):
-        trainer = PlannedSFTTrainer(**shared)
-    else:
-        trainer = PlannedDPOTrainer(num_pairs=len(dataset), **shared)
+    trainer = build_trainer(
+        config, model, tokenizer, rows, stage=job.stage, output_dir=job.output_dir, num_processes=job.num_processes
+    )
     _check_processes(trainer, config, job)
-    trainer.remove_callback(PrinterCallback)
+    main = trainer.is_world_process_zero()
+    if main and isinstance(config, DPOConfig) and isinstance(trainer, PackedDPOTrainer) and trainer.reference:
+        limit = length_limit(job.model_dir, config)
+        keep_reference(reference_stage(Store(job.store_uri), config, limit, job.inputs), trainer.reference)
     resume = str(job.resume_from) if job.resume_from else None
-    with _track(job.stage, plan.num_steps, "step", shown=trainer.is_world_process_zero()) as tracker:
+    plan = trainer.plan
+    with track_on(job.stage, plan.num_steps, "step", shown=main) as tracker:
         trainer.add_callback(_Watch(tracker, job.open_stage()))
         trainer.train(resume_from_checkpoint=resume)
     _save(trainer, tokenizer, job.output_dir / "model", getattr(torch, config.dtype))
-    if trainer.is_world_process_zero():
+    if main:
         write_log(_log_rows(trainer.state.log_history, plan), job.output_dir / "model")
+
+
+def build_trainer(
+    config: TrainConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    *,
+    stage: str,
+    output_dir: Path,
+    num_processes: int,
+) -> PackedSFTTrainer | PackedDPOTrainer:
+    """A trainer for packed rows, ready to train; for DPO the reference model has been asked by then.
+
+    Args:
+        config: SFTConfig or DPOConfig decides which trainer.
+        model: float32 weights; changed in place.
+        rows: columns `length` (tokens of each row) and, for SFT, input_ids and labels, for DPO, prompt_ids, chosen_ids and
+            rejected_ids and maybe the reference's log-probabilities.
+
+    Raises:
+        ConfigError: transformers or TRL refuse a setting.
+    """
+    plan = plan_batches(rows["length"], config, num_processes)
+    checkpointing = config.gradient_checkpointing
+    if checkpointing == "auto":
+        checkpointing = not fits_without_checkpointing(model.config, config, plan.max_tokens, num_processes)
+    arguments = _arguments(
+        config, plan, checkpointing=checkpointing, stage=stage, output_dir=output_dir, num_processes=num_processes
+    )
+    if arguments.fsdp and arguments.fsdp_config["cpu_ram_efficient_loading"]:
+        enable_fsdp_ram_efficient_loading()  # transformers asks the environment, which nobody else has set by now
+    prepare_for_packed_rows(model, keep_dtype=config.dtype)
+    kind = PackedSFTTrainer if isinstance(config, SFTConfig) else PackedDPOTrainer
+    trainer = kind(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, plan=plan, stage=stage)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _quiet() -> None:
@@ -245,12 +166,14 @@ def _yes(_: torch.device) -> bool:
     return True
 
 
-def _arguments(job: TrainingJob, config: TrainConfig, plan: BatchPlan) -> TrainingArguments:
+def _arguments(
+    config: TrainConfig, plan: BatchPlan, *, checkpointing: bool, stage: str, output_dir: Path, num_processes: int
+) -> TrainingArguments:
     on_cpu = not torch.cuda.is_available()
     shared = {
-        "output_dir": str(job.output_dir),
-        "per_device_train_batch_size": config.per_device_train_batch_size,
-        "gradient_accumulation_steps": accumulation_steps(config, job.num_processes),
+        "output_dir": str(output_dir),
+        "per_device_train_batch_size": 1,  # micro-batch, packed beforehand
+        "gradient_accumulation_steps": plan.num_micro_batches // num_processes,
         "max_steps": plan.num_steps,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.lr_scheduler_type,
@@ -260,17 +183,23 @@ def _arguments(job: TrainingJob, config: TrainConfig, plan: BatchPlan) -> Traini
         "max_grad_norm": config.max_grad_norm,
         "optim": config.optim,
         "bf16": config.dtype == "bfloat16",
-        "activation_checkpointing": config.gradient_checkpointing and config.sharding != "fsdp2",  # has its own
+        "activation_checkpointing": checkpointing and config.sharding != "fsdp2",  # has its own
         "save_steps": config.save_steps,
         "save_total_limit": 1,
         "logging_steps": config.logging_steps,
         "logging_nan_inf_filter": False,  # the default shows the last good loss instead of a bad one
         "deepspeed": deepspeed_config(config),
         "fsdp": config.sharding == "fsdp2",
-        "fsdp_config": fsdp_config(config, trainer=job.trainer),
+        "fsdp_config": fsdp_config(
+            config, trainer="sft" if isinstance(config, SFTConfig) else "dpo", checkpointing=checkpointing
+        ),
         # use_cpu turns DeepSpeed and FSDP off without a word; without a GPU, bf16 is refused unless it is set.
         "use_cpu": on_cpu and config.sharding == "none",
+        # Micro-batches are packed beside the GPU's work and copied behind its back.
+        "dataloader_num_workers": 0 if on_cpu else 2,
         "dataloader_pin_memory": not on_cpu,
+        "accelerator_config": {"non_blocking": not on_cpu},
+        "remove_unused_columns": False,
         "max_length": None,  # rows that are too long were dropped and counted; none is ever cut
         "disable_tqdm": True,
         "report_to": "none",
@@ -280,11 +209,11 @@ def _arguments(job: TrainingJob, config: TrainConfig, plan: BatchPlan) -> Traini
         if isinstance(config, DPOConfig):
             return TrlDPOConfig(**shared, beta=config.beta, loss_type=[config.loss_type], precompute_ref_log_probs=True)
         assert isinstance(config, SFTConfig)
-        return TrlSFTConfig(**shared, packing=config.packing, dataset_kwargs={"skip_prepare_dataset": True})
+        return TrlSFTConfig(**shared, dataset_kwargs={"skip_prepare_dataset": True})
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
-            f"{job.stage}: transformers refuses the settings: {reason}. Change the setting it names."
+            f"{stage}: transformers refuses the settings: {reason}. Change the setting it names."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What SFT and DPO share: the order of the batches, one job in this process or under torchrun, and what it leaves.
+"""What SFT and DPO share: their settings, one job in this process or under torchrun, and what it leaves.
 
 `sft.py` and `dpo.py` hand over tokenised rows; `trainers.py`, which needs torch, trains on them; back come a
 checkpoint, training_log.json and a TensorBoard event file of the same figures. torchrun starts this module as a program.
@@ -8,13 +8,11 @@ import ctypes
 import json
 import math
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LOG = "training_log.json"
-_POOL_BATCHES = 8  # rows are sorted by length within so many batches: little padding, and still a mixed order
 _PR_SET_PDEATHSIG = 1
 # Those of transformers that need nothing but a number of steps and of warm-up steps.
 _SCHEDULERS = (
@@ -78,67 +75,6 @@ class TrainingJob(Section):
     def open_stage(self) -> Stage:
         """The stage, for its checkpoints."""
         return Stage(Store(self.store_uri), self.stage, self.section(), self.inputs, self.extra)
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """Which rows every optimizer step sees, fixed before the first one.
-
-    Attributes:
-        order: row numbers, `batch_size` after `batch_size`, shape (num_steps * batch_size,).
-        lengths: tokens of every row, shape (num_rows,).
-    """
-
-    order: list[int]
-    batch_size: int
-    lengths: list[int]
-
-    @property
-    def num_steps(self) -> int:
-        """Optimizer steps."""
-        return len(self.order) // self.batch_size
-
-    def epoch(self, step: int) -> float:
-        """Passes over the rows after `step` steps."""
-        return step * self.batch_size / len(self.lengths)
-
-    def num_tokens(self, step: int) -> int:
-        """Tokens seen after `step` steps, padding left out."""
-        return sum(self.lengths[row] for row in self.order[: step * self.batch_size])
-
-
-def plan_batches(lengths: Sequence[int], config: TrainConfig, *, sort: bool) -> BatchPlan:
-    """Draw the order of the rows: shuffled anew for each epoch, the last batch filled up from the next epoch's order.
-
-    The order depends on nothing but these arguments, so that a resumed run sees the rows an undisturbed one sees, and
-    N processes the batches of one. Every batch is whole: no gradient is averaged over fewer rows than another.
-
-    Args:
-        lengths: tokens of each row.
-        sort: put rows of like length into one batch: less padding, and processes that wait less for each other.
-    """
-    size, num_rows = config.train_batch_size, len(lengths)
-    if config.max_steps > 0:
-        num_steps = config.max_steps
-    else:
-        num_steps = max(1, math.ceil(round(config.num_train_epochs * num_rows / size, 6)))
-    rng = random.Random(config.seed)
-    order: list[int] = []
-    while len(order) < num_steps * size:
-        order += rng.sample(range(num_rows), num_rows)
-    del order[num_steps * size :]
-    if sort:
-        for epoch in range(math.ceil(len(order) / num_rows)):
-            # Only batches that lie in one epoch: sorting over two would put a row beside itself.
-            first = math.ceil(epoch * num_rows / size) * size
-            last = min((epoch + 1) * num_rows, len(order)) // size * size
-            for start in range(first, last, size * _POOL_BATCHES):
-                stop = min(start + size * _POOL_BATCHES, last)
-                rows = sorted(order[start:stop], key=lambda row: lengths[row])
-                batches = [rows[at : at + size] for at in range(0, len(rows), size)]
-                rng.shuffle(batches)
-                order[start:stop] = [row for batch in batches for row in batch]
-    return BatchPlan(order, size, list(lengths))
 
 
 def check_config(config: TrainConfig, stage: str) -> None:
@@ -314,7 +250,7 @@ def _failure(job: TrainingJob, world: World, code: int, stderr_path: Path) -> Re
     )
     return TrainingError(
         f"{job.stage}: {where}torchrun ended with exit code {code}. The end of what it wrote:\n{tail}\n{elsewhere}"
-        "If a process was killed for memory, lower per_device_train_batch_size or max_length."
+        "If a process was killed for memory, lower max_batch_tokens or set gradient_checkpointing to true."
     )
 
 

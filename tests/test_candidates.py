@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasongenrm.candidates import Candidate, Layout, Row, encode_candidates, plan_batches
+from reasongenrm.candidates import Candidate, Row, encode_candidates, plan_batches
 from reasongenrm.chat import detect_family, encode_reason_example, install_template
 from reasongenrm.errors import InputError
+from reasongenrm.packing import pack
 from reasongenrm.prompts import judge_prompt
 from reasongenrm.records import JudgePrompt, Message, Reason, Verdict
 from tests.tiny import FAMILIES, Family, tiny_tokenizer
@@ -30,12 +31,12 @@ def reason(prompt_id: str, sample: int, text: str = "Answer A is better.") -> Re
     return Reason(prompt_id=prompt_id, sample=sample, reason=text, model="m", num_tokens=5, finish_reason="stop")
 
 
-def candidate(prompt_id: str, sample: int, num_inputs: int) -> Candidate:
-    return Candidate(reason(prompt_id, sample), array("i", range(num_inputs + 1)), 1, 1)
+def candidate(prompt_id: str, sample: int, num_tokens: int) -> Candidate:
+    return Candidate(reason(prompt_id, sample), array("i", range(num_tokens)), 1, 1)
 
 
-def row(prompt_id: str, num_prompt: int, *num_inputs: int) -> Row:
-    candidates = (candidate(prompt_id, sample, length) for sample, length in enumerate(num_inputs))
+def row(prompt_id: str, num_prompt: int, *num_tokens: int) -> Row:
+    candidates = (candidate(prompt_id, sample, length) for sample, length in enumerate(num_tokens))
     return Row(array("i", range(num_prompt)), tuple(candidates))
 
 
@@ -95,30 +96,31 @@ def test_reason_of_an_unknown_prompt_or_given_twice_is_an_error() -> None:
         encode_candidates(tokenizer, family, {"1": prompt("1")}, [reason("1", 4), reason("1", 4)], 4096)
 
 
-def test_layout_puts_reasons_side_by_side_after_the_prompt() -> None:
+def test_tree_predicts_reasons_and_verdicts_and_not_the_bridge_between_them() -> None:
     # Prompt 10 11 12; reasons 20 21 | bridge 30 | verdict 40 41, and 22 | 30 | 40 41; the last token is only predicted.
     first = Candidate(reason("p", 0), array("i", [20, 21, 30, 40, 41]), num_reason_tokens=2, num_verdict_tokens=2)
     second = Candidate(reason("p", 1), array("i", [22, 30, 40, 41]), num_reason_tokens=1, num_verdict_tokens=2)
-    layout = Layout(width=11)
-    layout.add(Row(array("i", [10, 11, 12]), (first, second)))
-    layout.add(Row(array("i", [10, 11]), (second,)))
-    assert layout.ids_BS == [[10, 11, 12, 20, 21, 30, 40, 22, 30, 40, 0], [10, 11, 22, 30, 40, 0, 0, 0, 0, 0, 0]]
-    assert layout.positions_BS == [[0, 1, 2, 3, 4, 5, 6, 3, 4, 5, 0], [0, 1, 2, 3, 4, 0, 0, 0, 0, 0, 0]]
-    assert layout.segments_BS == [[0, 0, 0, 1, 1, 1, 1, 2, 2, 2, -1], [0, 0, 1, 1, 1, -1, -1, -1, -1, -1, -1]]
-    # 20 follows 12, 21 follows 20; 40 follows 30, 41 follows 40; then 22 follows 12 again.
-    assert layout.sources == [2, 3, 5, 6, 2, 8, 9, 12, 14, 15]
-    assert layout.targets == [20, 21, 40, 41, 22, 40, 41, 22, 40, 41]
+    both = Row(array("i", [10, 11, 12]), (first, second))
+    packed = pack([both.tree()])
+    assert packed.input_ids.tolist() == [10, 11, 12, 20, 21, 30, 40, 12, 22, 30, 40]
+    assert packed.targets.tolist() == [-100, -100, 20, 21, -100, 40, 41, 22, -100, 40, 41]
+    assert packed.num_tokens == both.num_tokens
+    assert (
+        Row(array("i", [10, 11]), (second,)).num_tokens
+        == pack([Row(array("i", [10, 11]), (second,)).tree()]).num_tokens
+    )
 
 
 def test_batches_are_filled_to_the_limit_with_the_longest_rows_first() -> None:
-    rows = [row("a", 4, 2), row("b", 5, 2, 3), row("c", 4, 1), row("d", 4, 2, 2)]  # 6, 10, 5 and 8 tokens
+    rows = [row("a", 4, 3), row("b", 5, 3, 3), row("c", 4, 2), row("d", 4, 2, 3)]  # 6, 10, 5 and 8 tokens
     assert shape(plan_batches(rows, 20)) == [[("b", [0, 1]), ("d", [0, 1])], [("a", [0]), ("c", [0])]]
-    assert shape(plan_batches(rows, 19)) == [[("b", [0, 1])], [("d", [0, 1]), ("a", [0])], [("c", [0])]]
+    assert shape(plan_batches(rows, 17)) == [[("b", [0, 1])], [("d", [0, 1]), ("a", [0])], [("c", [0])]]
+    assert shape(plan_batches(rows, 29)) == [[("b", [0, 1]), ("d", [0, 1]), ("a", [0]), ("c", [0])]]
 
 
 def test_prompt_is_repeated_only_where_its_reasons_do_not_fit_into_one_row() -> None:
-    assert shape(plan_batches([row("a", 4, 3, 3, 3)], 13)) == [[("a", [0, 1, 2])]]
-    assert shape(plan_batches([row("a", 4, 3, 3, 3)], 12)) == [[("a", [0, 1])], [("a", [2])]]
+    assert shape(plan_batches([row("a", 4, 3, 3, 3)], 12)) == [[("a", [0, 1, 2])]]
+    assert shape(plan_batches([row("a", 4, 3, 3, 3)], 11)) == [[("a", [0, 1])], [("a", [2])]]
     assert shape(plan_batches([row("a", 4, 3, 3)], 2)) == [[("a", [0])], [("a", [1])]]
 
 
@@ -130,13 +132,14 @@ def test_prompt_is_repeated_only_where_its_reasons_do_not_fit_into_one_row() -> 
 def test_plan_holds_every_reason_once_within_the_limit_in_whatever_order_they_come(
     lengths: list[tuple[int, list[int]]], max_batch_tokens: int, order: "st.random.Random"
 ) -> None:
-    rows = [row(f"p{number}", num_prompt, *num_inputs) for number, (num_prompt, num_inputs) in enumerate(lengths)]
+    rows = [row(f"p{number}", num_prompt, *num_tokens) for number, (num_prompt, num_tokens) in enumerate(lengths)]
     batches = plan_batches(rows, max_batch_tokens)
     planned = [(c.reason.prompt_id, c.reason.sample) for rows in batches for row in rows for c in row.candidates]
     assert sorted(planned) == [(c.reason.prompt_id, c.reason.sample) for row in rows for c in row.candidates]
     for batch in batches:
-        padded = len(batch) * max(row.num_tokens for row in batch)
-        assert padded <= max_batch_tokens or [len(row.candidates) for row in batch] == [1]
+        num_tokens = sum(row.num_tokens for row in batch)
+        assert num_tokens == pack([row.tree() for row in batch]).num_tokens
+        assert num_tokens <= max_batch_tokens or [len(row.candidates) for row in batch] == [1]
     shuffled = [Row(row.prompt_ids, tuple(order.sample(row.candidates, len(row.candidates)))) for row in rows]
     order.shuffle(shuffled)
     assert plan_batches(shuffled, max_batch_tokens) == batches

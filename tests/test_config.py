@@ -75,7 +75,7 @@ def test_shipped_config_is_valid(path):
 
 
 def test_section_survives_the_trip_as_a_dict():
-    section = SFTConfig(learning_rate=1e-4, packing=False)
+    section = SFTConfig(learning_rate=1e-4, max_batch_tokens=4096)
     assert parse_section(SFTConfig, section.model_dump(mode="json"), "sft") == section
 
 

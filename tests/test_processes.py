@@ -21,7 +21,7 @@ SECOND_NODE = {
 
 
 def with_settings(**settings: object) -> SFTConfig:
-    return SFTConfig.model_validate({"train_batch_size": 8, "per_device_train_batch_size": 1, **settings})
+    return SFTConfig.model_validate({"train_batch_size": 8, **settings})
 
 
 def with_gpus(monkeypatch: pytest.MonkeyPatch, num: int, shared_memory_mib: int = 8192) -> None:
@@ -85,8 +85,8 @@ def test_number_of_nodes_that_may_change_is_refused() -> None:
 
 
 def test_batch_is_shared_by_the_processes_of_all_nodes() -> None:
-    with pytest.raises(ConfigError, match=r"batch_size is 6, over all .* 1 x 2 nodes x 2 processes = 4. Set it to 8"):
-        find_world(with_settings(train_batch_size=6), "train_sft", SECOND_NODE)
+    with pytest.raises(ConfigError, match=r"batch_size is 3, over all .* each of 2 nodes x 2 processes. Set it to 4"):
+        find_world(with_settings(train_batch_size=3), "train_sft", SECOND_NODE)
 
 
 def test_sharding_over_a_single_process_is_refused() -> None:

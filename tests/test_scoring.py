@@ -18,6 +18,7 @@ from reasongenrm.candidates import Row, encode_candidates, plan_batches
 from reasongenrm.chat import detect_family, encode_reason_example, install_template
 from reasongenrm.config import ScoreConfig
 from reasongenrm.errors import EmptyStageError, InputError
+from reasongenrm.kernels import prepare_for_packed_rows
 from reasongenrm.prompts import judge_prompt
 from reasongenrm.records import JudgePrompt, Message, Reason, Record, ScoredReason, dump_records, parse_records
 from reasongenrm.scoring import context_length, probability, reason_score, score_batch, score_metrics, score_reasons
@@ -29,6 +30,7 @@ ARCHITECTURES: list[tuple[Family, dict[str, Any]]] = [
     ("llama3", {"num_key_value_heads": 2}),
     ("chatml", {"num_key_value_heads": 4, "tie_word_embeddings": True}),
     ("qwen2.5", {"num_key_value_heads": 1}),
+    ("qwen2.5", {"num_key_value_heads": 2, "use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}),
 ]
 QUESTIONS = (
     "Why?",
@@ -115,6 +117,7 @@ def rows_of(tokenizer: Any, prompts: Sequence[JudgePrompt], reasons: Sequence[Re
 
 
 def all_scores(model: Any, rows: Sequence[Row], max_batch_tokens: int) -> dict[tuple[str, int], ScoredReason]:
+    prepare_for_packed_rows(model)
     batches = plan_batches(rows, max_batch_tokens)
     return {(s.prompt_id, s.sample): s for batch in batches for s in score_batch(model, batch)}
 
@@ -187,6 +190,7 @@ def test_scores_do_not_depend_on_the_order_of_prompts_and_reasons() -> None:
 def test_prompt_is_computed_once_and_logits_only_where_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = make_tokenizer("chatml")
     model = make_model("chatml", tokenizer)
+    prepare_for_packed_rows(model)
     prompts = judge_prompts()
     rows = rows_of(tokenizer, prompts, written_reasons(prompts))
     (last,) = [row for row in rows if len(row.candidates) == 4]
@@ -196,40 +200,25 @@ def test_prompt_is_computed_once_and_logits_only_where_they_are_needed(monkeypat
     model.get_output_embeddings().register_forward_pre_hook(lambda _, args: scored.append(args[0].shape[:-1].numel()))
     monkeypatch.setattr(reasongenrm.scoring, "MAX_LOGITS", 7 * len(tokenizer))
     score_batch(model, [last])
-    assert read == [len(last.prompt_ids) + sum(len(c.ids) - 1 for c in last.candidates)]
+    assert read == [len(last.prompt_ids) - 1 + sum(len(c.ids) for c in last.candidates)]
     assert sum(scored) == sum(c.num_reason_tokens + c.num_verdict_tokens for c in last.candidates)
     assert max(scored) == 7, "the logits of so many tokens at a time"
-
-
-def test_rows_of_one_reason_need_no_mask_that_grows_with_the_square_of_their_length() -> None:
-    tokenizer = make_tokenizer("chatml")
-    model = make_model("chatml", tokenizer)
-    prompts = judge_prompts(2)
-    rows = rows_of(tokenizer, prompts, written_reasons(prompts))
-    masked: list[bool] = []
-    model.get_decoder().register_forward_pre_hook(
-        lambda _module, _args, given: masked.append("attention_mask" in given), with_kwargs=True
-    )
-    score_batch(model, rows[:1])
-    score_batch(model, rows)
-    assert masked == [False, True]
 
 
 def test_model_that_gives_no_numbers_is_an_error() -> None:
     tokenizer = make_tokenizer("chatml")
     model = make_model("chatml", tokenizer)
+    prepare_for_packed_rows(model)
     model.get_input_embeddings().weight.data[:] = math.nan
     prompts = judge_prompts(1)
     with pytest.raises(InputError, match=r"log-probability that is no number, for prompt p0.*Check the checkpoint"):
         score_batch(model, rows_of(tokenizer, prompts, written_reasons(prompts)))
 
 
-def test_context_is_the_sliding_window_where_there_is_one_and_other_layers_are_refused() -> None:
+def test_context_is_the_models_and_layers_without_attention_are_refused() -> None:
     tokenizer = make_tokenizer("qwen2.5")
-    assert context_length(make_model("qwen2.5", tokenizer, max_position_embeddings=99)) == 99
-    window = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 0}
-    model = make_model("qwen2.5", tokenizer, max_position_embeddings=99, **window)
-    assert context_length(model) == 64
+    model = make_model("qwen2.5", tokenizer, max_position_embeddings=99)
+    assert context_length(model) == 99
     model.config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(InputError, match="has layers of kind linear_attention; expected attention in every layer"):
         context_length(model)

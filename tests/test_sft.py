@@ -8,25 +8,24 @@ from typing import Any
 
 import pytest
 
+from reasongenrm.batches import plan_batches
 from reasongenrm.chat import detect_family, encode_reason_example, install_template
 from reasongenrm.config import SFTConfig
 from reasongenrm.errors import EmptyStageError, InputError
-from reasongenrm.sft import IGNORED, encode_examples, loss_labels, pack, train_sft
+from reasongenrm.packing import IGNORED
+from reasongenrm.sft import encode_examples, loss_labels, train_sft
 from reasongenrm.store import ArtifactRef, Store, download, open_artifact, read_file
-from reasongenrm.training import LOG, plan_batches
+from reasongenrm.training import LOG
 from tests.conftest import EmbeddedStore
 from tests.tiny import FAMILIES, Family, tiny_tokenizer
 from tests.training_cases import put_model, put_records, training_examples
 
 CONFIG = SFTConfig(
     train_batch_size=4,
-    per_device_train_batch_size=2,
     max_length=2048,
-    packing=False,
     learning_rate=1e-2,
     num_train_epochs=4,
     dtype="float32",
-    gradient_checkpointing=False,
 )
 LEARNT = {  # what the labels spell, by family: everything that the model writes
     "chatml": "Good.<|im_end|>\n<|im_start|>assistant\n[[A]]<|im_end|><|endoftext|>",
@@ -116,22 +115,6 @@ def test_max_length_that_leaves_nothing_is_named(store: Store, tmp_path: Path) -
         train_sft(store, config, "sft", model, examples)
 
 
-# --- packing ---
-
-
-def test_packed_rows_are_full_and_keep_every_token() -> None:
-    columns = {
-        "input_ids": [[1] * 6, [2] * 7, [3] * 3, [4] * 4],
-        "labels": [[IGNORED] * 5 + [1], [2] * 7, [3] * 3, [4] * 4],
-        "length": [6, 7, 3, 4],
-    }
-    packed = pack(columns, 10)
-    assert packed["seq_lengths"] == [[7, 3], [6, 4]]
-    assert packed["input_ids"] == [[2] * 7 + [3] * 3, [1] * 6 + [4] * 4]
-    assert packed["labels"] == [[2] * 7 + [3] * 3, [IGNORED] * 5 + [1] + [4] * 4]
-    assert packed["length"] == [10, 10]
-
-
 # --- runs ---
 
 
@@ -170,7 +153,7 @@ def test_first_loss_is_the_mean_over_the_learnt_tokens_of_the_batch(trained: tup
     columns, _ = encode_examples(
         training_examples(8), tokenizer, detect_family(tokenizer), "sft", "one_generation", 2048
     )
-    plan = plan_batches(columns["length"], CONFIG, sort=True)
+    plan = plan_batches(columns["length"], CONFIG, 1)
     log = json.loads(read_file(ref, LOG))
     assert log[0]["loss"] == pytest.approx(mean_loss(base, plan.order[:4], columns), abs=1e-5)
     assert [row["step"] for row in log] == list(range(1, 9))  # 4 epochs x 8 rows / 4 a batch
@@ -221,7 +204,7 @@ def test_genrm_is_saved_in_bfloat16_and_opens_the_assistant_turn(store: Store, t
     model = put_model(store, tmp_path / "model", "llama3")
     examples = put_records(store, "s", "examples.jsonl", training_examples(4))
     config = CONFIG.model_copy(
-        update={"dtype": "bfloat16", "packing": True, "max_length": 600, "gradient_checkpointing": True, "max_steps": 2}
+        update={"dtype": "bfloat16", "max_batch_tokens": 600, "gradient_checkpointing": True, "max_steps": 2}
     )
     folder = download(train_sft(store, config, "genrm", model, examples), tmp_path / "trained")
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -233,13 +216,17 @@ def test_genrm_is_saved_in_bfloat16_and_opens_the_assistant_turn(store: Store, t
     assert tokenizer.eos_token == "<|end_of_text|>"
 
 
-def test_packed_training_has_the_loss_of_separate_rows(store: Store, tmp_path: Path) -> None:
-    """Attention does not cross from one example of a packed row to the next."""
+def test_how_rows_are_packed_changes_no_loss(store: Store, tmp_path: Path) -> None:
+    """Attention does not cross from one example of a packed row to the next, and the mean is over the whole step."""
     model = put_model(store, tmp_path)
     examples = put_records(store, "s", "examples.jsonl", training_examples(4))
-    alone = CONFIG.model_copy(update={"max_steps": 2, "lr_scheduler_type": "constant", "warmup_ratio": 0.0})
-    packed = alone.model_copy(update={"packing": True, "train_batch_size": 1, "per_device_train_batch_size": 1})
-    rows = [json.loads(read_file(train_sft(store, config, "sft", model, examples), LOG)) for config in (alone, packed)]
-    assert rows[1][0]["num_tokens"] == rows[0][0]["num_tokens"]  # all four examples are in the one packed row
-    for one, other in zip(*rows, strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    logs = []
+    for limit in (1, 16384):  # every example by itself; all four in one forward pass
+        # The limit is no part of the stage's key, because of what is tested here: so the rates differ by nothing that matters.
+        config = CONFIG.model_copy(
+            update={"max_steps": 2, "max_batch_tokens": limit, "lr_scheduler_type": "constant", "warmup_ratio": 0.0}
+        )
+        config = config.model_copy(update={"save_steps": 50 + limit})
+        logs.append(json.loads(read_file(train_sft(store, config, "sft", model, examples), LOG)))
+    for one, other in zip(*logs, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)

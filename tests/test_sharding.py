@@ -27,7 +27,7 @@ from tests.training_cases import preferences, put_model, put_records, training_e
 
 SETTINGS: dict[str, Any] = {
     "train_batch_size": 4,
-    "per_device_train_batch_size": 1,
+    "max_batch_tokens": 700,  # two or three of the examples
     "max_steps": 3,
     "max_length": 2048,
     "learning_rate": 1e-3,
@@ -53,7 +53,7 @@ def gloo(monkeypatch: pytest.MonkeyPatch) -> None:
 def sft(store: Store, folder: Path, **settings: object) -> ArtifactRef:
     model = put_model(store, folder / "model")
     examples = put_records(store, "select_reasons", "examples.jsonl", training_examples(6))
-    config = SFTConfig.model_validate({**SETTINGS, "packing": False, **settings})
+    config = SFTConfig.model_validate({**SETTINGS, **settings})
     return train_sft(store, config, "sft", model, examples)
 
 
@@ -259,7 +259,7 @@ def test_two_nodes_train_as_one_process_does_also_after_one_of_them_failed(
         one = sft(store, tmp_path, max_steps=4)
         model = put_model(store, tmp_path / "model")
         records = put_records(store, "select_reasons", "examples.jsonl", training_examples(6))
-        config = SFTConfig.model_validate({**settings, "packing": False, "sharding": sharding})
+        config = SFTConfig.model_validate({**settings, "sharding": sharding})
     else:
         one = dpo(store, tmp_path, max_steps=4)
         model = put_model(store, tmp_path / "model", opening_role="reason")
@@ -297,7 +297,9 @@ def test_two_nodes_train_as_one_process_does_also_after_one_of_them_failed(
 def test_settings_of_one_kind_of_sharding_say_nothing_of_another() -> None:
     configs = {kind: SFTConfig.model_validate({"sharding": kind}) for kind in ("none", "zero2", "zero3", "fsdp2")}
     assert [kind for kind, config in configs.items() if deepspeed_config(config)] == ["zero2", "zero3"]
-    assert [kind for kind, config in configs.items() if fsdp_config(config, trainer="sft")] == ["fsdp2"]
+    assert [kind for kind, config in configs.items() if fsdp_config(config, trainer="sft", checkpointing=False)] == [
+        "fsdp2"
+    ]
     zero2, zero3 = (deepspeed_config(configs[kind]) for kind in ("zero2", "zero3"))
     assert zero2 is not None
     assert zero3 is not None
@@ -320,7 +322,7 @@ def test_config_of_deepspeed_has_only_keys_that_deepspeed_knows() -> None:
 def test_fsdp_reads_weights_once_where_the_trainer_can_send_them() -> None:
     config = SFTConfig.model_validate({"sharding": "fsdp2"})
     for trainer, efficient in (("sft", True), ("dpo", False)):
-        found = fsdp_config(config, trainer=trainer)
+        found = fsdp_config(config, trainer=trainer, checkpointing=True)
         assert found is not None
         assert found["cpu_ram_efficient_loading"] is efficient
         assert found["activation_checkpointing"] is True

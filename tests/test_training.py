@@ -3,14 +3,13 @@
 import json
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from reasongenrm.config import SFTConfig, TrainConfig
 from reasongenrm.errors import ConfigError, TrainingError
-from reasongenrm.processes import World, accumulation_steps
+from reasongenrm.processes import World
 from reasongenrm.sft import train_sft
 from reasongenrm.store import Store, read_file
 from reasongenrm.training import (
@@ -20,7 +19,6 @@ from reasongenrm.training import (
     _work,
     check_config,
     length_limit,
-    plan_batches,
     write_log,
 )
 from tests.tiny import tiny_checkpoint
@@ -28,13 +26,10 @@ from tests.training_cases import put_folder, put_model, put_records, training_ex
 
 SMALL = SFTConfig(
     train_batch_size=4,
-    per_device_train_batch_size=2,
     max_length=2048,
-    packing=False,
     learning_rate=1e-2,
     lr_scheduler_type="linear",
     dtype="float32",
-    gradient_checkpointing=False,
     save_steps=2,
 )
 
@@ -48,68 +43,15 @@ def log_of(ref: object) -> list[dict[str, float]]:
     return rows
 
 
-# --- the order of the rows ---
-
-
-@pytest.mark.parametrize("sort", [False, True])
-def test_every_row_is_seen_once_an_epoch_and_the_last_batch_is_filled_up(sort: bool) -> None:
-    plan = plan_batches([10, 20, 30, 40, 50, 60], with_settings(num_train_epochs=2), sort=sort)
-    assert plan.num_steps == 3  # 2 epochs x 6 rows / 4 a batch
-    assert Counter(plan.order) == dict.fromkeys(range(6), 2)
-    assert sorted(plan.order[:6]) == sorted(plan.order[6:]) == list(range(6))
-    assert plan.order[:6] != plan.order[6:]
-    filled = plan_batches([10] * 5, with_settings(num_train_epochs=1), sort=sort)
-    assert filled.num_steps == 2  # 5 rows / 4 a batch: the second batch takes 3 rows of the next epoch
-    assert len(filled.order) == 8
-    assert set(filled.order) == set(range(5))
-
-
-def test_max_steps_overrides_the_epochs() -> None:
-    assert plan_batches([10] * 5, with_settings(max_steps=7), sort=True).num_steps == 7
-
-
-def test_sorted_batches_hold_rows_of_like_length_but_come_in_mixed_order() -> None:
-    lengths = [(number * 37) % 101 for number in range(64)]
-    config = with_settings(num_train_epochs=1)
-    plan = plan_batches(lengths, config, sort=True)
-    batches = [[lengths[row] for row in plan.order[at : at + 4]] for at in range(0, 64, 4)]
-    assert sorted(plan.order) == list(range(64))
-    unsorted = plan_batches(lengths, config, sort=False)
-    padding = sum(max(batch) * 4 - sum(batch) for batch in batches)
-    mixed = [[lengths[row] for row in unsorted.order[at : at + 4]] for at in range(0, 64, 4)]
-    assert padding < sum(max(batch) * 4 - sum(batch) for batch in mixed) / 3
-    assert batches != sorted(batches)
-
-
-def test_order_depends_on_the_seed_and_not_on_processes_or_micro_batches() -> None:
-    lengths = list(range(20))
-    order = plan_batches(lengths, with_settings(), sort=True).order
-    assert (
-        plan_batches(lengths, with_settings(per_device_train_batch_size=1, num_processes=2), sort=True).order == order
-    )
-    assert plan_batches(lengths, with_settings(seed=1), sort=True).order != order
-
-
-def test_epoch_and_tokens_of_a_step_count_what_was_seen() -> None:
-    plan = plan_batches([1, 10, 100, 1000, 10000, 100000], with_settings(num_train_epochs=2), sort=False)
-    assert plan.epoch(3) == 2.0
-    assert plan.num_tokens(3) == 2 * 111111
-    assert plan.num_tokens(1) == sum(plan.lengths[row] for row in plan.order[:4])
-
-
 # --- settings ---
-
-
-def test_global_batch_is_micro_batch_times_accumulation_times_processes() -> None:
-    assert accumulation_steps(with_settings(train_batch_size=24, per_device_train_batch_size=2), 3) == 4
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         (
-            {"train_batch_size": 10, "per_device_train_batch_size": 4, "num_processes": 2},
-            r"train_sft: train_batch_size is 10, over all .* a multiple of .* 4 x 2 processes = 8. Set it to 8",
+            {"train_batch_size": 1, "num_processes": 2},
+            r"train_sft: train_batch_size is 1, over all .* at least one example for each of 2 processes. Set it to 2",
         ),
         ({"max_steps": 0}, r"max_steps is 0; expected a number above 0, or -1"),
         (

@@ -1,10 +1,11 @@
 """Tiny real checkpoints for the tests (reasongenrm/tiny.py), and a way to put words into a model's mouth."""
 
+from pathlib import Path
 from typing import Any
 
 from reasongenrm.tiny import FAMILIES, Family, tiny_checkpoint, tiny_tokenizer
 
-__all__ = ["FAMILIES", "Family", "say", "tiny_checkpoint", "tiny_tokenizer"]
+__all__ = ["FAMILIES", "Family", "exact_model", "say", "tiny_checkpoint", "tiny_tokenizer"]
 
 
 def say(model: Any, script: list[int]) -> None:
@@ -24,3 +25,26 @@ def say(model: Any, script: list[int]) -> None:
         return output
 
     model.forward = forward
+
+
+def exact_model(folder: Path) -> Any:
+    """A checkpoint in float64 throughout, with weights large enough for attention to matter.
+
+    transformers computes norms in float32 whatever a model's dtype is; their gradients alone would differ by 1e-8.
+    """
+    import torch
+    from torch.nn.functional import rms_norm
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight.normal_(0, 0.3)
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = lambda hidden, norm=module: rms_norm(
+                hidden, norm.weight.shape, norm.weight, norm.variance_epsilon
+            )
+    return model

@@ -59,18 +59,17 @@ def render_trainjob(
         launch: tells this launcher's TrainJob from that of another one.
 
     Raises:
-        ConfigError: train_batch_size does not split over the processes.
+        ConfigError: train_batch_size has not one example for every process.
 
     Source: kubeflow/trainer at 8c0f5059b: manifests/base/crds (fields), pkg/runtime/framework/plugins/torch (PET_* variables
         and which ones may not be set), plugins/jobset (what runtimePatches may name).
     """
     place, per_node = config.trainjob, num_processes_per_node(config)
-    at_once = config.per_device_train_batch_size * per_node * place.num_nodes
-    if config.train_batch_size % at_once:
+    size = per_node * place.num_nodes
+    if config.train_batch_size < size:
         raise ConfigError(
-            f"{stage.name}: train_batch_size is {config.train_batch_size}; expected a multiple of per_device_train_batch_size "
-            f"{config.per_device_train_batch_size} x {per_node} processes x {place.num_nodes} nodes = {at_once}. "
-            f"Set it to {max(1, round(config.train_batch_size / at_once)) * at_once}."
+            f"{stage.name}: train_batch_size is {config.train_batch_size}; expected at least one example for each of "
+            f"{per_node} processes x {place.num_nodes} nodes = {size}. Set it to {size} or more."
         )
     labels = {
         "app.kubernetes.io/part-of": "reasongenrm",

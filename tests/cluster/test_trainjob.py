@@ -208,12 +208,12 @@ def test_node_of_another_version_refuses_instead_of_training_for_nothing(
         signal.signal(signal.SIGTERM, previous)
 
 
-def test_batch_that_does_not_split_over_all_processes_is_refused_before_anything_is_asked(
+def test_batch_with_fewer_examples_than_processes_is_refused_before_anything_is_asked(
     fake: FakeCluster, store: Store
 ) -> None:
     place = TrainJobConfig(num_nodes=3, gpus_per_node=2)
-    config = CONFIG.model_copy(update={"trainjob": place, "train_batch_size": 128})
-    with pytest.raises(ConfigError, match=r"1 x 2 processes x 3 nodes = 6. Set it to 126"):
+    config = CONFIG.model_copy(update={"trainjob": place, "train_batch_size": 5})
+    with pytest.raises(ConfigError, match=r"train_batch_size is 5; .* 2 processes x 3 nodes = 6. Set it to 6 or more"):
         launch(store, config)
     assert not fake.requests
 
@@ -245,7 +245,7 @@ def test_tiny_model_is_really_trained_by_the_command_of_the_trainjob(
 ) -> None:
     model = put_model(store, tmp_path / "model")
     examples = put_records(store, "select_reasons", "examples.jsonl", training_examples(4))
-    config = CONFIG.model_copy(update={"max_steps": 2, "gradient_checkpointing": False, "packing": False})
+    config = CONFIG.model_copy(update={"max_steps": 2, "gradient_checkpointing": False})
     trainer(ScriptedTrainer.really_run)
     ref = train_sft(store, config, "sft", model, examples)
     manifest = open_artifact(ref)
