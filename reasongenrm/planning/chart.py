@@ -59,8 +59,12 @@ def _panel(law: Law) -> str:
             parts.append(f'<path d="M{x - 3},{fitted - 3}l6,6m0,-6l-6,6" stroke="{colour}"/>')
             parts.append(f'<circle cx="{x}" cy="{y_axis.place(measured[n])}" r="3.5" fill="{colour}"/>')
         if model:
-            name = f'<text x="{WIDTH - 20}" y="{60 + 14 * number}" text-anchor="end" fill="{colour}">{escape(model.name)}</text>'
-            parts.append(name)
+            y = (
+                HEIGHT - 48 - 14 * (len(models) - 1 - number)
+            )  # to the lower right no point can be: seconds grow with work
+            parts.append(
+                f'<text x="{WIDTH - 20}" y="{y}" text-anchor="end" fill="{colour}">{escape(model.name)}</text>'
+            )
     return "".join(parts)
 
 

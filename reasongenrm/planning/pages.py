@@ -1,8 +1,8 @@
-"""Writes what docs/install.md and docs/planning.md say in figures anew, from the shipped points; a test compares.
+"""Writes the figures of docs/install.md and docs/planning.md and the picture docs/growth.svg anew, from the shipped points.
 
-    python -m reasongenrm.planning.pages docs/install.md docs/planning.md
+    python -m reasongenrm.planning.pages docs
 
-A block begins with a comment that says what stands in it, and ends with `<!-- end -->`:
+A test compares. A block begins with a comment that says what stands in it, and ends with `<!-- end -->`:
 
     <!-- computed: the tables of install.md -->
     <!-- computed: reasongenrm plan --pairs 80000 ... -->
@@ -15,8 +15,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from reasongenrm.planning.chart import chart
+from reasongenrm.planning.fit import fit_law
+from reasongenrm.planning.plan import CPU
+from reasongenrm.planning.points import KINDS, shipped_points
 from reasongenrm.planning.tables import install_tables
 
+PAGES = ("install.md", "planning.md")
+PICTURE = "growth.svg"
 INSTALL_TABLES = "the tables of install.md"
 _BLOCK = re.compile(r"(<!-- computed: (.+?) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
@@ -24,6 +30,12 @@ _BLOCK = re.compile(r"(<!-- computed: (.+?) -->\n).*?(?=<!-- end -->)", re.DOTAL
 def render(page: str) -> str:
     """A page's text with every computed block as it is now."""
     return _BLOCK.sub(lambda block: block[1] + compute(block[2]), page)
+
+
+def picture() -> str:
+    """Points and laws of the CPU, of which every kind was measured at three sizes and more."""
+    points = shipped_points()
+    return chart([fit_law(its) for its in (points.of(CPU, kind) for kind in KINDS) if its])
 
 
 def compute(what: str) -> str:
@@ -46,5 +58,7 @@ def compute(what: str) -> str:
 
 
 if __name__ == "__main__":
-    for path in map(Path, sys.argv[1:]):
-        path.write_text(render(path.read_text(encoding="utf-8")), encoding="utf-8")
+    docs = Path(sys.argv[1])
+    for name in PAGES:
+        (docs / name).write_text(render((docs / name).read_text(encoding="utf-8")), encoding="utf-8")
+    (docs / PICTURE).write_text(picture(), encoding="utf-8")

@@ -4,16 +4,21 @@ from pathlib import Path
 
 import pytest
 
-from reasongenrm.planning.pages import compute, render
+from reasongenrm.planning.pages import PAGES, PICTURE, compute, picture, render
 
+AGAIN = "run: python -m reasongenrm.planning.pages docs"
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize("page", ["install.md", "planning.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_computed_blocks_are_what_is_computed(page: str) -> None:
     text = (DOCS / page).read_text(encoding="utf-8")
     assert "<!-- computed: " in text
-    assert render(text) == text, "run: python -m reasongenrm.planning.pages docs/install.md docs/planning.md"
+    assert render(text) == text, AGAIN
+
+
+def test_picture_is_what_is_drawn() -> None:
+    assert (DOCS / PICTURE).read_text(encoding="utf-8") == picture(), AGAIN
 
 
 def test_a_block_is_replaced_and_the_text_round_it_stays() -> None:
