@@ -54,6 +54,10 @@ def test_numbers_come_from_the_configuration_and_options_go_first() -> None:
     )
     assert stage(changed, "sample_reasons")["work"]["num_reasons"] == 100 * 2 * 3
     assert stage(changed, "import_model")["work"]["num_bytes"] == 2 * 14_770_033_664
+    assert (
+        stage(planned("--model", "7B", "--benchmark-rows", "60"), "evaluate_rewardbench (sft)")["work"]["num_prompts"]
+        == 120
+    )
     tokens = planned("--config", REFERENCE, "--prompt-tokens", "10", "--reason-tokens", "7", "--kept", "0.1")
     assert stage(tokens, "train_dpo")["work"] == {
         "num_prompts": 8_000,
@@ -108,6 +112,7 @@ def test_points_and_laws_are_drawn(tmp_path: Path) -> None:
         (["--model", "9B"], "9B: no size with this name and no such file"),
         (["--model", "8B", "--gpu", "b300"], "--gpu b300: no machine with this name"),
         (["--model", "8B", "--gpus", "1"], "needs 2 GPUs of 80 GB, found --gpus 1"),
+        (["--model", "135M", "--gpu", "cpu", "--gpus", "2"], "--gpus 2 has no effect on one CPU core"),
         (["--model", "8B", "--points", "no.json"], "no.json: no such file"),
     ],
 )

@@ -39,7 +39,7 @@ def plan(
             "judge itself.",
         ),
     ] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs that there are.")] = 8,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs that there are; 8 unless it is said.")] = None,
     gpu: Annotated[
         str, typer.Option(metavar="MACHINE", help="What was measured: h100, h200, cpu, or a machine of --points.")
     ] = "h100",
@@ -49,6 +49,9 @@ def plan(
         float,
         typer.Option(min=0.0, max=1.0, help="Share of the prompts that get an R*, and of those that get a DPO pair."),
     ] = 0.5,
+    benchmark_rows: Annotated[
+        int, typer.Option(min=1, help="Rows of the benchmark (RewardBench's); the config's evaluate.limit is kept.")
+    ] = 2_985,
     order: Annotated[
         Literal["mirrored", "random"] | None,
         typer.Option(help="Both orders of a pair, or one. Default: the config's pairs.order."),
@@ -62,7 +65,8 @@ def plan(
         Path | None, typer.Option(metavar="FILE", help="Measured points of your own, beside the shipped ones.")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE.svg", help="Draw the measured points and the laws through them.")
+        Path | None,
+        typer.Option(metavar="FILE.svg", dir_okay=False, help="Draw the measured points and the laws through them."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -76,7 +80,7 @@ def plan(
 
       reasongenrm plan --config pipelines/configs/reference/qwen2.5-7b.yaml --gpus 8 --price 2.5
 
-      reasongenrm plan --pairs 500 --model 135M --teacher endpoint --gpu cpu --config pipelines/configs/demo.yaml
+      reasongenrm plan --config pipelines/configs/demo.yaml --model 135M --teacher endpoint --gpu cpu --benchmark-rows 60
     """
     from reasongenrm.planning.plan import make_plan
     from reasongenrm.planning.points import read_points, shipped_points
@@ -95,14 +99,17 @@ def plan(
     judge = find_shape(named)
     taught_by = teacher or settings.inputs.teacher
     measured = shipped_points() + read_points(points) if points else shipped_points()
+    machine = measured.machine(gpu)
+    if gpus is not None and machine.memory_bytes is None:
+        raise ConfigError(f"plan: --gpus {gpus} has no effect on {machine.title}, which is one. Leave it out.")
     planned = make_plan(
         settings,
-        Assumptions(pairs, prompt_tokens, reason_tokens, kept),
+        Assumptions(pairs, prompt_tokens, reason_tokens, kept, benchmark_rows),
         judge,
         judge if taught_by is None else _teacher(taught_by),
         measured,
-        measured.machine(gpu),
-        gpus,
+        machine,
+        gpus or 8,
         price,
     )
     if plot is not None:

@@ -29,12 +29,14 @@ class Assumptions:
         reason_tokens: of a reason, on average.
         kept_fraction: of the prompts that get an R*, and of those sampled that get a DPO pair. The reference kept 51 % (8B) and
             56 % (14B) for SFT and does not say how many for DPO; a half of them is our assumption.
+        benchmark_rows: that are judged, before `evaluate.limit`.
     """
 
     num_pairs: int
     prompt_tokens: int = 1_000
     reason_tokens: int = 500
     kept_fraction: float = 0.5
+    benchmark_rows: int = REWARD_BENCH_ROWS
 
 
 @dataclass(frozen=True)
@@ -154,8 +156,8 @@ def _trained(
 
 
 def _evaluated(variant: str, config: RunConfig, assumed: Assumptions, judge: ModelShape) -> StageWork:
-    """RewardBench in both orders; GenRM writes a verdict alone."""
-    rows = min(REWARD_BENCH_ROWS, config.evaluate.limit or REWARD_BENCH_ROWS)
+    """The benchmark in both orders; GenRM writes a verdict alone."""
+    rows = min(assumed.benchmark_rows, config.evaluate.limit or assumed.benchmark_rows)
     asked = rows * 2
     num = asked * config.evaluate.votes
     tokens = (
