@@ -1,11 +1,13 @@
-"""How does the cost of a stage grow with its work? Every stage, three models, three amounts of work; the points go to `plan`.
+"""How does the cost of a stage grow with its work? Every stage, four models, three amounts of work each.
 
-    python -m benchmarks.growth --output points.json [--kinds sft dpo] [--models 5M 20M] [--repeat 1] [--clock wall --threads 2]
+    python -m benchmarks.growth --output points.json [--kinds sft dpo] [--models 5M 20M] [--repeat 1]
+                                [--clock wall --threads 2 --title "..."]
 
-The models have random weights: a stage takes as long for nonsense as for sense. What is measured is the stage as the pipeline
-runs it: load, work, store (a SeaweedFS of its own on this machine). The clock is that of the process's CPU time on one thread: what
-one free core would take, also on a machine that does other things; import_model, which waits for the store, goes by wall time. On one that does not, `--clock wall --threads N --title ...`
-measures N cores. Then: `reasongenrm plan --points points.json --gpu MACHINE`.
+The models have random weights: a stage takes as long for nonsense as for sense. What is measured is the stage as the
+pipeline runs it: load, work, store (a SeaweedFS of its own on this machine). The clock is the process's CPU time on one
+thread: what one free core would take, also on a machine that does other things; import_model, which waits for the
+store, goes by wall time. On a machine that does nothing else, `--clock wall --threads N --title ...` measures N cores.
+Then: `reasongenrm plan --points points.json --gpu MACHINE`.
 """
 # ruff: noqa: T201 - it prints its results
 

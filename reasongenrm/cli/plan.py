@@ -27,16 +27,16 @@ def plan(
         str | None,
         typer.Option(
             metavar="SIZE|FOLDER|NAME",
-            help="Judge: 135M, 0.5B, 1.5B, 3B, 7B, 8B, 14B, 32B, 70B, a folder with a config.json, or a hub name of one of these. "
-            "Default: the config's inputs.model.",
+            help="Judge: 135M, 0.5B, 1.5B, 3B, 7B, 8B, 14B, 32B, 70B, a folder with a config.json, or a hub name of one "
+            "of these. Default: the config's inputs.model.",
         ),
     ] = None,
     teacher: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE|FOLDER|NAME|endpoint",
-            help="Teacher; an endpoint (also http://...) takes none of these GPUs. Default: the config's inputs.teacher, else the "
-            "judge itself.",
+            help="Teacher; an endpoint (also http://...) takes none of these GPUs. Default: the config's inputs.teacher, "
+            "else the judge itself.",
         ),
     ] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="GPUs that there are; 8 unless it is said.")] = None,
@@ -80,7 +80,7 @@ def plan(
 
       reasongenrm plan --config pipelines/configs/reference/qwen2.5-7b.yaml --gpus 8 --price 2.5
 
-      reasongenrm plan --config pipelines/configs/demo.yaml --model 135M --teacher endpoint --gpu cpu --benchmark-rows 60
+      reasongenrm plan --config pipelines/configs/demo.yaml --model 135M --teacher endpoint --gpu cpu
     """
     from reasongenrm.planning.plan import make_plan
     from reasongenrm.planning.points import read_points, shipped_points

@@ -1,7 +1,7 @@
 """The points and their laws as one picture (SVG): a panel a law, seconds over work, both on logarithmic scales.
 
-Measured points are dots, what the law says about them is a line through crosses, a line a model. On a straight line of slope 1 cost
-is linear in work.
+Measured points are dots, what the law says about them is a line through crosses, a line a model. On a straight line of
+slope 1 cost is linear in work.
 """
 
 import math

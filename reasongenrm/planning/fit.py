@@ -1,7 +1,8 @@
-"""A law through measured points: seconds = a x FLOPs + start-up + b x activations + c x passes over the weights, nothing below 0.
+"""A law through measured points: seconds = a x FLOPs + start-up + b x activations + c x weights, nothing below 0.
 
-In go points of one kind on one machine, out comes a `Law` that knows how far it is from each point, how well it foretells a
-size that was left out, and how far it was measured. The errors are relative: a point of one second counts as one of an hour.
+In go points of one kind on one machine, out comes a `Law` that knows how far it is from each point, how well it
+foretells a size that was left out, and how far it was measured. The errors are relative: a point of one second counts
+as one of an hour.
 """
 
 from collections.abc import Sequence
@@ -28,9 +29,9 @@ TERMS: dict[Kind, tuple[str, ...]] = {
 def amounts(kind: Kind, model: ModelShape | None, work: Work) -> dict[str, float]:
     """How much there is of each term of the kind's law.
 
-    flops: of the least work, `ModelShape.forward_flops` times PASSES. activations: numbers that the layers hand on, tokens x
-    layers x hidden size. weights: bytes of weights that are read, once to load them and once in every step that must wait for
-    the one before it (a decoding step, an optimizer step). start: 1.
+    flops: of the least work, `ModelShape.forward_flops` times PASSES. activations: numbers that the layers hand on,
+    tokens x layers x hidden size. weights: bytes of weights that are read, once to load them and once in every step
+    that must wait for the one before it (a decoding step, an optimizer step). start: 1.
     """
     if model is None:
         return {"rows": float(work.num_rows), "bytes": float(work.num_bytes), "start": 1.0}
@@ -74,8 +75,8 @@ class Law:
         seconds_per: coefficient of each term, >= 0; a term that points do not support is not there.
         points: through which it goes.
         fitted_seconds: what it says about each of them.
-        left_out_seconds: what the law says about each of them that is fitted without all points of that size; empty: there is
-            but one size.
+        left_out_seconds: what the law says about each of them that is fitted without all points of that size; empty:
+            there is but one size.
         growth: None: fewer than three sizes.
     """
 
@@ -105,7 +106,7 @@ class Law:
 
     @property
     def spread(self) -> tuple[float, float] | None:
-        """By what to multiply for the low and the high end: the worst that leaving a size out foretold. None: not known."""
+        """Factors to the low and the high end: the worst that leaving a size out foretold; None: nobody knows."""
         ratios = self.left_out_ratios
         return (min(1.0, *ratios), max(1.0, *ratios)) if ratios else None
 
@@ -135,8 +136,8 @@ class Law:
 def fit_law(points: Sequence[MeasuredPoint]) -> Law:
     """The law of points of one kind on one machine.
 
-    It has one term less than there are sizes, at most as many as TERMS says and at least one, so that the points can contradict
-    it. Coefficients minimise sum((fitted / measured - 1)^2) under coefficients >= 0.
+    It has one term less than there are sizes, at most as many as TERMS says and at least one, so that the points can
+    contradict it. Coefficients minimise sum((fitted / measured - 1)^2) under coefficients >= 0.
     """
     assert points
     kind, machine = points[0].kind, points[0].machine
@@ -186,10 +187,10 @@ def _solve(quantities: Sequence[dict[str, float]], seconds: Sequence[float], ter
 
 
 def fit_growth(points: Sequence[MeasuredPoint]) -> Growth | None:
-    """How seconds grow over the points of one kind on one machine, whatever the law says; None below three sizes of work.
+    """How seconds grow over points of one kind on one machine, whatever the law says; None below three sizes of work.
 
-    log(seconds - start) = constant + of_work x log(tokens) + of_parameters x log(parameters), by least squares in relative error;
-    `start` is searched for where there are at least two points more than exponents.
+    log(seconds - start) = constant + of_work x log(tokens) + of_parameters x log(parameters), by least squares in
+    relative error; `start` is searched for where there are at least two points more than exponents.
     """
     seconds = np.array([point.seconds for point in points])
     work = np.array([_grows(point) for point in points])

@@ -1,4 +1,4 @@
-"""Writes the figures of docs/install.md and docs/planning.md and the picture docs/growth.svg anew, from the shipped points.
+"""Writes the figures of docs/install.md and docs/planning.md, and docs/growth.svg, anew from the shipped points.
 
     python -m reasongenrm.planning.pages docs
 

@@ -1,6 +1,7 @@
-"""The plan of a run: every stage's hours, GPU-hours, storage and money, from the laws of one machine and the work of the stages.
+"""The plan of a run: every stage's hours, GPU-hours, storage and money, from one machine's laws and the stages' work.
 
-Stages run one after another, each on the GPUs that it can use. A figure that lies beyond what was measured says by how much.
+Stages run one after another, each on the GPUs that it can use. A figure that lies beyond what was measured says by how
+much.
 """
 
 import math
@@ -45,7 +46,8 @@ class StageCost(BaseModel):
         law: kind of the points that it was computed from; None: no figure.
         num_devices: GPUs that it holds; 1 on a CPU; 0 for a stage that holds none.
         hours: of wall time; None: not computed.
-        hours_low, hours_high: with what the points' spread makes of it; None: one size was measured, nobody knows how far it is off.
+        hours_low, hours_high: with what the points' spread makes of it; None: one size was measured, nobody knows how
+        far it is off.
         device_hours: hours x num_devices.
         kept_bytes: of its artifact. passing_bytes: in the store besides, while it runs.
         cost: money; None without a price.
@@ -201,8 +203,9 @@ def _place(needs: Needs, model: ModelShape | None, machine: Machine, num_gpus: i
     fewest = fits(model, machine.memory_bytes)
     if fewest > num_gpus:
         raise ConfigError(
-            f"plan: {stage} with {model.name} needs {fewest} GPUs of {machine.memory_bytes / 1e9:.0f} GB, found --gpus {num_gpus}. "
-            "Take more GPUs, GPUs with more memory, or a smaller model (a teacher may be an endpoint: --teacher endpoint)."
+            f"plan: {stage} with {model.name} needs {fewest} GPUs of {machine.memory_bytes / 1e9:.0f} GB, "
+            f"found --gpus {num_gpus}. Take more GPUs, GPUs with more memory, or a smaller model (a teacher may be an "
+            "endpoint: --teacher endpoint)."
         )
     if needs == "train":
         return _Place(num_gpus, 1, num_gpus * (SHARDING_EFFICIENCY if num_gpus > 1 else 1))

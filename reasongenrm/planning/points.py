@@ -1,14 +1,14 @@
-"""Measured points: how long a piece of work took, on which machine, by which code. Everything that is planned comes from them.
+"""Measured points: how long a piece of work took, on which machine, by which code. Every plan comes from them.
 
-`points.json` beside this module is shipped; `reasongenrm plan --points FILE` adds one's own. To add points, write a file
+`points.json` beside this module is shipped; `reasongenrm plan --points FILE` adds one's own. A file of points is
 
-    {"points": [{"kind": "sft", "machine": "h100", "model": "1.5B", "seconds": 92.1, "version": "0.1.0", "date": "2026-11-27",
-                 "command": "python -m benchmarks ...", "work": {"num_prompts": 400, "prompt_tokens": 400000,
-                 "num_reasons": 400, "reason_tokens": 200000, "num_steps": 25}}]}
+    {"points": [{"kind": "sft", "machine": "h100", "model": "1.5B", "seconds": 92.1, "version": "0.1.0",
+                 "date": "2026-11-27", "command": "python -m benchmarks ...", "work": {"num_prompts": 400,
+                 "prompt_tokens": 400000, "num_reasons": 400, "reason_tokens": 200000, "num_steps": 25}}]}
 
-with `Points(points=[MeasuredPoint(...), ...]).write(path)`; `python -m benchmarks.growth --output FILE` does so for this machine.
-What counts as work is the least that has to be done (`Work`), however the code does it: code that computes a prompt twice is
-slower, not busier. A rate ("46,200 tokens/s") is a point of one second.
+Write one with `Points(points=[MeasuredPoint(...), ...]).write(path)`; `python -m benchmarks.growth` does so for
+this machine. What counts as work is the least that has to be done (`Work`), however the code does it: code that
+computes a prompt twice is slower, not busier. A rate ("46,200 tokens/s") is a point of one second.
 """
 
 import json
@@ -21,8 +21,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from reasongenrm.errors import InputError
 from reasongenrm.planning.shapes import SHAPES, ModelShape
 
-# generate: reasons are written (distil, sample). evaluate: greedy judgments, one a prompt. prepare: pairs become prompts. select: of
-# scored reasons some are taken. store: a model is checked and copied into the store.
+# generate: reasons are written (distil, sample). evaluate: greedy judgments, one a prompt. prepare: pairs become
+# prompts. select: of scored reasons some are taken. store: a model is checked and copied into the store.
 Kind = Literal["generate", "score", "sft", "dpo", "evaluate", "prepare", "select", "store"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 # What light stages grow with, instead of tokens and a model.

@@ -1,7 +1,7 @@
 """The work of every stage of a run, in the order of the data flow: from a run's configuration and a few assumptions.
 
-`run_stages` names the stages as the pipeline does (pipelines/reason_reward_model.py; a test compares), and says for each what
-kind of work it is, how much of it there is, with which model, and how many bytes stay in the store.
+`run_stages` names the stages as the pipeline does (pipelines/reason_reward_model.py; a test compares), and says for
+each what kind of work it is, how much of it there is, with which model, and how many bytes stay in the store.
 """
 
 import math
@@ -27,8 +27,8 @@ class Assumptions:
         num_pairs: preference pairs, before `pairs.limit`.
         prompt_tokens: of a judge prompt, on average.
         reason_tokens: of a reason, on average.
-        kept_fraction: of the prompts that get an R*, and of those sampled that get a DPO pair. The reference kept 51 % (8B) and
-            56 % (14B) for SFT and does not say how many for DPO; a half of them is our assumption.
+        kept_fraction: of the prompts that get an R*, and of those sampled that get a DPO pair. The reference kept 51 %
+            (8B) and 56 % (14B) for SFT and does not say how many for DPO; a half of them is our assumption.
         benchmark_rows: that are judged, before `evaluate.limit`.
     """
 
@@ -48,8 +48,8 @@ class StageWork:
         kind: whose law says how long it takes; None: nothing grows, or it waits for a cluster.
         work: of which `num_steps` of written reasons is not known yet: it depends on how many are in flight.
         kept_bytes: of its artifact.
-        passing_bytes: that it needs in the store besides while it runs: parts, and two checkpoints to resume from (the older
-            goes when the newer is whole).
+        passing_bytes: that it needs in the store besides while it runs: parts, and two checkpoints to resume from (the
+            older goes when the newer is whole).
     """
 
     stage: str

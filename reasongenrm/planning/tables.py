@@ -1,4 +1,4 @@
-"""A plan for people: rows of text, which the command line shows, and which docs/install.md holds as Markdown (pages.py)."""
+"""A plan for people: rows of text, which the command line shows and docs/install.md holds as Markdown (pages.py)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Grid:
 
 
 def plan_grid(plan: Plan) -> Grid:
-    """Every stage and the totals; what lies beyond the largest measured point says by how much, in parameters N and in work."""
+    """Every stage and the totals; what lies beyond the largest point says how far, in parameters N and in work."""
     device = "GPU" if plan.machine.memory_bytes else "CPU"
     priced = plan.totals.cost is not None
     head = ["stage", "work", f"{device}s", "hours", "low to high", f"{device}-hours", "store"]
@@ -169,7 +169,7 @@ def reference_plan(name: str, judge: str) -> Plan:
 
 
 def hours_grid(plans: Sequence[tuple[str, Plan]]) -> Grid:
-    """GPUs and hours of the stages that hold GPUs, plan beside plan, with the low and the high end where they are known."""
+    """GPUs and hours of the stages that hold GPUs, plan beside plan, with low and high end where they are known."""
     head, columns = ["stage"], []
     for name, plan in plans:
         head += [f"GPUs, {name}", f"hours, {name}"]

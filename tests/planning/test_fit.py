@@ -37,7 +37,7 @@ def reasons(num_prompts: int, num_steps: int = 0) -> Work:
 
 @pytest.mark.parametrize(("kind", "passes"), [("generate", 1), ("evaluate", 1), ("score", 1), ("sft", 3), ("dpo", 4)])
 def test_work_is_counted_in_flops_activations_and_weights(kind: Kind, passes: int) -> None:
-    # 30 prompt tokens see 5 on average; 24 reason tokens see the prompt's 10 and 2 of their own. Attention costs 80 a token seen.
+    # 30 prompt tokens see 5 on average; 24 reason tokens see the prompt's 10 and 2 of their own; a token seen costs 80.
     forward = 30 * (2 * SMALL_PARAMETERS + 80 * 5) + 24 * (2 * SMALL_PARAMETERS + 80 * 12)
     assert amounts(kind, SMALL, reasons(3, num_steps=6)) == {
         "flops": passes * forward,
