@@ -22,12 +22,13 @@ TEACHER ?=
 endif
 MODEL ?= $(shell $(BIN)/python -c 'from reasongenrm.demo import smollm2_path; print(smollm2_path())' 2>/dev/null)
 STORE ?= .reasongenrm
+BENCH ?= # arguments of python -m benchmarks
 
 # The commands' own help as Markdown.
 CLI_DOCS = COLUMNS=120 $(BIN)/python -m typer reasongenrm.cli utils docs --name reasongenrm --title "The command line" \
   | sed -e 's|<span style="font-weight: bold">\([^<]*\)</span>|**\1**|g' -e "s/&\#x27;/'/g" -e 's/&gt;/>/g'
 
-.PHONY: help install serve web system demo run-demo test test-slow test-container lint format compile docs lock clean images lock-images image-wheels kind-up kind-e2e kind-down manifests crds
+.PHONY: bench help install serve web system demo run-demo test test-slow test-container lint format compile docs lock clean images lock-images image-wheels kind-up kind-e2e kind-down manifests crds
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +69,9 @@ test: install system ## all tests but the slow ones
 
 test-slow: install system ## the slow tests: the whole pipeline killed and resumed, and others
 	$(BIN)/python -m pytest -q -m "slow" --timeout 1800
+
+bench: install ## measure speed against TRL and one-at-a-time scoring at random weights (BENCH="sft dpo --shape cpu")
+	$(BIN)/python -m benchmarks $(BENCH)
 
 lint: install ## ruff, mypy, and the compiled pipeline against its golden copy
 	$(BIN)/ruff check .

@@ -16,9 +16,8 @@ PYTHON = "3.11"  # of the base images
 PLATFORM = "x86_64-manylinux_2_28"  # what torch's wheels are built for
 
 CONSTRAINED = ("cpu", "train")
-TORCH_BUILD = re.compile(
-    r"(torch|triton|nvidia|cuda)[-=\[]"
-)  # a CUDA build of torch brings these, a CPU build only torch
+# A CUDA build of torch brings these, and Liger's kernels with them; a CPU build only torch.
+TORCH_BUILD = re.compile(r"(torch|triton|nvidia|cuda|liger)[-=\[]")
 BUILD_TOOLS = ("pip", "setuptools", "wheel", "hatchling", "poetry-core")
 
 
@@ -33,7 +32,8 @@ def resolve(uv: str, name: str) -> str:
         "--python-platform",
         PLATFORM,
     ]
-    command += ["pyproject.toml", *(f"--extra={extra}" for extra in EXTRAS[name])]
+    extras = (*EXTRAS[name], "liger") if name == "train" else EXTRAS[name]
+    command += ["pyproject.toml", *(f"--extra={extra}" for extra in extras)]
     command += ["--constraints", "requirements.lock"] if name in CONSTRAINED else []
     return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
 

@@ -36,6 +36,8 @@ class Section(BaseModel):
 class EngineConfig(Section):
     """How text is generated, wherever it is. An `http(s)://` teacher or judge always uses the endpoint engine."""
 
+    placement: ClassVar[frozenset[str]] = frozenset({"data_parallel_size"})
+
     kind: Literal["transformers", "vllm"] = "vllm"  # for a checkpoint; the laptop's configs say transformers
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     batch_size: PositiveInt = 16  # prompts x samples in one transformers batch; a resumable unit for every engine
@@ -43,7 +45,8 @@ class EngineConfig(Section):
     concurrency: PositiveInt = 32  # requests in flight (endpoint)
     timeout_seconds: Annotated[float, Field(gt=0)] = 600.0  # of one request (endpoint)
     max_retries: Annotated[int, Field(ge=0)] = 5  # of one request on 429, 5xx and time-outs (endpoint)
-    tensor_parallel_size: PositiveInt = 1  # vLLM
+    tensor_parallel_size: PositiveInt = 1  # GPUs that share one copy of the model (vLLM)
+    data_parallel_size: PositiveInt | None = None  # copies (vLLM); None: as many as the visible GPUs have room for
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9  # vLLM
 
 

@@ -27,7 +27,11 @@ EXTRAS = {
     "judge": "the judge in front of it",
     "web": "the web page",
 }
-OPTIONAL_EXTRAS = {"vllm": "generation on GPUs; an environment of its own", "deepspeed": "training on several GPUs"}
+OPTIONAL_EXTRAS = {
+    "vllm": "generation on GPUs; an environment of its own",
+    "deepspeed": "training on several GPUs",
+    "liger": "faster kernels for training and scoring on a GPU",
+}
 
 
 @dataclass(frozen=True)

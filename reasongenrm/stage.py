@@ -62,6 +62,12 @@ class _Checkpoint(BaseModel):
     files: tuple[FileEntry, ...]
 
 
+def _placement(config: Section) -> dict[str, Any]:
+    """What of a section, and of the sections in it, only says where the work is done, as `model_dump` excludes it."""
+    inner = {name: _placement(value) for name, value in config if isinstance(value, Section)}
+    return {name: fields for name, fields in inner.items() if fields} | dict.fromkeys(config.placement, True)
+
+
 class Stage:
     """A context round the work of one stage.
 
@@ -96,7 +102,7 @@ class Stage:
         self.name = name
         overlap = extra.keys() & type(config).model_fields.keys()
         assert not overlap, f"{name}: {sorted(overlap)} belongs to the config"
-        self.config = {**config.model_dump(mode="json", exclude=set(config.placement)), **extra}
+        self.config = {**config.model_dump(mode="json", exclude=_placement(config)), **extra}
         self.inputs = {name: ref if isinstance(ref, str) else ref.digest for name, ref in inputs.items()}
         self.input_uris = {name: ref.uri for name, ref in inputs.items() if isinstance(ref, ArtifactRef)}
         self.key = stage_key(name, self.config, self.inputs)

@@ -51,6 +51,7 @@ def test_findings_say_what_to_do_exactly_where_something_is_wrong() -> None:
     assert {name for name, finding in findings.items() if not finding.needed} == {
         "extra 'vllm'",
         "extra 'deepspeed'",
+        "extra 'liger'",
         "SmolLM2-135M-Instruct",
         "NVIDIA GPU",
     }

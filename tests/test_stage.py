@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from reasongenrm.config import Section, SelectConfig
+from reasongenrm.config import DistillConfig, EngineConfig, Section, SelectConfig
 from reasongenrm.errors import StoreError
 from reasongenrm.stage import Stage, count_lines, source_sha256, stage_key
 from reasongenrm.store import ArtifactRef, Store, digest_bytes, download, list_artifacts, open_artifact, read_file
@@ -276,3 +277,11 @@ def test_where_a_stage_works_is_no_part_of_what_is_asked(store: Store) -> None:
 
     assert key(Placed()) == key(Placed(num_pods=8))
     assert key(Placed()) != key(Placed(limit=2))
+
+
+def test_where_an_engine_works_is_no_part_of_what_its_stage_is_asked(store: Store) -> None:
+    def key(**engine: Any) -> str:
+        return Stage(store, "distill_reasons", DistillConfig(engine=EngineConfig(**engine)), {}).key
+
+    assert key() == key(data_parallel_size=8)
+    assert key() != key(batch_size=8)

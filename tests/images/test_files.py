@@ -64,6 +64,11 @@ def test_image_has_the_versions_that_the_tests_run_with(name: str) -> None:
     assert differing - {"torch"} == set()
 
 
+def test_cuda_build_of_the_train_image_has_ligers_kernels() -> None:
+    (wanted,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["liger"]
+    assert re.search(rf"^{re.escape(wanted)} ", (IMAGES / "train" / "torch-cuda.lock").read_text(), flags=re.MULTILINE)
+
+
 @pytest.mark.parametrize("lock", sorted(IMAGES.rglob("*.lock")), ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_every_locked_package_has_a_hash_and_no_place(lock: Path) -> None:
     text = lock.read_text(encoding="utf-8")

@@ -1,0 +1,31 @@
+"""How fast is this on my machine, against the peers' way of the same work?
+
+    python -m benchmarks [sft dpo scoring equality] [--shape NAME] [--scoring-shape NAME] [--budget 20] [--output DIR]
+    torchrun --nproc-per-node 8 -m benchmarks ...          the same on several GPUs
+    python -m benchmarks generation|growth|judge-load ...  the other benchmarks; each has its own --help
+
+See benchmarks/README.md and docs/speed.md.
+"""
+
+import runpy
+import sys
+
+OTHERS = {"generation": "generation", "growth": "growth", "judge-load": "judge_load"}
+
+
+def main() -> None:
+    """Run what the first argument names, importing nothing else."""
+    other = OTHERS.get(sys.argv[1]) if len(sys.argv) > 1 else None
+    if other is not None:
+        sys.argv[:2] = [f"benchmarks {sys.argv[1]}"]
+        runpy.run_module(f"benchmarks.{other}", run_name="__main__", alter_sys=True)
+        return
+    import typer
+
+    from benchmarks.measure import main as measure
+
+    typer.run(measure)
+
+
+if __name__ == "__main__":
+    main()

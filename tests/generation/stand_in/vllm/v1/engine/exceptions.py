@@ -1,0 +1,2 @@
+class EngineDeadError(Exception):
+    """As vLLM has it."""

@@ -1,0 +1,71 @@
+"""What a training step needs, counted by hand, and what was measured."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from reasongenrm.config import SFTConfig
+from reasongenrm.memory import activation_bytes, fits_without_checkpointing, num_parameters, training_bytes
+
+TINY: Any = SimpleNamespace(
+    hidden_size=8,
+    intermediate_size=20,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=100,
+    tie_word_embeddings=False,
+)
+# Qwen2.5-1.5B, from its config.json.
+QWEN: Any = SimpleNamespace(
+    hidden_size=1536,
+    intermediate_size=8960,
+    num_hidden_layers=28,
+    num_attention_heads=12,
+    num_key_value_heads=2,
+    vocab_size=151936,
+    tie_word_embeddings=True,
+)
+HEAD = 4 * 4096 * 32768 * 4
+
+
+def test_parameters_are_those_of_the_matrices() -> None:
+    # Attention: queries and output 8 x 8 each, keys and values 8 x 4 each; MLP: three of 8 x 20; embeddings and head.
+    assert num_parameters(TINY) == 3 * (2 * 64 + 2 * 32 + 3 * 160) + 2 * 800
+    assert num_parameters(QWEN) == pytest.approx(1.54e9, rel=0.01)
+
+
+def test_a_token_keeps_the_inputs_of_its_products_and_norms() -> None:
+    assert activation_bytes(TINY, "bfloat16") == 3 * (7 * 8 + 4 * 2 * 2 + 3 * 20) * 2
+    assert activation_bytes(TINY, "float32") == 2 * activation_bytes(TINY, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("sharding", "bytes_a_parameter"),
+    [("none", 16 + 2), ("zero2", 12 / 4 + 6), ("zero3", 18 / 4), ("fsdp2", 16 / 4)],
+)
+def test_states_are_spread_as_the_sharding_says(sharding: str, bytes_a_parameter: float) -> None:
+    config = SFTConfig.model_validate({"sharding": sharding})
+    found = training_bytes(TINY, config, 0, num_processes=4) - HEAD
+    assert found == int(num_parameters(TINY) * bytes_a_parameter)
+
+
+def test_estimate_is_what_was_measured() -> None:
+    """Qwen2.5-1.5B, 13,754 tokens a micro-batch, bfloat16 with Liger's kernels on one H200: 55.1 GiB at the peak."""
+    assert training_bytes(QWEN, SFTConfig(), 13_754, 1) / 2**30 == pytest.approx(55.1, rel=0.05)
+
+
+@pytest.mark.parametrize(("gib", "fits"), [(80, True), (60, False)])
+def test_checkpointing_is_spared_where_there_is_room(monkeypatch: pytest.MonkeyPatch, gib: int, fits: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    sizes = [SimpleNamespace(total_memory=gib << 30), SimpleNamespace(total_memory=200 << 30)]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: sizes[number])
+    assert fits_without_checkpointing(QWEN, SFTConfig(), 13_754, 1) is fits
+
+
+def test_on_a_cpu_the_processes_share_the_memory_that_is_free() -> None:
+    assert fits_without_checkpointing(TINY, SFTConfig(), 100, 1)
+    assert not fits_without_checkpointing(TINY, SFTConfig(), 10**12, 1)
