@@ -5,6 +5,7 @@
 A test compares. A block begins with a comment that says what stands in it, and ends with `<!-- end -->`:
 
     <!-- computed: the tables of install.md -->
+    <!-- computed: the laws of cpu -->
     <!-- computed: reasongenrm plan --pairs 80000 ... -->
 """
 
@@ -16,14 +17,15 @@ import sys
 from pathlib import Path
 
 from reasongenrm.planning.chart import chart
-from reasongenrm.planning.fit import fit_law
+from reasongenrm.planning.fit import Law, fit_law
 from reasongenrm.planning.plan import CPU
 from reasongenrm.planning.points import KINDS, shipped_points
-from reasongenrm.planning.tables import install_tables
+from reasongenrm.planning.tables import install_tables, laws_grid
 
 PAGES = ("install.md", "planning.md")
 PICTURE = "growth.svg"
 INSTALL_TABLES = "the tables of install.md"
+CPU_LAWS = "the laws of cpu"
 _BLOCK = re.compile(r"(<!-- computed: (.+?) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
@@ -32,24 +34,33 @@ def render(page: str) -> str:
     return _BLOCK.sub(lambda block: block[1] + compute(block[2]), page)
 
 
-def picture() -> str:
-    """Points and laws of the CPU, of which every kind was measured at three sizes and more."""
+def cpu_laws() -> list[Law]:
+    """Laws of the CPU, of which every kind was measured at three sizes and more."""
     points = shipped_points()
-    return chart([fit_law(its) for its in (points.of(CPU, kind) for kind in KINDS) if its])
+    return [fit_law(its) for its in (points.of(CPU, kind) for kind in KINDS) if its]
+
+
+def picture() -> str:
+    """Points and laws of the CPU."""
+    return chart(cpu_laws())
 
 
 def compute(what: str) -> str:
-    """A block's content: the tables of install.md, or a command with what it prints.
+    """A block's content: a table, or a command with what it prints.
 
     Raises:
-        ValueError: neither.
+        ValueError: none of these.
         CalledProcessError: the command failed.
     """
     if what == INSTALL_TABLES:
         return install_tables()
+    if what == CPU_LAWS:
+        return f"{laws_grid(cpu_laws()).markdown()}\n"
     program, *arguments = shlex.split(what)
     if program != "reasongenrm":
-        raise ValueError(f"computed block: {what!r}; expected '{INSTALL_TABLES}' or a command of reasongenrm.")
+        raise ValueError(
+            f"computed block: {what!r}; expected '{INSTALL_TABLES}', '{CPU_LAWS}' or a command of reasongenrm."
+        )
     environment = os.environ | {"COLUMNS": "120", "TERM": "dumb", "NO_COLOR": "1"}
     command = [sys.executable, "-m", "reasongenrm", *arguments]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

@@ -30,5 +30,7 @@ def test_a_block_is_replaced_and_the_text_round_it_stays() -> None:
 
 
 def test_a_block_of_anything_else_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"expected .the tables of install\.md. or a command of reasongenrm"):
+    with pytest.raises(
+        ValueError, match=r"expected 'the tables of install\.md', 'the laws of cpu' or a command of reasongenrm"
+    ):
         compute("rm -r .")
