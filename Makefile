@@ -96,8 +96,9 @@ format: install ## let ruff rewrite what it can
 compile: install ## write pipelines/compiled/ anew
 	$(BIN)/reasongenrm compile
 
-docs: install ## write docs/cli.md anew from the commands' own help
+docs: install ## write anew docs/cli.md from the commands' own help, and what is computed in docs/install.md and docs/planning.md
 	$(CLI_DOCS) > docs/cli.md
+	$(BIN)/python -m reasongenrm.planning.pages docs
 
 lock: install ## pin every dependency anew in requirements.lock
 	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-annotate --no-header --no-emit-index-url --no-emit-find-links \

@@ -70,7 +70,7 @@ def test_light_commands_stay_light(arguments: list[str], heavy: list[str]) -> No
 def test_commands_are_those_of_the_documentation() -> None:
     stages = ["prepare", "distill", "sample", "score", "train"]
     cluster = ["submit", "logs", "cancel", "rollback", "compile"]
-    others = ["run", "evaluate", "judge", "judge-server", "serve", "web", "models", "runs", "doctor", "version"]
+    others = ["run", "plan", "evaluate", "judge", "judge-server", "serve", "web", "models", "runs", "doctor", "version"]
     assert sorted([*stages, *cluster, *others]) == COMMANDS
 
 

@@ -11,7 +11,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from reasongenrm.cli import cluster, contents, endpoint, judge, judge_server, judging, rollback, run, stages, tools, web
+from reasongenrm.cli import (
+    cluster,
+    contents,
+    endpoint,
+    judge,
+    judge_server,
+    judging,
+    plan,
+    rollback,
+    run,
+    stages,
+    tools,
+    web,
+)
 from reasongenrm.cli.console import print_error, print_note
 from reasongenrm.errors import ReasonGenRMError
 
@@ -55,6 +68,7 @@ def root(
 
 _PIPELINE, _CLUSTER, _JUDGE, _STORE, _TOOLS = "The pipeline", "A cluster", "Judging", "The store", "Tools"
 app.command("run", rich_help_panel=_PIPELINE)(run.run)
+app.command("plan", rich_help_panel=_PIPELINE)(plan.plan)
 app.command("prepare", rich_help_panel=_PIPELINE)(stages.prepare)
 app.command("distill", rich_help_panel=_PIPELINE)(stages.distill)
 app.command("sample", rich_help_panel=_PIPELINE)(stages.sample)

@@ -1,14 +1,14 @@
-"""Measured points: how long a piece of work took, on which machine, by which code. Everything that is planned comes from them.
+"""Measured points: how long a piece of work took, on which machine, by which code. Every plan comes from them.
 
-`points.json` beside this module is shipped; `reasongenrm plan --points FILE` adds one's own. To add points, write a file
+`points.json` beside this module is shipped; `reasongenrm plan --points FILE` adds one's own. A file of points is
 
-    {"points": [{"kind": "sft", "machine": "h100", "model": "1.5B", "seconds": 92.1, "version": "0.1.0", "date": "2026-11-27",
-                 "command": "python -m benchmarks ...", "work": {"num_prompts": 400, "prompt_tokens": 400000,
-                 "num_reasons": 400, "reason_tokens": 200000, "num_steps": 25}}]}
+    {"points": [{"kind": "sft", "machine": "h100", "model": "1.5B", "seconds": 92.1, "version": "0.1.0",
+                 "date": "2026-11-27", "command": "python -m benchmarks ...", "work": {"num_prompts": 400,
+                 "prompt_tokens": 400000, "num_reasons": 400, "reason_tokens": 200000, "num_steps": 25}}]}
 
-with `Points(points=[MeasuredPoint(...), ...]).write(path)`; `python -m benchmarks.growth --output FILE` does so for this machine.
-What counts as work is the least that has to be done (`Work`), however the code does it: code that computes a prompt twice is
-slower, not busier. A rate ("46,200 tokens/s") is a point of one second.
+Write one with `Points(points=[MeasuredPoint(...), ...]).write(path)`; `python -m benchmarks.growth` does so for
+this machine. What counts as work is the least that has to be done (`Work`), however the code does it: code that
+computes a prompt twice is slower, not busier. A rate ("46,200 tokens/s") is a point of one second.
 """
 
 import json
@@ -21,10 +21,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from reasongenrm.errors import InputError
 from reasongenrm.planning.shapes import SHAPES, ModelShape
 
-# generate: reasons are written (distil, sample). evaluate: greedy judgments, one a prompt. data: light stages, by rows.
-# store: a model checked and copied into the store, by bytes.
-Kind = Literal["generate", "score", "sft", "dpo", "evaluate", "data", "store"]
+# generate: reasons are written (distil, sample). evaluate: greedy judgments, one a prompt. prepare: pairs become
+# prompts. select: of scored reasons some are taken. store: a model is checked and copied into the store.
+Kind = Literal["generate", "score", "sft", "dpo", "evaluate", "prepare", "select", "store"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+# What light stages grow with, instead of tokens and a model.
+LIGHT: dict[Kind, str] = {"prepare": "num_rows", "select": "num_rows", "store": "num_bytes"}
 Amount = Annotated[int, Field(ge=0)]
 
 
@@ -78,7 +80,7 @@ class MeasuredPoint(BaseModel):
 
     Attributes:
         machine: name of a `Machine`.
-        model: one of SHAPES by name, or a shape; None for data and store.
+        model: one of SHAPES by name, or a shape; None for LIGHT kinds.
         seconds: wall time on one GPU (or on the CPU), start and end of the stage included.
         version: of this code; None: a prototype or another program, which says what is possible rather than what is.
         command: that gave it, or where it is from.
@@ -98,10 +100,10 @@ class MeasuredPoint(BaseModel):
 
     @model_validator(mode="after")
     def _whole(self) -> "MeasuredPoint":
-        amount = {"data": "num_rows", "store": "num_bytes"}.get(self.kind, "prompt_tokens")
+        amount = LIGHT.get(self.kind, "prompt_tokens")
         if not getattr(self.work, amount):
             raise ValueError(f"a point of kind {self.kind} needs work.{amount} above 0")
-        if (self.model is None) != (self.kind in ("data", "store")):
+        if (self.model is None) != (self.kind in LIGHT):
             raise ValueError(f"a point of kind {self.kind} {'has no' if self.model else 'needs a'} model")
         return self
 
@@ -139,9 +141,11 @@ class Points(BaseModel):
         path.write_text(f'{{"machines": [\n{machines}\n],\n"points": [\n{points}\n]}}\n', encoding="utf-8")
 
     def __add__(self, other: "Points") -> "Points":
-        """Both files' points; a machine that both name is the other's."""
+        """Both files' points; where both have a machine, or points of a kind on one, the other's replace these."""
         machines = {machine.name: machine for machine in (*self.machines, *other.machines)}
-        return Points(machines=tuple(machines.values()), points=(*self.points, *other.points))
+        replaced = {(point.machine, point.kind) for point in other.points}
+        kept = [point for point in self.points if (point.machine, point.kind) not in replaced]
+        return Points(machines=tuple(machines.values()), points=(*kept, *other.points))
 
     def machine(self, name: str) -> Machine:
         """A machine by name.

@@ -1,6 +1,7 @@
 """A model's shape: its parameters, and the FLOPs and bytes that follow from them.
 
-In goes what config.json says, out come counts; nothing is loaded. `SHAPES` has the models that are planned with by name.
+In goes what config.json says, out come counts; nothing is loaded. `SHAPES` has the models that are planned with by
+name.
 """
 
 import json
@@ -80,8 +81,8 @@ class ModelShape(BaseModel):
     def training_bytes(self, num_gpus: int, tokens_per_gpu: int) -> float:
         """Bytes on each GPU to train with ZeRO-3 and activation checkpointing.
 
-        = 16 bytes a parameter / num_gpus + tokens x (2 bytes x layers x hidden size + 8 bytes x vocabulary): the states; each
-        layer's input in bfloat16; the logits and their gradient in float32.
+        = 16 bytes a parameter / num_gpus + tokens x (2 bytes x layers x hidden size + 8 bytes x vocabulary): the
+        states; each layer's input in bfloat16; the logits and their gradient in float32.
         """
         activations = 2 * self.num_layers * self.hidden_size + 8 * self.vocab_size
         return self.num_parameters * TRAINING_BYTES / num_gpus + tokens_per_gpu * activations
@@ -140,8 +141,8 @@ def shape_of_config(config: Mapping[str, Any], name: str) -> ModelShape:
     kind = config.get("model_type")
     if kind not in _ATTENTION_BIAS:
         raise InputError(
-            f"{name}: model_type is {kind!r}; expected one of {', '.join(_ATTENTION_BIAS)}, whose parameters can be counted. "
-            f"Plan with a named shape of about its size: {', '.join(SHAPES)}."
+            f"{name}: model_type is {kind!r}; expected one of {', '.join(_ATTENTION_BIAS)}, whose parameters can be "
+            f"counted. Plan with a named shape of about its size: {', '.join(SHAPES)}."
         )
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
     head_dim = config.get("head_dim")
@@ -166,19 +167,22 @@ def shape_of_config(config: Mapping[str, Any], name: str) -> ModelShape:
 
 
 def find_shape(model: str) -> ModelShape:
-    """The shape of a named size ("8B"), of a checkpoint's folder, or of a config.json.
+    """The shape of a named size ("8B"), of a hub name that begins like one, of a checkpoint's folder or a config.json.
 
     Raises:
         InputError: neither a name nor a file, or the file is no config of a model that can be counted.
     """
     if model in SHAPES:
         return SHAPES[model]
+    on_hub = [shape for shape in SHAPES.values() if model.partition("/")[2].startswith(shape.name)]
+    if on_hub:  # meta-llama/Llama-3.1-8B-Instruct, say
+        return on_hub[0]
     path = Path(model).expanduser()
     path = path / CONFIG if path.is_dir() else path
     if not path.is_file():
         raise InputError(
-            f"{model}: no size with this name and no such file; expected one of {', '.join(SHAPES)}, a checkpoint's folder, or its "
-            f"{CONFIG}."
+            f"{model}: no size with this name and no such file; expected one of {', '.join(SHAPES)}, a checkpoint's "
+            f"folder, or its {CONFIG}."
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

@@ -21,7 +21,7 @@ POINT = MeasuredPoint(
     command="python -m benchmarks",
     date="2026-11-27",
 )
-DATA = POINT.model_copy(update={"kind": "data", "model": None, "work": Work(num_rows=10)})
+DATA = POINT.model_copy(update={"kind": "prepare", "model": None, "work": Work(num_rows=10)})
 
 
 def test_tokens_are_counted_once_each() -> None:
@@ -63,7 +63,7 @@ def test_shipped_points_name_machines_that_are_described() -> None:
         ({"seconds": 0}, "points.0.seconds: Input should be greater than 0"),
         ({"work": {"num_rows": 5}}, "a point of kind sft needs work.prompt_tokens above 0"),
         ({"model": None}, "a point of kind sft needs a model"),
-        ({"kind": "data", "work": {"num_rows": 5}}, "a point of kind data has no model"),
+        ({"kind": "prepare", "work": {"num_rows": 5}}, "a point of kind prepare has no model"),
         ({"tokens": 5}, "points.0.tokens: Extra inputs are not permitted"),
         ({"date": "yesterday"}, "points.0.date: String should match pattern"),
     ],

@@ -21,7 +21,7 @@ SMALL = ModelShape(
     vocab_size=100,
     tied=True,
 )
-# 1,000 of the embedding; each layer 10 x (10 + 10 + 5 + 5) of attention, 3 x 10 x 20 of the MLP, 2 x 10 of norms; a norm at the end.
+# The embedding; in each layer 10 x (10 + 10 + 5 + 5) of attention, 3 x 10 x 20 of the MLP, 2 x 10 of norms; a norm.
 SMALL_PARAMETERS = 1000 + 2 * (300 + 600 + 20) + 10
 
 
