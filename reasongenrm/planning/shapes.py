@@ -14,8 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from reasongenrm.errors import InputError
 
 INFERENCE_BYTES = 2  # a parameter in bfloat16
-# float32 master weights 4, gradients 4, AdamW's two moments 8 (training.py: autocast, no second copy of the weights).
-TRAINING_BYTES = 16
+# With ZeRO-3: float32 master weights 4, gradients 4, AdamW's two moments 8, and DeepSpeed's bfloat16 weights 2.
+TRAINING_BYTES = 18
+# Of TRL's fused head: logits of 4,096 tokens x 32,768 entries at a time, a few copies in float32.
+HEAD_BYTES = 4 * 4096 * 32768 * 4
 RESUME_BYTES = 12  # of a checkpoint to resume from: float32 weights and both moments
 CONFIG = "config.json"
 _ATTENTION_BIAS = {
@@ -81,11 +83,11 @@ class ModelShape(BaseModel):
     def training_bytes(self, num_gpus: int, tokens_per_gpu: int) -> float:
         """Bytes on each GPU to train with ZeRO-3 and activation checkpointing.
 
-        = 16 bytes a parameter / num_gpus + tokens x (2 bytes x layers x hidden size + 8 bytes x vocabulary): the
-        states; each layer's input in bfloat16; the logits and their gradient in float32.
+        = 18 bytes a parameter / num_gpus + tokens x 2 bytes x layers x hidden size + HEAD_BYTES: the states; each layer's
+        input in bfloat16; the tile of logits that is there at a time.
         """
-        activations = 2 * self.num_layers * self.hidden_size + 8 * self.vocab_size
-        return self.num_parameters * TRAINING_BYTES / num_gpus + tokens_per_gpu * activations
+        activations = 2 * self.num_layers * self.hidden_size
+        return self.num_parameters * TRAINING_BYTES / num_gpus + tokens_per_gpu * activations + HEAD_BYTES
 
 
 def _shape(

@@ -56,7 +56,7 @@ def test_gpus_are_a_power_of_two_and_a_tenth_of_each_is_left_free() -> None:
 
 
 def test_a_7b_trains_on_two_a_14b_on_four_and_a_70b_teacher_answers_on_four() -> None:
-    # 7.62e9 x 16 = 122 GB: two; 14.77e9 x 16 = 236 GB: 118 on each of two; 141 GB of weights + 43 of cache.
+    # 7.62e9 x 18 = 137 GB and 3 of activations and logits on each: two; 14.77e9 x 18 = 266 GB: 133 on each of two; 141 GB of weights + 43 of cache.
     assert (gpus_to_train(SHAPES["7B"], 80e9), gpus_to_train(SHAPES["14B"], 80e9)) == (2, 4)
     assert (gpus_to_serve(SHAPES["14B"], 80e9), gpus_to_serve(TEACHER, 80e9)) == (1, 4)
     assert gpus_to_serve(TEACHER, 141e9) == 2

@@ -71,9 +71,9 @@ def test_serving_needs_weights_and_the_cache_of_all_that_is_in_flight() -> None:
 
 
 def test_training_states_are_shared_out_but_activations_are_not() -> None:
-    activations = 50 * (2 * 2 * 10 + 8 * 100)
-    assert SMALL.training_bytes(num_gpus=1, tokens_per_gpu=50) == 16 * SMALL_PARAMETERS + activations
-    assert SMALL.training_bytes(num_gpus=4, tokens_per_gpu=50) == 4 * SMALL_PARAMETERS + activations
+    whole = 50 * 2 * 2 * 10 + 4 * 4096 * 32768 * 4  # layers' inputs in bfloat16; four float32 tiles of logits
+    assert SMALL.training_bytes(num_gpus=1, tokens_per_gpu=50) == 18 * SMALL_PARAMETERS + whole
+    assert SMALL.training_bytes(num_gpus=4, tokens_per_gpu=50) == 4.5 * SMALL_PARAMETERS + whole
 
 
 def test_what_is_no_model_is_named(tmp_path: Path) -> None:

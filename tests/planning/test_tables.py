@@ -71,7 +71,7 @@ def test_laws_and_points_stand_side_by_side() -> None:
 
 def test_memory_of_a_70b_teacher_is_that_of_serving_alone() -> None:
     rows = {row[0]: row for row in memory_grid(shipped_points().machine("h100")).rows}
-    assert rows["7B (Qwen2.5-7B)"][1:] == ("15 GB", "56 KiB", "1", "23 GB", "2", "67 GB", "91 GB")
+    assert rows["7B (Qwen2.5-7B)"][1:] == ("15 GB", "56 KiB", "1", "23 GB", "2", "72 GB", "91 GB")
     assert rows["70B (Llama-3.1-70B)"][5:] == ("-", "-", "-")
 
 
