@@ -111,7 +111,7 @@ def test_points_and_laws_are_drawn(tmp_path: Path) -> None:
         ([], "plan: no model; expected --model, such as 8B"),
         (["--model", "9B"], "9B: no size with this name and no such file"),
         (["--model", "8B", "--gpu", "b300"], "--gpu b300: no machine with this name"),
-        (["--model", "8B", "--gpus", "1"], "needs 2 GPUs of 80 GB, found --gpus 1"),
+        (["--model", "8B", "--gpus", "1"], "needs 4 GPUs of 80 GB, found --gpus 1"),
         (["--model", "135M", "--gpu", "cpu", "--gpus", "2"], "--gpus 2 has no effect on one CPU core"),
         (["--model", "8B", "--points", "no.json"], "no.json: no such file"),
     ],
