@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from reasongenrm import __version__
 from reasongenrm.cli import app
+from reasongenrm.cli.endpoint import is_up
 from reasongenrm.cli.settings import absolute, make_config
 from reasongenrm.config import RunConfig, SelectConfig
 from reasongenrm.errors import ConfigError
@@ -346,6 +347,15 @@ def endpoint() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_port}/v1"
         server.shutdown()
         thread.join()
+
+
+def test_a_server_here_is_asked_whether_it_is_up_without_proxy_or_certificates(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # where nobody is
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere")
+    assert is_up(f"{endpoint}/models")
+    assert not is_up("http://127.0.0.1:9/health")
 
 
 PAIR = ("--question", "Which?", "--answer-a", "plain [bold]text[/bold]", "--answer-b", "MARK text")
