@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 
 from reasongenrm.cli.console import err, print_note
+from reasongenrm.cli.endpoint import is_up
 from reasongenrm.errors import ConfigError, EngineError, InputError
 from reasongenrm.metrics import JudgeStyle
 
@@ -212,7 +213,7 @@ class _Child:
         started = noted = time.monotonic()
         waiting = f"{self.name}: loading"
         with err.status(waiting) if err.is_terminal else contextlib.nullcontext() as status:
-            while not _is_up(url):
+            while not is_up(url):
                 self.check()
                 now = time.monotonic()
                 seconds = now - started
@@ -262,12 +263,3 @@ def _ending_at_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _is_up(url: str) -> bool:
-    import httpx
-
-    try:
-        return httpx.get(url, timeout=5).is_success
-    except httpx.TransportError:
-        return False

@@ -1,13 +1,17 @@
-"""Options that several commands share, and the run's configuration from a file and the command line."""
+"""Options that several commands share, and the run's configuration from a file and the command line.
+
+Every command's help imports this module, so the config's models (a quarter of a second) are imported by whoever reads one.
+"""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
-from reasongenrm.config import RunConfig, load_config, parse_section
 from reasongenrm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from reasongenrm.config import RunConfig
 
 DEFAULT_STORE = ".reasongenrm"
 
@@ -72,7 +76,7 @@ RegistryOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
-def make_config(path: Path | None, assignments: list[str], limit: int | None = None) -> RunConfig:
+def make_config(path: Path | None, assignments: list[str], limit: int | None = None) -> "RunConfig":
     """The run's configuration: the file, then --set, then --limit.
 
     Args:
@@ -83,6 +87,8 @@ def make_config(path: Path | None, assignments: list[str], limit: int | None = N
     Raises:
         ConfigError: a mistake in the file, or an assignment that does not fit; names it.
     """
+    from reasongenrm.config import load_config
+
     config = load_config(path)
     if limit is not None:
         assignments = [*assignments, f"pairs.limit={limit}", f"evaluate.limit={limit}"]
@@ -91,7 +97,11 @@ def make_config(path: Path | None, assignments: list[str], limit: int | None = N
     return config
 
 
-def _assign(config: RunConfig, assignment: str) -> RunConfig:
+def _assign(config: "RunConfig", assignment: str) -> "RunConfig":
+    import yaml
+
+    from reasongenrm.config import RunConfig, parse_section
+
     key, equals, text = assignment.partition("=")
     where = f"--set {assignment}"
     path = key.split(".")

@@ -1,9 +1,11 @@
 """The decoding loop of the in-process engine and of the server: prompts in, one token a row and step out.
 
-A prompt is computed once for all its rows. Rows that have ended leave the batch. Each row draws from random numbers of
-its own, so that a row is a function of its prompt, its seed and the batch it was planned into, and of nothing else.
+What all prompts begin with is computed once, and a prompt once for all its rows. Rows that have ended leave the batch. Each
+row draws from random numbers of its own, so that a row is a function of its prompt, its seed and the batch it was planned into,
+and of nothing else.
 
-Legend: P prompts, N rows a prompt, R rows still being written (at most P * N), T tokens so far, V vocabulary.
+Legend: P prompts, N rows a prompt, R rows still being written (at most P * N), T tokens so far, S tokens that all prompts begin
+with, V vocabulary.
 """
 
 import random
@@ -17,6 +19,7 @@ from reasongenrm.generation.cache import growing_cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from transformers.cache_utils import Cache
 
 
 @dataclass(frozen=True)
@@ -104,27 +107,13 @@ def decode(
     num_rows = len(prompts[0].seeds)
     assert all(len(prompt.seeds) == num_rows and prompt.max_tokens >= 1 for prompt in prompts)
     device = model.device
-    longest = max(len(prompt.ids) for prompt in prompts)
-    ids_PT = torch.full((len(prompts), longest), pad_id, device=device)
-    mask_PT = torch.zeros((len(prompts), longest), dtype=torch.long, device=device)
-    for index, prompt in enumerate(prompts):
-        ids_PT[index, longest - len(prompt.ids) :] = torch.tensor(list(prompt.ids), device=device)
-        mask_PT[index, longest - len(prompt.ids) :] = 1
-    positions_PT = (mask_PT.cumsum(dim=-1) - 1).clamp(min=0)
     cache = growing_cache()
-    output = model(
-        input_ids=ids_PT,
-        attention_mask=mask_PT,
-        position_ids=positions_PT,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
+    mask_PT, positions_P1, logits_PV = _read_prompts(model, [prompt.ids for prompt in prompts], pad_id, cache)
     if num_rows > 1:
         cache.batch_repeat_interleave(num_rows)
     mask_RT = mask_PT.repeat_interleave(num_rows, dim=0)
-    positions_R1 = positions_PT[:, -1:].repeat_interleave(num_rows, dim=0)
-    logits_RV = output.logits[:, -1].repeat_interleave(num_rows, dim=0)
+    positions_R1 = positions_P1.repeat_interleave(num_rows, dim=0)
+    logits_RV = logits_PV.repeat_interleave(num_rows, dim=0)
 
     rows = list(range(len(prompts) * num_rows))
     generators = [random.Random(seed) for prompt in prompts for seed in prompt.seeds]
@@ -164,3 +153,48 @@ def decode(
             logits_to_keep=1,
         )
         logits_RV = output.logits[:, -1]
+
+
+def _read_prompts(
+    model: "PreTrainedModel", prompts: Sequence[Sequence[int]], pad_id: int, cache: "Cache"
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Fill an empty cache with the prompts, one row each: first what all begin with, once, then each one's own tokens.
+
+    In the cache a short prompt's padding lies between the two, and is masked.
+
+    Returns:
+        Attention mask, shape (P, T); position of the last token, shape (P, 1); logits of the next token, shape (P, V).
+    """
+    num_shared = _num_shared(prompts)
+    longest = max(len(ids) for ids in prompts) - num_shared
+    own_PT = torch.full((len(prompts), longest), pad_id)
+    mask_PT = torch.zeros((len(prompts), longest), dtype=torch.long)
+    for index, ids in enumerate(prompts):
+        own_PT[index, longest + num_shared - len(ids) :] = torch.tensor(list(ids[num_shared:]))
+        mask_PT[index, longest + num_shared - len(ids) :] = 1
+    positions_PT = (num_shared + mask_PT.cumsum(dim=-1) - 1).clamp(min=0)
+    if num_shared:
+        shared_1S = torch.tensor([list(prompts[0][:num_shared])], device=model.device)
+        # Its logits are of no use, but logits_to_keep=0 would mean those of every token.
+        model(input_ids=shared_1S, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(len(prompts))
+        mask_PT = torch.cat([mask_PT.new_ones((len(prompts), num_shared)), mask_PT], dim=1)
+    own_PT, mask_PT, positions_PT = (each.to(model.device) for each in (own_PT, mask_PT, positions_PT))
+    output = model(
+        input_ids=own_PT,
+        attention_mask=mask_PT,
+        position_ids=positions_PT,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return mask_PT, positions_PT[:, -1:], output.logits[:, -1]
+
+
+def _num_shared(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, of which each has at least one more; 0 for a single prompt."""
+    if len(prompts) == 1:
+        return 0
+    first, last = min(prompts, key=list), max(prompts, key=list)  # what these two share, all share
+    num_shared = next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return min(num_shared, min(len(ids) for ids in prompts) - 1)

@@ -1,11 +1,15 @@
-"""Picking tokens, worked by hand."""
+"""Picking tokens, worked by hand; what prompts have in common is computed once and changes nothing."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from reasongenrm.generation.decoding import pick_tokens
+from reasongenrm.generation.decoding import DecodingPrompt, decode, pick_tokens
+from reasongenrm.generation.transformers import load_checkpoint
+from tests.tiny import tiny_checkpoint
 
 # Probabilities 0.5, 0.2, 0.3 in the order of the vocabulary.
 LOGITS_13 = torch.tensor([[math.log(0.5), math.log(0.2), math.log(0.3)]])
@@ -49,3 +53,52 @@ def test_impossible_token_is_never_drawn() -> None:
 
 def test_each_row_follows_its_own_number() -> None:
     assert pick_tokens(LOGITS_13.repeat(3, 1), 1.0, 1.0, [0.1, 0.6, 0.9]).tolist() == [0, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path: Path = tiny_checkpoint(tmp_path_factory.mktemp("tiny"), "chatml", opening_role="reason")
+    return load_checkpoint(path, "float32")[0].double()
+
+
+def prompts_of(*ids: list[int], num_rows: int = 2) -> list[DecodingPrompt]:
+    """Prompts whose rows go on for 6 tokens."""
+    return [DecodingPrompt(each, frozenset(), 6, range(10 * i, 10 * i + num_rows)) for i, each in enumerate(ids)]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "num_computed"),
+    [
+        # All begin with 5 6 7: computed once, then at most 3 tokens of their own, to which the shorter ones are padded.
+        (prompts_of([5, 6, 7, 8, 9, 10], [5, 6, 7, 8], [5, 6, 7, 11, 12]), 3 + 3 * 3),
+        # The second is how the first begins: its last token stays its own.
+        (prompts_of([5, 6, 7, 8], [5, 6, 7]), 2 + 2 * 2),
+        (prompts_of([5, 6], [5, 6]), 1 + 2 * 1),
+        (prompts_of([5, 6, 7], [6, 7]), 2 * 3),
+        (prompts_of([5], [6]), 2 * 1),
+        (prompts_of([5, 6, 7]), 3),
+    ],
+    ids=["three", "one-begins-the-other", "equal", "nothing-in-common", "one-token", "single"],
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_prompts_that_begin_alike_are_continued_as_each_is_alone(
+    model: Any, monkeypatch: pytest.MonkeyPatch, prompts: list[DecodingPrompt], num_computed: int, temperature: float
+) -> None:
+    computed: list[int] = []
+    plain = model.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        computed.append(kwargs["input_ids"].numel())
+        return plain(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "forward", forward)
+        together = list(decode(model, prompts, 0, temperature, 1.0))
+    num_rows = 2 * len(prompts)
+    assert sum(computed) == num_computed + 5 * num_rows  # the sixth token of a row is not read
+    for index, prompt in enumerate(prompts):
+        alone = list(decode(model, [prompt], 0, temperature, 1.0))
+        rows = slice(2 * index, 2 * index + 2)
+        for step, one in zip(together, alone, strict=True):
+            assert step.tokens[rows] == one.tokens
+            torch.testing.assert_close(step.logits_RV[rows], one.logits_RV, rtol=0, atol=1e-12)
