@@ -11,8 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from reasongenrm.config import TrainConfig
-from reasongenrm.packing import IGNORED, Branch, Tree, balance
+from reasongenrm.packing import IGNORED, Branch, IntArray, Tree, balance
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,6 @@ def pair_tree(row: Mapping[str, Any]) -> Tree:
     return Tree(row["prompt_ids"], tuple(Branch(row[side], row[side]) for side in ("chosen_ids", "rejected_ids")))
 
 
-def num_learnt(labels: Sequence[int]) -> int:
+def num_learnt(labels: Sequence[int] | IntArray) -> int:
     """Tokens of an example that bear a loss; the first token is never predicted."""
-    return sum(label != IGNORED for label in labels[1:])
+    return int(np.count_nonzero(np.asarray(labels[1:]) != IGNORED))

@@ -53,7 +53,8 @@ class MicroBatches(torch.utils.data.Dataset[Batch]):
         if pairs:
             per_step = [plan.batch_size] * plan.num_steps
         else:
-            learnt = [num_learnt(labels) for labels in rows["labels"]]
+            # Some rows at a time: as Python's integers, 80,000 examples would take gigabytes.
+            learnt = [num_learnt(labels) for some in self._rows.iter(1000) for labels in some["labels"]]
             per_step = [sum(learnt[row] for row in plan.rows_of_step(step)) for step in range(plan.num_steps)]
         self._weights = [plan.num_micro_batches / max(1, number) for number in per_step]
 
