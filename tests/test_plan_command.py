@@ -92,9 +92,10 @@ def test_a_checkpoint_of_ones_own_is_planned_by_its_config(tmp_path: Path) -> No
 
 
 def test_own_points_go_before_the_shipped_ones(tmp_path: Path) -> None:
-    slow = [point.model_copy(update={"seconds": 10 * point.seconds}) for point in shipped_points().of("h100", "score")]
+    shipped = shipped_points().of("h100", "generate")
+    slow = [point.model_copy(update={"seconds": 10 * point.seconds}) for point in shipped]
     Points(points=tuple(slow)).write(tmp_path / "points.json")
-    name = "score_reasons (of the policy)"
+    name = "sample_reasons"
     own = stage(planned("--model", "7B", "--points", str(tmp_path / "points.json")), name)
     assert own["hours"] == pytest.approx(10 * stage(planned("--model", "7B"), name)["hours"])
 

@@ -59,6 +59,7 @@ class StageCost(BaseModel):
     stage: str
     kind: Kind | None
     law: Kind | None = None
+    law_machine: str | None = None
     num_devices: int = 0
     hours: float | None = None
     hours_low: float | None = None
@@ -171,12 +172,13 @@ def make_plan(
 
 
 def _law(points: Points, machine: Machine, kind: Kind, laws: dict[tuple[str, Kind], Law]) -> Law:
-    """The law of a kind on the machine; of light stages, on a CPU."""
+    """The law of a kind on the machine or one like it, else of a kind that is much like it; of light stages, on a CPU."""
     name = CPU if kind in LIGHT else machine.name
     for taken in (kind, BORROWED.get(kind)):
-        found = points.of(name, taken) if taken else []
-        if found and taken:
-            return laws.setdefault((name, taken), fit_law(found))
+        for place in (name, machine.like):
+            found = points.of(place, taken) if taken and place else []
+            if found and taken and place:
+                return laws.setdefault((place, taken), fit_law(found))
     raise InputError(
         f"plan: no points of kind '{kind}' on '{name}'; expected at least one measured. Measure it there "
         "(python -m benchmarks, python -m benchmarks.growth) and give its file as --points, or take another --gpu."
@@ -239,6 +241,7 @@ def _cost(
     return cost.model_copy(
         update={
             "law": law.kind,
+            "law_machine": law.points[0].machine,
             "num_devices": place.num_devices,
             "hours": hours,
             "hours_low": low and hours * low,

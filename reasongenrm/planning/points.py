@@ -114,6 +114,7 @@ class Machine(BaseModel):
     Attributes:
         name: what `--gpu` takes.
         memory_bytes: of one GPU; None: a CPU, where nothing is spread over several.
+        like: another machine, of the same chip, whose points are taken for a kind that was not measured here.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -121,6 +122,7 @@ class Machine(BaseModel):
     name: str
     title: str
     memory_bytes: Annotated[float, Field(gt=0)] | None
+    like: str | None = None
 
 
 class Points(BaseModel):

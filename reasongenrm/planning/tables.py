@@ -71,6 +71,15 @@ def notes(plan: Plan) -> list[str]:
     ]
     if borrowed:
         lines.append(f"No points of its own kind, so by the law of another: {', '.join(borrowed)}.")
+    elsewhere = [
+        f"{stage.stage} ({stage.law_machine})"
+        for stage in plan.stages
+        if stage.law_machine == plan.machine.like and stage.law_machine is not None
+    ]
+    if elsewhere:
+        lines.append(
+            f"Not measured on {plan.machine.title}, so by the law of a machine with the same chip: {', '.join(elsewhere)}."
+        )
     missing = [stage.stage for stage in plan.stages if stage.hours is None]
     lines.append(f"Not computed: {', '.join(missing)}.")
     return lines

@@ -9,6 +9,7 @@ from reasongenrm.planning.plan import Plan, StageCost, gpus_needed, gpus_to_serv
 from reasongenrm.planning.points import Kind, Machine, MeasuredPoint, Points, Work
 from reasongenrm.planning.shapes import SHAPES
 from reasongenrm.planning.stages import Assumptions
+from reasongenrm.planning.tables import notes
 
 GPU = Machine(name="gpu", title="a GPU", memory_bytes=80e9)
 CPU = Machine(name="cpu", title="a CPU", memory_bytes=None)
@@ -157,6 +158,23 @@ def test_dpo_without_points_goes_by_the_law_of_sft_with_its_own_flops() -> None:
     assert borrowed.hours == pytest.approx(
         4 / 3 * (own.hours or 0)
     )  # of the point, 8 FLOPs a parameter were thought to be 6
+
+
+def test_a_machine_of_the_same_chip_stands_in_before_another_kind_does() -> None:
+    twin = Machine(name="twin", title="a GPU of the same chip", memory_bytes=80e9, like="gpu")
+    points = Points(
+        machines=(GPU, twin, CPU),
+        points=(*POINTS.points, measured("sft", twin, 1.0), measured("generate", twin, 1.0)),
+    )
+    stages = by_name(plan(points=points, machine=twin))
+    assert (stages["train_sft (sft)"].law, stages["train_sft (sft)"].law_machine) == ("sft", "twin")
+    assert (stages["train_dpo"].law, stages["train_dpo"].law_machine) == ("dpo", "gpu")
+    assert stages["train_dpo"].hours == by_name(plan())["train_dpo"].hours
+    line = next(line for line in notes(plan(points=points, machine=twin)) if "the same chip" in line)
+    assert line.startswith("Not measured on a GPU of the same chip, so by the law")
+    assert "train_dpo (gpu)" in line
+    assert "train_sft" not in line
+    assert not [line for line in notes(plan()) if "the same chip" in line]
 
 
 def test_what_was_never_measured_is_an_error_that_says_how_to_measure() -> None:
