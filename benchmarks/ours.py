@@ -67,7 +67,8 @@ def trainer_of(setting: Setting, config: TrainConfig, work: TrainingWork) -> Any
     """The trainer of train_sft or train_dpo."""
     trainer = build_trainer(
         config,
-        make_model(setting.shape, setting.world.device, torch.float32, seed=setting.seed),
+        lambda: make_model(setting.shape, setting.world.device, torch.float32, seed=setting.seed),
+        setting.shape.model,
         tiny_tokenizer("qwen2.5"),
         Dataset.from_dict({**work.columns, "length": work.lengths}),
         stage="benchmark",

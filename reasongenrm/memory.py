@@ -4,19 +4,24 @@ An estimate from the model's config alone, before anything is allocated: what is
 twice, which costs a quarter of the speed; an out-of-memory error would cost the run.
 """
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from reasongenrm.config import TrainConfig
 from reasongenrm.errors import InputError
-from reasongenrm.planning.shapes import HEAD_BYTES, ModelShape, shape_of_config
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+from reasongenrm.planning.shapes import HEAD_BYTES, ModelShape, find_shape
 
 # Bytes a parameter: float32 weights, gradients, AdamW's two moments. What `sharding` spreads over N processes, and what not.
 _STATE_BYTES = {"none": (0, 16), "zero2": (12, 6), "zero3": (18, 0), "fsdp2": (16, 0)}
 _COPY_BYTES = 2  # autocast's bfloat16 copy of the weights, or the layers that a sharded model has gathered
 _USABLE = 0.92  # CUDA's own context, NCCL's buffers, fragments
+
+
+def countable_shape(model_dir: Path) -> ModelShape | None:
+    """A checkpoint's shape; None for an architecture whose parameters and activations we cannot count."""
+    try:
+        return find_shape(str(model_dir))
+    except InputError:
+        return None
 
 
 def activation_bytes(model: ModelShape, dtype: str) -> int:
@@ -38,12 +43,15 @@ def training_bytes(model: ModelShape, config: TrainConfig, max_tokens: int, num_
 
 
 def fits_without_checkpointing(
-    model: "PreTrainedConfig", config: TrainConfig, max_tokens: int, num_processes: int
+    model: ModelShape | None, config: TrainConfig, max_tokens: int, num_processes: int
 ) -> bool:
     """Whether `training_bytes` are there: on the smallest visible GPU, or on a CPU in the memory that is free now.
 
-    False for an architecture that cannot be counted.
+    Args:
+        model: None if it cannot be counted; then False.
     """
+    if model is None:
+        return False
     import torch
 
     if torch.cuda.is_available():
@@ -52,8 +60,4 @@ def fits_without_checkpointing(
         import psutil
 
         room = psutil.virtual_memory().available // num_processes
-    try:
-        shape = shape_of_config(model.to_dict(), model.name_or_path)
-    except InputError:
-        return False
-    return training_bytes(shape, config, max_tokens, num_processes) < _USABLE * room
+    return training_bytes(model, config, max_tokens, num_processes) < _USABLE * room

@@ -7,6 +7,7 @@ here they get their settings and their model, are compared with what was asked, 
 import math
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,9 @@ from reasongenrm.config import DPOConfig, SFTConfig, TrainConfig
 from reasongenrm.dpo import keep_reference, reference_stage
 from reasongenrm.errors import ConfigError, TrainingError
 from reasongenrm.kernels import prepare_for_packed_rows
-from reasongenrm.memory import fits_without_checkpointing
+from reasongenrm.memory import countable_shape, fits_without_checkpointing
 from reasongenrm.packed_trainers import PackedDPOTrainer, PackedSFTTrainer, track_on
+from reasongenrm.planning.shapes import ModelShape
 from reasongenrm.progress import Tracker
 from reasongenrm.sharding import KINDS, deepspeed_config, fsdp_config, without_tied
 from reasongenrm.stage import Stage
@@ -85,10 +87,16 @@ def run(job: TrainingJob) -> None:
     config = job.section()
     tokenizer, _ = load_tokenizer(job.model_dir, job.opening_role)
     rows = load_from_disk(str(job.dataset_dir))
-    # Master weights are float32 whatever `dtype` says: an update of 5e-6 is lost in bfloat16's 8 bits.
-    model = AutoModelForCausalLM.from_pretrained(job.model_dir, dtype=torch.float32)
     trainer = build_trainer(
-        config, model, tokenizer, rows, stage=job.stage, output_dir=job.output_dir, num_processes=job.num_processes
+        config,
+        # Master weights are float32 whatever `dtype` says: an update of 5e-6 is lost in bfloat16's 8 bits.
+        lambda: AutoModelForCausalLM.from_pretrained(job.model_dir, dtype=torch.float32),
+        countable_shape(job.model_dir),
+        tokenizer,
+        rows,
+        stage=job.stage,
+        output_dir=job.output_dir,
+        num_processes=job.num_processes,
     )
     _check_processes(trainer, config, job)
     main = trainer.is_world_process_zero()
@@ -107,7 +115,8 @@ def run(job: TrainingJob) -> None:
 
 def build_trainer(
     config: TrainConfig,
-    model: PreTrainedModel,
+    load_model: Callable[[], PreTrainedModel],
+    shape: ModelShape | None,
     tokenizer: PreTrainedTokenizerBase,
     rows: Dataset,
     *,
@@ -119,7 +128,9 @@ def build_trainer(
 
     Args:
         config: SFTConfig or DPOConfig decides which trainer.
-        model: float32 weights; changed in place.
+        load_model: gives the model with float32 weights, which is changed in place. It is called once the settings stand: DeepSpeed
+            and FSDP make transformers load every process its own part, or one process the whole.
+        shape: of that model; None: unknown, so activations are computed twice unless the config says otherwise.
         rows: columns `length` (tokens of each row) and, for SFT, input_ids and labels, for DPO, prompt_ids, chosen_ids and
             rejected_ids and maybe the reference's log-probabilities.
 
@@ -130,12 +141,13 @@ def build_trainer(
     plan = plan_batches(rows["length"], config, num_processes)
     checkpointing = config.gradient_checkpointing
     if checkpointing == "auto":
-        checkpointing = not fits_without_checkpointing(model.config, config, plan.max_tokens, num_processes)
+        checkpointing = not fits_without_checkpointing(shape, config, plan.max_tokens, num_processes)
     arguments = _arguments(
         config, plan, checkpointing=checkpointing, stage=stage, output_dir=output_dir, num_processes=num_processes
     )
     if arguments.fsdp and arguments.fsdp_config["cpu_ram_efficient_loading"]:
         enable_fsdp_ram_efficient_loading()  # transformers asks the environment, which nobody else has set by now
+    model = load_model()
     prepare_for_packed_rows(model, keep_dtype=config.dtype)
     kind = PackedSFTTrainer if isinstance(config, SFTConfig) else PackedDPOTrainer
     trainer = kind(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, plan=plan, stage=stage)

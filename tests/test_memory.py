@@ -1,14 +1,15 @@
 """What a training step needs, counted by hand, and what was measured."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import GPT2Config, Qwen2Config
 
 from reasongenrm.config import SFTConfig
-from reasongenrm.memory import activation_bytes, fits_without_checkpointing, training_bytes
+from reasongenrm.memory import activation_bytes, countable_shape, fits_without_checkpointing, training_bytes
 from reasongenrm.planning.shapes import SHAPES, ModelShape
+from tests.tiny import tiny_checkpoint
 
 TINY = ModelShape(
     name="tiny",
@@ -22,15 +23,6 @@ TINY = ModelShape(
     tied=False,
 )
 QWEN = SHAPES["1.5B"]
-QWEN_CONFIG = Qwen2Config(
-    hidden_size=1536,
-    intermediate_size=8960,
-    num_hidden_layers=28,
-    num_attention_heads=12,
-    num_key_value_heads=2,
-    vocab_size=151936,
-    tie_word_embeddings=True,
-)
 HEAD = 4 * 4096 * 32768 * 4
 
 
@@ -60,16 +52,22 @@ def test_checkpointing_is_spared_where_there_is_room(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     sizes = [SimpleNamespace(total_memory=gib << 30), SimpleNamespace(total_memory=200 << 30)]
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: sizes[number])
-    assert fits_without_checkpointing(QWEN_CONFIG, SFTConfig(), 13_754, 1) is fits
+    assert fits_without_checkpointing(QWEN, SFTConfig(), 13_754, 1) is fits
 
 
 def test_on_a_cpu_the_memory_that_is_free_counts() -> None:
-    small = Qwen2Config(
-        hidden_size=8, intermediate_size=20, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2
-    )
-    assert fits_without_checkpointing(small, SFTConfig(), 100, 1)
-    assert not fits_without_checkpointing(small, SFTConfig(), 10**12, 1)
+    assert fits_without_checkpointing(TINY, SFTConfig(), 100, 1)
+    assert not fits_without_checkpointing(TINY, SFTConfig(), 10**12, 1)
 
 
-def test_what_cannot_be_counted_is_computed_twice() -> None:
-    assert not fits_without_checkpointing(GPT2Config(n_embd=8, n_layer=1, n_head=1), SFTConfig(), 1, 1)
+def test_what_cannot_be_counted_is_computed_twice(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    assert countable_shape(tmp_path) is None
+    assert not fits_without_checkpointing(None, SFTConfig(), 1, 1)
+
+
+def test_checkpoint_of_a_trained_family_can_be_counted(tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path, "qwen2.5")
+    shape = countable_shape(tmp_path)
+    assert shape is not None
+    assert shape.hidden_size == 32

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from transformers import AutoModelForCausalLM
 
+from reasongenrm import trainers
 from reasongenrm.attention import tensors
 from reasongenrm.batches import pair_tree, plan_batches
 from reasongenrm.config import DPOConfig, SFTConfig
@@ -23,7 +25,7 @@ from reasongenrm.packed_trainers import (
     sum_by_branch,
 )
 from reasongenrm.packing import IGNORED, pack
-from tests.tiny import exact_model, tiny_checkpoint
+from tests.tiny import exact_model, tiny_checkpoint, tiny_tokenizer
 
 BETA = 0.3
 
@@ -186,3 +188,26 @@ def test_every_process_asks_the_reference_model_as_often() -> None:
     assert {
         row for share in (_share(lengths, 10, rank, 3) for rank in range(3)) for rows in share for row in rows
     } == set(range(5))
+
+
+def test_model_is_loaded_once_the_settings_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed's ZeRO-3 and FSDP tell transformers through them how to load; later, every process would hold everything."""
+    order: list[str] = []
+    made = trainers._arguments
+
+    def arguments(*given: Any, **named: Any) -> Any:
+        order.append("settings")
+        return made(*given, **named)
+
+    def load() -> Any:
+        order.append("model")
+        tiny_checkpoint(tmp_path / "model", "chatml")
+        return AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+
+    monkeypatch.setattr(trainers, "_arguments", arguments)
+    config = SFTConfig(train_batch_size=2, max_steps=1, dtype="float32")
+    trainer = trainers.build_trainer(
+        config, load, None, tiny_tokenizer("chatml"), sft_rows(), stage="x", output_dir=tmp_path, num_processes=1
+    )
+    assert order == ["settings", "model"]
+    assert trainer.args.activation_checkpointing  # the shape is not known
