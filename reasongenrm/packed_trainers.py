@@ -2,10 +2,11 @@
 
 Imported by `trainers.py`, because it needs torch, transformers and TRL. Of TRL's trainers remain the fused head (logits where
 a target is, in tiles, never kept), how models are wrapped for DeepSpeed and FSDP, and the names of what is logged.
-Shape suffixes: T tokens of a packed row, P pairs, S segments.
+Shape suffixes: T tokens of a packed row, P pairs.
 """
 
 import math
+from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -145,9 +146,9 @@ class _Planned:
             self._sums[name].append(torch.stack([value.detach().double() for value in values]))
         return loss * inputs["weight"]
 
+    @abstractmethod
     def loss_and_sums(self, output: Any, batch: Batch) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, ...]]]:
         """The loss summed over a micro-batch, and by name what is logged: a sum and what it is divided by."""
-        raise NotImplementedError
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if self._sums:
