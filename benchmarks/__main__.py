@@ -10,6 +10,8 @@ See benchmarks/README.md and docs/speed.md.
 import runpy
 import sys
 
+from reasongenrm.errors import ReasonGenRMError
+
 OTHERS = {"generation": "generation", "growth": "growth", "judge-load": "judge_load"}
 
 
@@ -18,7 +20,10 @@ def main() -> None:
     other = OTHERS.get(sys.argv[1]) if len(sys.argv) > 1 else None
     if other is not None:
         sys.argv[:2] = [f"benchmarks {sys.argv[1]}"]
-        runpy.run_module(f"benchmarks.{other}", run_name="__main__", alter_sys=True)
+        try:
+            runpy.run_module(f"benchmarks.{other}", run_name="__main__", alter_sys=True)
+        except ReasonGenRMError as error:
+            sys.exit(f"error: {error}")
         return
     import typer
 

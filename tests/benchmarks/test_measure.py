@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -179,3 +180,12 @@ def test_the_other_benchmarks_are_subcommands() -> None:
     command = [sys.executable, "-m", "benchmarks", "judge-load", "--help"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     assert "Measure the judge in front of a stub predictor" in done.stdout
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is here")
+def test_what_is_missing_is_said_in_one_line() -> None:
+    command = [sys.executable, "-m", "benchmarks", "generation", "--shape", "tiny"]
+    ran = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("error: engine.kind is 'vllm', but vLLM is not installed")
+    assert "Traceback" not in ran.stderr
