@@ -95,6 +95,7 @@ def test_run_killed_three_times_ends_like_an_undisturbed_one(tmp_path: Path) -> 
         "train_sft": 2,
         "sample_reasons": 1,
         "select_preferences": 1,
+        "reference_log_probs": 1,
         "train_dpo": 1,
         "evaluate_rewardbench": 4,
     }
