@@ -78,11 +78,14 @@ class Memory:
         else:
             self._stop.set()
             self._thread.join()
+            self._look()  # what is over sooner than the first look counts too
 
     def _watch(self) -> None:
-        process = psutil.Process()
         while not self._stop.wait(RSS_EVERY_SECONDS):
-            self.peak_gib = max(self.peak_gib, process.memory_info().rss / 2**30)
+            self._look()
+
+    def _look(self) -> None:
+        self.peak_gib = max(self.peak_gib, psutil.Process().memory_info().rss / 2**30)
 
 
 @dataclass(frozen=True)
