@@ -4,9 +4,8 @@ Three backends give the same numbers. `varlen`: torch's own kernel for sequences
 precision; nothing has to be built. `flash_attn`: that package's kernel, taken where it is installed. `reference`: torch's
 scaled_dot_product_attention, segment by segment, for everything else: CPUs, float32, float64.
 
-A segment that shares a prefix has the prefix's keys and values copied in front of its own. That costs memory traffic (for
-16 reasons behind 1,000 tokens of a 7B model about 3 % of the pass), but no second pass over parts that are then merged by
-their log-sum-exps, which the kernels do not differentiate.
+A segment that shares a prefix has the prefix's keys and values copied in front of its own. That costs memory traffic, but no
+second pass over parts that are then merged by their log-sum-exps, which the kernels do not differentiate.
 """
 
 import importlib.util
