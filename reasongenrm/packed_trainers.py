@@ -9,7 +9,7 @@ import math
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -108,7 +108,8 @@ class _Planned:
     def __init__(self, *, plan: BatchPlan, stage: str, **kwargs: Any) -> None:
         self.plan = plan
         self._stage = stage
-        self._losses: list[torch.Tensor] = []
+        self._losses: list[torch.Tensor] = []  # of this optimizer step's micro-batches, so far
+        self._casts = ExitStack()
         # Sums and what they are divided by, kept on the device until they are logged: asking for a number stops a GPU.
         self._sums: dict[str, list[torch.Tensor]] = defaultdict(list)
         super().__init__(data_collator=_only, **kwargs)  # type: ignore[call-arg]
@@ -159,12 +160,26 @@ class _Planned:
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if not self._losses:
+            self._casts.enter_context(self._casts_kept())
         loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
         self._losses.append(loss)
         return loss
 
+    def _casts_kept(self) -> AbstractContextManager[Any]:
+        """Lets autocast cast every weight once an optimizer step instead of once a micro-batch.
+
+        It forgets its casts when the outermost context ends. This one is round all micro-batches of a step, and switched off:
+        what it holds is the memory of casts, and the backward passes stay out of autocast. Sharded weights are cast by what
+        shards them, and come and go within a step.
+        """
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled or not self.args.bf16:  # type: ignore[attr-defined]
+            return nullcontext()
+        return torch.autocast(self.args.device.type, enabled=False)  # type: ignore[attr-defined]
+
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Called after the backward pass and before the optimizer step, so that bad numbers never reach the weights."""
+        self._casts.close()  # the weights are about to change
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
         loss = float(sum(self._losses, torch.zeros(())))
         self._losses.clear()

@@ -2,6 +2,7 @@
 
 import math
 import random
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from reasongenrm import trainers
@@ -211,3 +213,54 @@ def test_model_is_loaded_once_the_settings_stand(tmp_path: Path, monkeypatch: py
     )
     assert order == ["settings", "model"]
     assert trainer.args.activation_checkpointing  # the shape is not known
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often each of a model's weights is cast to bfloat16."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.counts = dict.fromkeys((weight.data_ptr() for weight in model.parameters() if weight.ndim == 2), 0)
+
+    def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        cast = func is torch.ops.aten._to_copy.default and (kwargs or {}).get("dtype") == torch.bfloat16
+        if cast and args[0].data_ptr() in self.counts:
+            self.counts[args[0].data_ptr()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_weights_are_cast_once_an_optimizer_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
+) -> None:
+    """Two steps of four micro-batches in bfloat16: the same numbers as with a cast a micro-batch, with fewer casts."""
+
+    def trained(name: str) -> tuple[list[int], list[float], dict[str, torch.Tensor]]:
+        tiny_checkpoint(tmp_path / name, "chatml")
+        trainer = trainers.build_trainer(
+            SFTConfig(train_batch_size=4, max_steps=2, max_batch_tokens=1, gradient_checkpointing=checkpointing),
+            lambda: AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32),
+            None,
+            tiny_tokenizer("chatml"),
+            sft_rows(),
+            stage="x",
+            output_dir=tmp_path / f"{name}-output",
+            num_processes=1,
+        )
+        assert trainer.plan.num_micro_batches == 4
+        with Casts(trainer.model) as casts:
+            trainer.train()
+        losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+        weights = {key: tensor.clone() for key, tensor in trainer.model.state_dict().items()}
+        return sorted(casts.counts.values()), losses, weights
+
+    counts, losses, weights = trained("kept")
+    monkeypatch.setattr(PackedSFTTrainer, "_casts_kept", lambda _: nullcontext())
+    plain_counts, plain_losses, plain_weights = trained("plain")
+    head = 2 * 8  # TRL's own function casts it, forward and backward
+    assert counts == [2] * (len(counts) - 1) + [head]
+    again = 2 if checkpointing else 1  # a layer is computed twice
+    assert plain_counts == [again * 8] * (len(counts) - 1) + [head]
+    assert losses == plain_losses
+    for key, tensor in weights.items():
+        assert torch.equal(tensor, plain_weights[key]), key
