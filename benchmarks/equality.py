@@ -106,7 +106,7 @@ def _packed_means(rows: list[Row], setting: Setting) -> torch.Tensor:
     model = ours.packed_model(setting)
     scored = {
         (reason.prompt_id, reason.sample): reason
-        for batch in plan_batches(rows, setting.shape.max_batch_tokens)
+        for batch in plan_batches(rows, setting.scored_tokens)
         for reason in score_batch(model, batch)
     }
     ordered = [scored[c.reason.prompt_id, c.reason.sample] for row in rows for c in row.candidates]

@@ -42,6 +42,9 @@ def main(
         int | None,
         typer.Option(min=2, help="Of an SFT step and process; DPO: a half as many pairs. Of the shape by default."),
     ] = None,
+    max_batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of a forward pass of ours; by default what the stages take.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of weights and work.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("build/benchmark"),
 ) -> None:
@@ -68,8 +71,10 @@ def main(
     with tempfile.TemporaryDirectory() as scratch:
         trained = SHAPES[shape or defaults[0]]
         trained = replace(trained, examples=examples or trained.examples)
-        setting = Setting(trained, world, Budget(seconds, warmup, max_steps), Path(scratch), seed)
         of_scoring = SHAPES[scoring_shape or shape or defaults[1]]
+        if max_batch_tokens is not None:
+            trained, of_scoring = (replace(one, max_batch_tokens=max_batch_tokens) for one in (trained, of_scoring))
+        setting = Setting(trained, world, Budget(seconds, warmup, max_steps), Path(scratch), seed)
         failures = measure(chosen, setting, replace(setting, shape=of_scoring), output)
     if failures:
         raise typer.Exit(1)

@@ -39,8 +39,8 @@ def dpo(setting: Setting, work: TrainingWork) -> Done:
 def scoring(setting: Setting, rows: Sequence[Row]) -> Done:
     """Scoring as score_reasons does it: batches of rows, each a prompt with its reasons behind it."""
     model = packed_model(setting)
-    batches = plan_batches(rows, setting.shape.max_batch_tokens)
-    settings: Settings = {"max_batch_tokens": setting.shape.max_batch_tokens, "dtype": dtype_name(setting.dtype)}
+    batches = plan_batches(rows, setting.scored_tokens)
+    settings: Settings = {"max_batch_tokens": setting.scored_tokens, "dtype": dtype_name(setting.dtype)}
     return Done(time_batches(setting, batches, lambda batch: score_batch(model, batch)), settings)
 
 
@@ -55,7 +55,7 @@ def train_settings(setting: Setting, work: TrainingWork) -> Settings:
     """What is set beside the defaults of train_sft and train_dpo."""
     return {
         "train_batch_size": work.batch_size,
-        "max_batch_tokens": setting.shape.max_batch_tokens,
+        "max_batch_tokens": setting.shape.max_batch_tokens or "auto",
         "max_length": setting.shape.lengths.longest,
         "max_steps": setting.num_steps,
         "dtype": dtype_name(setting.dtype),
@@ -84,6 +84,7 @@ def _chosen(trainer: Any) -> Settings:
     return {
         "activation_checkpointing": trainer.args.activation_checkpointing,
         "micro-batches of a step": trainer.plan.num_micro_batches,
+        "tokens of the largest": trainer.plan.max_tokens,
     }
 
 

@@ -14,6 +14,7 @@ from benchmarks.shapes import Shape
 from benchmarks.work import Amount, scoring_amount
 from benchmarks.world import World
 from reasongenrm.candidates import Row
+from reasongenrm.config import ScoreConfig
 
 Settings = dict[str, str | int | float | bool | None]
 
@@ -47,6 +48,11 @@ class Setting:
     def pairs(self) -> int:
         """DPO pairs of one optimizer step, over all processes."""
         return self.examples // 2
+
+    @property
+    def scored_tokens(self) -> int:
+        """Of one forward pass of our scoring, at most."""
+        return self.shape.max_batch_tokens or ScoreConfig().max_batch_tokens
 
     @property
     def num_steps(self) -> int:

@@ -43,14 +43,14 @@ class Shape:
 
     Attributes:
         examples: SFT examples of one optimizer step of a process; of DPO a half as many pairs.
-        max_batch_tokens: bound of one forward pass of ours.
+        max_batch_tokens: bound of one forward pass of ours; None: what train_sft, train_dpo and score_reasons take.
     """
 
     name: str
     model: ModelShape
     lengths: Lengths = Lengths()
     examples: int = 64
-    max_batch_tokens: int = 16_384
+    max_batch_tokens: int | None = None
 
 
 def _small(name: str, layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, vocab: int) -> ModelShape:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.shapes import Lengths, Shape
-from reasongenrm.batches import plan_batches
+from reasongenrm.batches import draw_order
 from reasongenrm.candidates import Candidate, Row
 from reasongenrm.config import SFTConfig
 from reasongenrm.packing import IGNORED
@@ -156,7 +156,7 @@ def training_work(columns: Columns, batch_size: int, num_steps: int, *, seed: in
     names = ("input_ids",) if "input_ids" in columns else ("prompt_ids", "chosen_ids", "rejected_ids")
     lengths = [sum(map(len, row)) for row in zip(*(columns[name] for name in names), strict=True)]
     config = SFTConfig(train_batch_size=batch_size, max_steps=num_steps, seed=seed)
-    order = plan_batches(lengths, config, 1).order
+    order = draw_order(len(lengths), config)
     ordered = {name: [rows[number] for number in order] for name, rows in columns.items()}
     amounts = (sft_amounts if len(names) == 1 else dpo_amounts)(ordered, batch_size)
     return TrainingWork(columns, order, batch_size, lengths, amounts)

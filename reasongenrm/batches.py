@@ -62,34 +62,43 @@ class BatchPlan:
         return max(sum(self.lengths[row] for row in rows) for _, rows in self.micro_batches())
 
 
-def plan_batches(lengths: Sequence[int], config: TrainConfig, num_processes: int) -> BatchPlan:
-    """Draw the order of the rows: shuffled anew for each epoch, the last batch filled up from the next epoch's order.
+def draw_order(num_rows: int, config: TrainConfig) -> list[int]:
+    """Row numbers, `train_batch_size` a step: shuffled anew for each epoch, the last batch filled up from the next epoch's order.
 
-    The order depends on the lengths' number, the config's seed and its batch size alone, so that a resumed run sees the rows
+    The order depends on the number of rows, the config's seed and its batch size alone, so that a resumed run sees the rows
     an undisturbed one sees, and N processes the batches of one. Every batch is whole: no gradient is averaged over fewer rows
-    than another. A step has as few micro-batches as let all of them keep to `config.max_batch_tokens`, in every step; a
-    single row that is longer is a micro-batch by itself.
-
-    Args:
-        lengths: tokens of each row.
-        num_processes: `train_batch_size` is not smaller; each gets as many micro-batches as another.
+    than another.
     """
-    size, num_rows = config.train_batch_size, len(lengths)
-    assert size >= num_processes, f"{size} rows for {num_processes} processes"
-    if config.max_steps > 0:
-        num_steps = config.max_steps
-    else:
+    size = config.train_batch_size
+    num_steps = config.max_steps
+    if num_steps <= 0:
         num_steps = max(1, math.ceil(round(config.num_train_epochs * num_rows / size, 6)))
     rng = random.Random(config.seed)
     order: list[int] = []
     while len(order) < num_steps * size:
         order += rng.sample(range(num_rows), num_rows)
-    del order[num_steps * size :]
+    return order[: num_steps * size]
+
+
+def plan_batches(lengths: Sequence[int], config: TrainConfig, num_processes: int, max_batch_tokens: int) -> BatchPlan:
+    """Spread the rows of every step over micro-batches.
+
+    A step has as few micro-batches as let all of them keep to `max_batch_tokens`, in every step; a single row that is longer is
+    a micro-batch by itself.
+
+    Args:
+        lengths: tokens of each row.
+        num_processes: `train_batch_size` is not smaller; each gets as many micro-batches as another.
+        max_batch_tokens: of one forward pass (`memory.max_batch_tokens`).
+    """
+    size = config.train_batch_size
+    assert size >= num_processes, f"{size} rows for {num_processes} processes"
+    order = draw_order(len(lengths), config)
     steps = [[lengths[row] for row in order[at : at + size]] for at in range(0, len(order), size)]
     most = size // num_processes * num_processes
     heaviest = max(sum(step) for step in steps)
-    count = min(most, _round_up(math.ceil(heaviest / config.max_batch_tokens), num_processes))
-    while count < most and not all(_fits(step, count, config.max_batch_tokens) for step in steps):
+    count = min(most, _round_up(math.ceil(heaviest / max_batch_tokens), num_processes))
+    while count < most and not all(_fits(step, count, max_batch_tokens) for step in steps):
         count += num_processes
     return BatchPlan(order, size, list(lengths), count)
 

@@ -6,8 +6,9 @@ and refuses 8.5. Unknown keys are errors.
 """
 
 import difflib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -134,7 +135,8 @@ class TrainConfig(Section):
     learning_rate: Annotated[float, Field(gt=0)]
     num_train_epochs: Annotated[float, Field(gt=0)]
     train_batch_size: PositiveInt = 128  # reference
-    max_batch_tokens: PositiveInt = 16384  # of one forward pass of one process; a longer example is one by itself
+    # Of one forward pass of one process; a longer example is one by itself. "auto": as many as keep a GPU busy and fit into it.
+    max_batch_tokens: Literal["auto"] | PositiveInt = "auto"
     max_steps: int = -1  # -1: num_train_epochs decides
     max_length: PositiveInt
     lr_scheduler_type: str = "cosine"
@@ -366,11 +368,30 @@ def parse_section(kind: type[S], values: dict[str, Any], where: str) -> S:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{where}: " + "; ".join(_explain(kind, detail) for detail in error.errors())) from error
+        mistakes: dict[str, list[Any]] = {}
+        for detail in error.errors():
+            mistakes.setdefault(_key(values, detail), []).append(detail)
+        raise ConfigError(
+            f"{where}: " + "; ".join(_explain(kind, key, details) for key, details in mistakes.items())
+        ) from error
 
 
-def _explain(kind: type[BaseModel], detail: Any) -> str:
-    key = ".".join(str(part) for part in detail["loc"])
+def _key(values: Any, detail: Any) -> str:
+    """Where a mistake is, in the file's own keys: pydantic also names the kinds of value that a key may have."""
+    path = []
+    for part in detail["loc"]:
+        if isinstance(values, Mapping | Sequence) and not isinstance(values, str):
+            there = part in values if isinstance(values, Mapping) else isinstance(part, int) and part < len(values)
+            if not there and detail["type"] != "missing":
+                continue
+            path.append(str(part))
+            values = values[part] if there else None
+    return ".".join(path)
+
+
+def _explain(kind: type[BaseModel], key: str, details: Sequence[Any]) -> str:
+    """One mistake; several details are the kinds of value that the key may have, none of which fits."""
+    detail = details[0]
     if detail["type"] == "extra_forbidden":
         names = _names_at(kind, detail["loc"][:-1])
         close = difflib.get_close_matches(str(detail["loc"][-1]), names, n=1)
@@ -378,16 +399,17 @@ def _explain(kind: type[BaseModel], detail: Any) -> str:
         return f"unknown key '{key}'; {meant}"
     if detail["type"] == "missing":
         return f"'{key}' is missing; give it a value"
-    return f"'{key}' is {detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+    messages = [detail["msg"][0].lower() + detail["msg"][1:] for detail in details]
+    return f"'{key}' is {detail['input']!r}: {', or '.join(messages)}"
 
 
 def _names_at(kind: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
-    """Field names of the (nested) section at `path`."""
+    """Field names of the (nested) section at `path`, which may lead through a list of sections."""
     for part in path:
-        annotation = kind.model_fields[part].annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, BaseModel)
-        kind = annotation
+        if isinstance(part, str):
+            annotation = kind.model_fields[part].annotation
+            kinds = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type)]
+            (kind,) = (one for one in kinds if issubclass(one, BaseModel))
     return list(kind.model_fields)
 
 

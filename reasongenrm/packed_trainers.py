@@ -159,10 +159,19 @@ class _Planned:
             self._sums.clear()
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
         if not self._losses:
             self._casts.enter_context(self._casts_kept())
-        loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        try:
+            loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        except torch.OutOfMemoryError as error:
+            number = inputs["input_ids"].numel()
+            twice = "" if self.args.activation_checkpointing else "; or set gradient_checkpointing to true"  # type: ignore[attr-defined]
+            raise TrainingError(
+                f"{self._stage}: step {self.state.global_step + 1} of {self.plan.num_steps}: out of GPU memory with a forward "  # type: ignore[attr-defined]
+                f"pass of {number:,} tokens; expected one that fits. Set max_batch_tokens to {max(1, number // 2):,} (a single "
+                f"longer example needs a lower max_length){twice}. The stage goes on from its last checkpoint."
+            ) from error
         self._losses.append(loss)
         return loss
 

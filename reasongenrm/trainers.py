@@ -38,7 +38,7 @@ from reasongenrm.config import DPOConfig, SFTConfig, TrainConfig
 from reasongenrm.dpo import keep_reference, reference_stage
 from reasongenrm.errors import ConfigError, TrainingError
 from reasongenrm.kernels import prepare_for_packed_rows
-from reasongenrm.memory import countable_shape, fits_without_checkpointing
+from reasongenrm.memory import countable_shape, fits_without_checkpointing, max_batch_tokens
 from reasongenrm.packed_trainers import PackedDPOTrainer, PackedSFTTrainer, track_on
 from reasongenrm.planning.shapes import ModelShape
 from reasongenrm.progress import Tracker
@@ -138,7 +138,7 @@ def build_trainer(
         ConfigError: transformers or TRL refuse a setting.
     """
     _adjust_trl()
-    plan = plan_batches(rows["length"], config, num_processes)
+    plan = plan_batches(rows["length"], config, num_processes, max_batch_tokens(shape, config, num_processes))
     checkpointing = config.gradient_checkpointing
     if checkpointing == "auto":
         checkpointing = not fits_without_checkpointing(shape, config, plan.max_tokens, num_processes)

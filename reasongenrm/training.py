@@ -250,7 +250,7 @@ def _failure(job: TrainingJob, world: World, code: int, stderr_path: Path) -> Re
     )
     return TrainingError(
         f"{job.stage}: {where}torchrun ended with exit code {code}. The end of what it wrote:\n{tail}\n{elsewhere}"
-        "If a process was killed for memory, lower max_batch_tokens or set gradient_checkpointing to true."
+        "If a process was killed for memory, set a smaller max_batch_tokens, or gradient_checkpointing to true."
     )
 
 

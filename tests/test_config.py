@@ -79,6 +79,22 @@ def test_section_survives_the_trip_as_a_dict():
     assert parse_section(SFTConfig, section.model_dump(mode="json"), "sft") == section
 
 
+def test_value_of_no_allowed_kind_is_named_once_with_all_of_them():
+    for value, refused in ((0, "greater than 0"), ("many", "a valid integer"), (8.5, "a valid integer, got a number")):
+        with pytest.raises(
+            ConfigError, match=rf"^sft: 'max_batch_tokens' is {value!r}: input should be 'auto', or .*{refused}"
+        ):
+            parse_section(SFTConfig, {"max_batch_tokens": value}, "sft")
+    assert parse_section(SFTConfig, {"max_batch_tokens": 4096.0}, "sft").max_batch_tokens == 4096
+    assert parse_section(SFTConfig, {}, "sft").max_batch_tokens == "auto"
+
+
+def test_mistake_in_a_list_of_sections_is_named():
+    values = {"tolerations": [{"key": "gpu"}, {"keyy": "gpu"}]}
+    with pytest.raises(ConfigError, match=r"resources: unknown key 'tolerations.1.keyy'; did you mean 'key'\?"):
+        parse_section(ResourcesConfig, values, "resources")
+
+
 def test_inputs_and_resources_are_no_stages():
     config = RunConfig()
     assert config.stages().keys() == RunConfig.model_fields.keys() - {"inputs", "resources"}

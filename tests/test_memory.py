@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from reasongenrm.config import SFTConfig
-from reasongenrm.memory import activation_bytes, countable_shape, fits_without_checkpointing, training_bytes
+from reasongenrm.memory import (
+    activation_bytes,
+    countable_shape,
+    fits_without_checkpointing,
+    max_batch_tokens,
+    training_bytes,
+)
 from reasongenrm.planning.shapes import SHAPES, ModelShape
 from tests.tiny import tiny_checkpoint
 
@@ -33,7 +39,7 @@ def test_a_token_keeps_the_inputs_of_its_products_and_norms() -> None:
 
 @pytest.mark.parametrize(
     ("sharding", "bytes_a_parameter"),
-    [("none", 16 + 2), ("zero2", 12 / 4 + 6), ("zero3", 18 / 4), ("fsdp2", 16 / 4)],
+    [("none", 16 + 2 + 4), ("zero2", 12 / 4 + 6), ("zero3", 18 / 4), ("fsdp2", 16 / 4)],
 )
 def test_states_are_spread_as_the_sharding_says(sharding: str, bytes_a_parameter: float) -> None:
     config = SFTConfig.model_validate({"sharding": sharding})
@@ -46,13 +52,69 @@ def test_estimate_is_what_was_measured() -> None:
     assert training_bytes(QWEN, SFTConfig(), 13_754, 1) / 2**30 == pytest.approx(55.1, rel=0.05)
 
 
+def test_one_process_has_no_buckets_of_gradients() -> None:
+    found = training_bytes(TINY, SFTConfig(), 0, num_processes=1) - HEAD
+    assert found == TINY.num_parameters * (16 + 2)
+    assert training_bytes(TINY, SFTConfig(dtype="float32"), 0, 1) - HEAD == TINY.num_parameters * 16
+
+
+def gpus(monkeypatch: pytest.MonkeyPatch, *gib: float) -> None:
+    """Make GPUs of so much memory visible."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gib))
+    sizes = [SimpleNamespace(total_memory=int(size * 2**30)) for size in gib]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: sizes[number])
+
+
 @pytest.mark.parametrize(("gib", "fits"), [(80, True), (60, False)])
 def test_checkpointing_is_spared_where_there_is_room(monkeypatch: pytest.MonkeyPatch, gib: int, fits: bool) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    sizes = [SimpleNamespace(total_memory=gib << 30), SimpleNamespace(total_memory=200 << 30)]
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: sizes[number])
+    gpus(monkeypatch, gib, 200)
     assert fits_without_checkpointing(QWEN, SFTConfig(), 13_754, 1) is fits
+
+
+def test_forward_pass_takes_what_fits_comfortably_into_the_smallest_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 1.5437e9 parameters x 18 bytes and 2 GiB for the head are 27.9 GiB; a token keeps 28 layers x (7 x 1,536 + 4 x 256
+    # + 3 x 8,960) x 2 bytes = 2.064 MiB. So (0.85 x 79.2 - 27.9) GiB are 19,560 tokens, and an H200 has room for more than 32,768.
+    gpus(monkeypatch, 79.2)
+    tokens = max_batch_tokens(QWEN, SFTConfig(), 1)
+    assert tokens == pytest.approx(19_560, abs=60)
+    assert fits_without_checkpointing(QWEN, SFTConfig(), tokens, 1)
+    gpus(monkeypatch, 140)
+    assert max_batch_tokens(QWEN, SFTConfig(), 1) == 32_768
+    gpus(monkeypatch, 140, 79.2)
+    assert max_batch_tokens(QWEN, SFTConfig(), 2) < tokens  # gradients a second time, for the exchange
+
+
+def test_fewer_tokens_go_before_computing_twice_down_to_a_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 60)
+    assert 8_192 <= max_batch_tokens(QWEN, SFTConfig(), 1) < 16_384
+    gpus(monkeypatch, 50)  # 8,192 tokens would be 44.4 GiB of 42.5
+    assert max_batch_tokens(QWEN, SFTConfig(), 1) == 16_384
+    assert not fits_without_checkpointing(QWEN, SFTConfig(), 16_384, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_processes", "expected"),
+    [
+        ({"max_batch_tokens": 100}, 1, 100),
+        ({"gradient_checkpointing": True}, 1, 16_384),
+        ({"gradient_checkpointing": False}, 1, 32_768),
+        ({"sharding": "zero3"}, 2, 16_384),
+        ({}, 2, 32_768),
+        ({}, 4, 16_384),  # two nodes
+    ],
+)
+def test_tokens_stay_as_asked_or_usual_where_the_estimate_does_not_hold(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, object], num_processes: int, expected: int
+) -> None:
+    gpus(monkeypatch, 140, 140)
+    assert max_batch_tokens(QWEN, SFTConfig.model_validate(settings), num_processes) == expected
+    assert max_batch_tokens(None, SFTConfig(), 1) == 16_384
+
+
+def test_on_a_cpu_a_forward_pass_takes_the_usual_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert max_batch_tokens(TINY, SFTConfig(), 1) == 16_384
 
 
 def test_on_a_cpu_the_memory_that_is_free_counts() -> None:

@@ -17,6 +17,7 @@ from reasongenrm import trainers
 from reasongenrm.attention import tensors
 from reasongenrm.batches import pair_tree, plan_batches
 from reasongenrm.config import DPOConfig, SFTConfig
+from reasongenrm.errors import TrainingError
 from reasongenrm.kernels import prepare_for_packed_rows
 from reasongenrm.packed_trainers import (
     REFERENCE_COLUMNS,
@@ -99,9 +100,7 @@ def step_loss(trainer: Any, model: Any, batches: list[dict[str, Any]]) -> torch.
 @pytest.mark.parametrize("limit", [1, 20, 1000])
 def test_sft_step_is_the_mean_over_all_learnt_tokens_of_its_examples(model: Any, limit: int) -> None:
     rows = sft_rows()
-    plan = plan_batches(
-        rows["length"], SFTConfig(train_batch_size=6, max_batch_tokens=limit, num_train_epochs=1), num_processes=1
-    )
+    plan = plan_batches(rows["length"], SFTConfig(train_batch_size=6, num_train_epochs=1), 1, max_batch_tokens=limit)
     assert plan.num_micro_batches == {1: 6, 20: 3, 1000: 1}[limit]
     losses, count = [], 0
     for row in rows:
@@ -120,9 +119,7 @@ def test_sft_step_is_the_mean_over_all_learnt_tokens_of_its_examples(model: Any,
 @pytest.mark.parametrize("limit", [1, 25, 1000])
 def test_dpo_step_is_the_papers_loss_meaned_over_its_pairs(model: Any, limit: int) -> None:
     rows = dpo_rows()
-    plan = plan_batches(
-        rows["length"], DPOConfig(train_batch_size=4, max_batch_tokens=limit, num_train_epochs=1), num_processes=1
-    )
+    plan = plan_batches(rows["length"], DPOConfig(train_batch_size=4, num_train_epochs=1), 1, max_batch_tokens=limit)
     assert plan.num_micro_batches == {1: 4, 25: 2, 1000: 1}[limit]
     losses = []
     for row in rows:
@@ -264,3 +261,27 @@ def test_weights_are_cast_once_an_optimizer_step(
     assert losses == plain_losses
     for key, tensor in weights.items():
         assert torch.equal(tensor, plain_weights[key]), key
+
+
+def test_gpu_out_of_memory_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    tiny_checkpoint(tmp_path / "model", "chatml")
+    trainer = trainers.build_trainer(
+        SFTConfig(train_batch_size=6, max_steps=2, gradient_checkpointing=False),
+        lambda: AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32),
+        None,
+        tiny_tokenizer("chatml"),
+        sft_rows(),
+        stage="train_sft",
+        output_dir=tmp_path,
+        num_processes=1,
+    )
+    monkeypatch.setattr("reasongenrm.packed_trainers.forward", full)
+    # 4 + 6 + ... + 14 tokens, but the last of an example is not read
+    with pytest.raises(
+        TrainingError,
+        match=r"train_sft: step 1 of 2: out of GPU memory .* 48 tokens.*max_batch_tokens to 24 .*gradient_che",
+    ):
+        trainer.train()

@@ -153,7 +153,7 @@ def test_first_loss_is_the_mean_over_the_learnt_tokens_of_the_batch(trained: tup
     columns, _ = encode_examples(
         training_examples(8), tokenizer, detect_family(tokenizer), "sft", "one_generation", 2048
     )
-    plan = plan_batches(columns["length"], CONFIG, 1)
+    plan = plan_batches(columns["length"], CONFIG, 1, 1000)
     log = json.loads(read_file(ref, LOG))
     assert log[0]["loss"] == pytest.approx(mean_loss(base, plan.order[:4], columns), abs=1e-5)
     assert [row["step"] for row in log] == list(range(1, 9))  # 4 epochs x 8 rows / 4 a batch

@@ -207,7 +207,7 @@ def _ending(pod: Mapping[str, Any]) -> str:
     ended, status = _node_state(pod).get("terminated"), pod.get("status", {})
     if ended is None:  # evicted, preempted, its machine lost
         return f"failed: {status.get('reason', 'no reason')}: {status.get('message', 'no message')}."
-    hint = " Raise trainjob.memory, or lower max_batch_tokens." if ended.get("reason") == "OOMKilled" else ""
+    hint = " Raise trainjob.memory, or set a smaller max_batch_tokens." if ended.get("reason") == "OOMKilled" else ""
     return f"ended with exit code {ended.get('exitCode')} ({ended.get('reason', 'no reason')}).{hint}"
 
 

@@ -18,6 +18,7 @@ from benchmarks.work import (
     training_work,
 )
 from reasongenrm.candidates import Candidate, Row
+from reasongenrm.config import ScoreConfig
 from reasongenrm.packing import IGNORED
 from reasongenrm.planning.points import Work
 from reasongenrm.records import Reason
@@ -107,4 +108,4 @@ def test_a_row_of_every_shape_fits_into_one_forward_pass() -> None:
     for shape in SHAPES.values():
         rows = scoring_rows(shape, 4)
         assert all(len(row.candidates) == SAMPLES for row in rows)
-        assert max(row.num_tokens for row in rows) <= shape.max_batch_tokens
+        assert max(row.num_tokens for row in rows) <= (shape.max_batch_tokens or ScoreConfig().max_batch_tokens)
