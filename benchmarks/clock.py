@@ -21,6 +21,7 @@ from benchmarks.world import World
 MATMUL_SIZE = {"cuda": 8_192, "cpu": 2_048}
 MATMUL_SECONDS = 1.0
 RSS_EVERY_SECONDS = 0.02
+MIN_STEPS = 3
 
 
 def synchronise(device: torch.device) -> None:
@@ -90,7 +91,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a way is measured: after `warmup` steps, until `seconds` have passed or `max_steps` are measured, at least one."""
+    """How long a way is measured: after `warmup` steps, until `seconds` have passed or `max_steps` are measured.
+
+    At least `MIN_STEPS` are, or `max_steps` if these are fewer: rows differ from step to step.
+    """
 
     seconds: float
     warmup: int
@@ -98,7 +102,7 @@ class Budget:
 
     def is_spent(self, steps: int, seconds: float) -> bool:
         """After so many measured steps, which took so long."""
-        return steps >= 1 and (steps >= self.max_steps or seconds >= self.seconds)
+        return steps >= self.max_steps or (steps >= MIN_STEPS and seconds >= self.seconds)
 
 
 def measured_step(seconds: float, amount: Amount) -> Step:

@@ -25,6 +25,7 @@ from benchmarks.shapes import make_model
 from benchmarks.work import Columns, dpo_columns, scoring_rows, sft_columns, training_work
 from reasongenrm.candidates import Row, plan_batches
 from reasongenrm.config import DPOConfig, SFTConfig, TrainConfig
+from reasongenrm.packed_trainers import sum_by_branch
 from reasongenrm.packing import IGNORED
 from reasongenrm.scoring import probability, score_batch
 
@@ -39,9 +40,16 @@ Gradients = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Computed:
-    """A loss and its gradients."""
+    """A step's numbers before the weights change.
 
-    loss: float
+    Attributes:
+        logprobs: mean log-probability of the trained tokens of every sequence, in nats, float64, shape (N,): of examples, or of
+            chosen and rejected reasons in turn. One number for the whole step would be a mean of roundings that cancel, and which
+            of two ways has more of that left is chance.
+        gradients: of the step's loss, by the weights' names.
+    """
+
+    logprobs: torch.Tensor
     gradients: Gradients
 
 
@@ -55,17 +63,14 @@ def equality(setting: Setting) -> tuple[Apart, ...]:
 
 def _sft(setting: Setting) -> Iterator[Apart]:
     columns = sft_columns(setting.shape, EXAMPLES, seed=setting.seed)
-    plain = _plain(setting, columns)
-    packed = _packed(setting, columns, SFTConfig)
-    losses = [computed.loss for computed in plain]
-    yield _apart("SFT loss", "relative", [abs(packed.loss - loss) / loss for loss in losses], _pairs_apart(losses))
-    yield from _gradients_apart("SFT", packed, plain)
+    yield from _compared(
+        "SFT", "losses of the examples", _packed(setting, columns, SFTConfig), _plain(setting, columns)
+    )
 
 
 def _dpo(setting: Setting) -> Iterator[Apart]:
     columns = dpo_columns(setting.shape, setting.pairs, seed=setting.seed)
-    plain = _plain(setting, columns)
-    yield from _gradients_apart("DPO", _packed(setting, columns, DPOConfig), plain)
+    yield from _compared("DPO", "log P of the reasons", _packed(setting, columns, DPOConfig), _plain(setting, columns))
 
 
 def _scoring(setting: Setting) -> Iterator[Apart]:
@@ -135,27 +140,36 @@ def _computed(model: Any, columns: Columns, size: int, dtype: torch.dtype) -> Co
     """The plain formula on `size` rows at a time, its products in `dtype`."""
     step = _dpo_loss if "prompt_ids" in columns else _sft_loss
     bf16 = dtype == torch.bfloat16
-    loss = 0.0
+    found = []
     for at in range(0, len(next(iter(columns.values()))), size):
         rows = {name: values[at : at + size] for name, values in columns.items()}
         with torch.autocast(model.device.type, torch.bfloat16) if bf16 else nullcontext():
-            part = step(model, rows, columns)
-        part.backward()
-        loss += float(part.detach())
+            loss, logprobs = step(model, rows, columns)
+        loss.backward()
+        found.append(logprobs.detach().flatten().double())
     gradients = {name: weights.grad.float() for name, weights in model.named_parameters()}
     model.zero_grad(set_to_none=True)
-    return Computed(loss, gradients)
+    return Computed(torch.cat(found) / _num_trained(columns).to(model.device), gradients)
 
 
-def _sft_loss(model: Any, rows: Columns, columns: Columns) -> torch.Tensor:
-    """Cross-entropy of these rows' trained tokens, over the number of all rows' trained tokens."""
-    total = sum(label != IGNORED for labels in columns["labels"] for label in labels[1:])
-    return -_logprobs(model, rows["input_ids"], rows["labels"]).sum() / total
+def _num_trained(columns: Columns) -> torch.Tensor:
+    """Trained tokens of every sequence of `Computed.logprobs`, shape (N,)."""
+    if "prompt_ids" not in columns:
+        return torch.tensor([sum(label != IGNORED for label in labels[1:]) for labels in columns["labels"]])
+    pairs = zip(columns["chosen_ids"], columns["rejected_ids"], strict=True)
+    return torch.tensor([len(reason) for pair in pairs for reason in pair])
 
 
-def _dpo_loss(model: Any, rows: Columns, columns: Columns) -> torch.Tensor:
-    """-log sigmoid(beta ((log pi(c) - log ref(c)) - (log pi(r) - log ref(r)))), over the number of all pairs."""
+def _sft_loss(model: Any, rows: Columns, columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of these rows' trained tokens, over the number of all rows' trained tokens; and log P, shape (B,)."""
+    logprobs_B = _logprobs(model, rows["input_ids"], rows["labels"])
+    return -logprobs_B.sum() / _num_trained(columns).sum(), logprobs_B
+
+
+def _dpo_loss(model: Any, rows: Columns, columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:
+    """-log sigmoid(beta ((log pi(c) - log ref(c)) - (log pi(r) - log ref(r)))), over the number of all pairs; and log P, shape (B, 2)."""
     margin = torch.zeros((), device=model.device)
+    sides = []
     for name, sign in (("chosen_ids", 1), ("rejected_ids", -1)):
         ids = [[*prompt, *reason] for prompt, reason in zip(rows["prompt_ids"], rows[name], strict=True)]
         labels = [
@@ -163,7 +177,8 @@ def _dpo_loss(model: Any, rows: Columns, columns: Columns) -> torch.Tensor:
         ]
         logprobs = _logprobs(model, ids, labels)
         margin = margin + sign * (logprobs - logprobs.detach())  # before the first step the model is its own reference
-    return -functional.logsigmoid(BETA * margin).sum() / len(columns["prompt_ids"])
+        sides.append(logprobs)
+    return -functional.logsigmoid(BETA * margin).sum() / len(columns["prompt_ids"]), torch.stack(sides, dim=1)
 
 
 def _logprobs(model: Any, ids: list[list[int]], labels: list[list[int]]) -> torch.Tensor:
@@ -198,44 +213,58 @@ class _Keep(TrainerCallback):
 
 
 def _packed(setting: Setting, columns: Columns, kind: type[TrainConfig]) -> Computed:
-    """The loss and the gradients of ours at its first step: all rows in as few forward passes as they fit into."""
+    """The numbers of ours at its first step: all rows in as few forward passes as they fit into."""
     work = training_work(columns, len(next(iter(columns.values()))), 1, seed=setting.seed)
     config = kind(**ours.train_settings(setting, work), max_grad_norm=NOT_CLIPPED)
     keep = _Keep()
     with unpatched():
         trainer = ours.trainer_of(setting, config, work)
         trainer.add_callback(keep)
+        sums = _sums_by_sequence(trainer)
         trainer.train()
-    loss = trainer.state.log_history[0]["loss"]
     del trainer
     free(setting.world.device)
-    return Computed(loss, keep.gradients)
+    logprobs = torch.cat([sums[row] for row in sorted(sums)])
+    return Computed(logprobs / _num_trained(columns).to(logprobs.device), keep.gradients)
 
 
-def _gradients_apart(name: str, packed: Computed, plain: tuple[Computed, Computed, Computed]) -> Iterator[Apart]:
-    """Distances of gradients in the Euclidean norm: of all together, and of the tensor that is farthest off."""
-    one, padded, _ = plain
-    for what, distance in (("gradient", _distance), ("gradient, worst tensor", _worst_distance)):
-        found = [distance(packed.gradients, other.gradients) for other in plain]
-        spread = [
-            distance(left.gradients, right.gradients)
-            for left, right in ((one, padded), (one, plain[2]), (padded, plain[2]))
-        ]
+def _sums_by_sequence(trainer: Any) -> dict[int, torch.Tensor]:
+    """Filled while the trainer trains: by row, the log-probabilities of its one or two sequences."""
+    rows_of_pass = [rows for _, rows in trainer.plan.micro_batches()]
+    inner = trainer.loss_and_sums
+    found: dict[int, torch.Tensor] = {}
+
+    def watched(output: Any, batch: Any) -> Any:
+        rows = rows_of_pass.pop(0)
+        sums = sum_by_branch(output.log_probs.detach(), batch).double()
+        found.update(zip(rows, sums.view(len(rows), -1), strict=True))
+        return inner(output, batch)
+
+    trainer.loss_and_sums = watched
+    return found
+
+
+def _compared(name: str, values: str, packed: Computed, plain: tuple[Computed, Computed, Computed]) -> Iterator[Apart]:
+    """Distances in the Euclidean norm: of the values, of all gradients together, and of the tensor that is farthest off."""
+    one, padded, exact = plain
+    kinds = {values: _values_apart, "gradient": _gradients_apart, "gradient, worst tensor": _worst_apart}
+    for what, distance in kinds.items():
+        found = [distance(packed, other) for other in plain]
+        spread = [distance(left, right) for left, right in ((one, padded), (one, exact), (padded, exact))]
         yield _apart(f"{name} {what}", "relative", found, spread)
 
 
-def _distance(left: Gradients, right: Gradients) -> float:
-    apart = sum(float((left[name] - right[name]).double().square().sum()) for name in right)
-    return math.sqrt(apart / sum(float(tensor.double().square().sum()) for tensor in right.values()))
+def _values_apart(left: Computed, right: Computed) -> float:
+    return float((left.logprobs - right.logprobs).norm() / right.logprobs.norm())
 
 
-def _worst_distance(left: Gradients, right: Gradients) -> float:
-    return max(float((left[name] - right[name]).norm() / right[name].norm()) for name in right)
+def _gradients_apart(left: Computed, right: Computed) -> float:
+    apart = sum(float((left.gradients[name] - own).double().square().sum()) for name, own in right.gradients.items())
+    return math.sqrt(apart / sum(float(own.double().square().sum()) for own in right.gradients.values()))
 
 
-def _pairs_apart(values: list[float]) -> list[float]:
-    one, padded, exact = values
-    return [abs(one - padded) / padded, abs(one - exact) / exact, abs(padded - exact) / exact]
+def _worst_apart(left: Computed, right: Computed) -> float:
+    return max(float((left.gradients[name] - own).norm() / own.norm()) for name, own in right.gradients.items())
 
 
 def _apart(what: str, unit: str, ours_apart: list[float], plain_apart: list[float]) -> Apart:

@@ -106,7 +106,13 @@ class Way(Figures):
 
 
 class Ratio(Figures):
-    """Ours against a peer in one run, in tokens per second."""
+    """Ours against a peer in one run, in tokens per second.
+
+    Attributes:
+        ratio: over the steps that both have measured, where these are the same work, or else over all of each way's own:
+            rows differ from step to step, and who is faster gets to more of them.
+        ratio_with_before: with `Measured.before_seconds`.
+    """
 
     peer: str
     ratio: float
@@ -206,14 +212,14 @@ def summarise(
     """
     seconds, tokens = sum(step.seconds for step in steps), sum(step.tokens for step in steps)
     examples = sum(step.examples for step in steps)
-    share = before_seconds / before_examples * examples if before_examples else 0.0
+    before_each = before_seconds / max(1, before_examples)
     rates = [step.tokens / step.seconds for step in steps]
     return Measured(
         num_steps=len(steps),
         seconds=seconds,
         num_tokens=tokens,
         num_examples=examples,
-        tokens_per_second=tokens / seconds,
+        tokens_per_second=_rate(steps),
         slowest=min(rates),
         fastest=max(rates),
         examples_per_second=examples / seconds,
@@ -221,7 +227,7 @@ def summarise(
         peak_memory_gib=peak_memory_gib,
         before_seconds=before_seconds,
         before_examples=before_examples,
-        tokens_per_second_with_before=tokens / (seconds + share),
+        tokens_per_second_with_before=_rate(steps, before_each),
         steps=tuple(steps),
     )
 
@@ -232,11 +238,23 @@ def ratios(ways: Sequence[Way]) -> tuple[Ratio, ...]:
     ours = found.pop(OURS, None)
     if ours is None:
         return ()
-    return tuple(
-        Ratio(
-            peer=name,
-            ratio=ours.tokens_per_second / peer.tokens_per_second,
-            ratio_with_before=ours.tokens_per_second_with_before / peer.tokens_per_second_with_before,
-        )
-        for name, peer in found.items()
+    return tuple(_ratio(name, ours, peer) for name, peer in found.items())
+
+
+def _ratio(name: str, ours: Measured, peer: Measured) -> Ratio:
+    ours_steps, peer_steps = ours.steps, peer.steps
+    same = list(zip(ours_steps, peer_steps, strict=False))  # until the first that ends
+    if all(left.work == right.work for left, right in same):
+        ours_steps, peer_steps = zip(*same, strict=True)
+    ours_each, peer_each = (way.before_seconds / max(1, way.before_examples) for way in (ours, peer))
+    return Ratio(
+        peer=name,
+        ratio=_rate(ours_steps) / _rate(peer_steps),
+        ratio_with_before=_rate(ours_steps, ours_each) / _rate(peer_steps, peer_each),
     )
+
+
+def _rate(steps: Sequence[Step], before_each: float = 0.0) -> float:
+    """Tokens a second; `before_each` are seconds that every example has cost before."""
+    seconds = sum(step.seconds + before_each * step.examples for step in steps)
+    return sum(step.tokens for step in steps) / seconds

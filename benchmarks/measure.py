@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 from rich.console import Console
@@ -36,11 +36,15 @@ def main(
         str | None, typer.Option(help="Of scoring; --shape by default, and without it on a GPU 7B.")
     ] = None,
     budget: Annotated[float | None, typer.Option(min=0.0, help="Seconds for which each way is measured.")] = None,
-    warmup: Annotated[int, typer.Option(min=0, help="Steps before that, not measured.")] = 1,
+    warmup: Annotated[int, typer.Option(min=0, help="Steps before that, not measured.")] = 2,
     max_steps: Annotated[int, typer.Option(min=1, help="Of each way, at most.")] = 20,
     examples: Annotated[
         int | None,
         typer.Option(min=2, help="Of an SFT step and process; DPO: a half as many pairs. Of the shape by default."),
+    ] = None,
+    dtype: Annotated[
+        Literal["bfloat16", "float32"] | None,
+        typer.Option(help="Of products; by default bfloat16 on a GPU, else float32."),
     ] = None,
     max_batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Of a forward pass of ours; by default what the stages take.")
@@ -74,7 +78,7 @@ def main(
         of_scoring = SHAPES[scoring_shape or shape or defaults[1]]
         if max_batch_tokens is not None:
             trained, of_scoring = (replace(one, max_batch_tokens=max_batch_tokens) for one in (trained, of_scoring))
-        setting = Setting(trained, world, Budget(seconds, warmup, max_steps), Path(scratch), seed)
+        setting = Setting(trained, world, Budget(seconds, warmup, max_steps), Path(scratch), seed, dtype)
         failures = measure(chosen, setting, replace(setting, shape=of_scoring), output)
     if failures:
         raise typer.Exit(1)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PrinterCallback
@@ -26,6 +26,7 @@ class Setting:
     Attributes:
         scratch: a folder for what the trainers want to write.
         seed: of the weights and of the work.
+        asked_dtype: in which products are computed; None: see `dtype`.
     """
 
     shape: Shape
@@ -33,10 +34,13 @@ class Setting:
     budget: Budget
     scratch: Path
     seed: int = 0
+    asked_dtype: Literal["bfloat16", "float32"] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which products are computed: bfloat16 on a GPU; a CPU is slow in it."""
+        """In which products are computed: by default bfloat16 on a GPU; a CPU is slow in it."""
+        if self.asked_dtype is not None:
+            return torch.bfloat16 if self.asked_dtype == "bfloat16" else torch.float32
         return torch.bfloat16 if self.world.device.type == "cuda" else torch.float32
 
     @property

@@ -63,6 +63,20 @@ def test_what_is_done_once_before_is_shared_by_the_examples_it_was_done_for() ->
     assert ratio.ratio_with_before == pytest.approx(0.8)
 
 
+def test_ratio_is_over_the_steps_that_both_have_measured() -> None:
+    # Ours has gone on to a step of easier rows; on the first two it is (300 / 5) / (300 / 10) = 2 times as fast.
+    def way(name: str, *steps: Step) -> Way:
+        sizes = {"num_parameters": 1, "flops_per_parameter": 6, "machine": MACHINE, "peak_memory_gib": 0.0}
+        return Way(name=name, status="measured", measured=summarise(steps, **sizes))  # type: ignore[arg-type]
+
+    ours = way("ours", step(2.0, 100, 4), step(3.0, 200, 6), step(1.0, 900, 6))
+    (ratio,) = ratios((ours, way("trl", step(5.0, 100, 4), step(5.0, 200, 6))))
+    assert ratio.ratio == pytest.approx(2.0)
+    # Scoring: ours takes 16 reasons a step, its peer one; so all of what each has done. (1,200 / 6) / (100 / 2) = 4.
+    (ratio,) = ratios((ours, way("one at a time", step(1.0, 40, 1), step(1.0, 60, 1))))
+    assert ratio.ratio == pytest.approx(4.0)
+
+
 def test_no_ratio_without_ours_or_without_a_measured_peer() -> None:
     peer = summarise(
         [step(4.0, 400, 10)], num_parameters=1, flops_per_parameter=6, machine=MACHINE, peak_memory_gib=0.0
@@ -72,7 +86,9 @@ def test_no_ratio_without_ours_or_without_a_measured_peer() -> None:
 
 
 def test_failures_are_ways_parts_and_what_is_not_equal(tmp_path) -> None:
-    apart = Apart(what="SFT loss", unit="relative", ours=1.0, spread=0.1, error_ours=1.0, error_plain=0.1, holds=False)
+    apart = Apart(
+        what="SFT gradient", unit="relative", ours=1.0, spread=0.1, error_ours=1.0, error_plain=0.1, holds=False
+    )
     parts = (
         Part(
             part="sft",
@@ -91,7 +107,7 @@ def test_failures_are_ways_parts_and_what_is_not_equal(tmp_path) -> None:
         ),
     )
     report = Report(command="", started="2026-11-27", seconds=1.0, machine=MACHINE, parts=parts)
-    assert report.failures == ["sft, trl: OOM", "equality, SFT loss: not equal"]
+    assert report.failures == ["sft, trl: OOM", "equality, SFT gradient: not equal"]
     report.write(tmp_path / "results.json")
     assert read_report(tmp_path / "results.json") == report
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,6 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks.clock import Budget
+from benchmarks.equality import equality
 from benchmarks.figures import Machine, Report, read_report
 from benchmarks.measure import PARTS, measure
 from benchmarks.parts import Comparison, _run_way
@@ -85,15 +87,24 @@ def test_only_ours_of_dpo_does_something_once_before(report: Report) -> None:
 def test_packed_and_plain_numbers_hold(report: Report) -> None:
     apart = report.parts[-1].apart
     assert [found.what for found in apart] == [
-        "SFT loss",
+        "SFT losses of the examples",
         "SFT gradient",
         "SFT gradient, worst tensor",
+        "DPO log P of the reasons",
         "DPO gradient",
         "DPO gradient, worst tensor",
         "log P of reasons and verdicts",
     ]
     assert all(found.holds for found in apart)
     assert max(found.ours for found in apart) < 1e-4
+
+
+def test_bfloat16_numbers_hold_too(tmp_path: Path) -> None:
+    """Packed SFT, DPO and scoring under autocast, within the spread of two ways of doing it unpacked."""
+    found = equality(replace(setting(tmp_path), asked_dtype="bfloat16"))
+    assert len(found) == 7
+    assert [one.what for one in found if not one.holds] == []
+    assert all(one.ours > 1e-7 for one in found), "these were not computed in bfloat16"
 
 
 def test_what_was_set_beside_trls_defaults_is_written_down(report: Report) -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.equality import _apart, _computed, _distance, _worst_distance
+from benchmarks.equality import Computed, _apart, _computed, _gradients_apart, _values_apart, _worst_apart
 from benchmarks.peers import one_at_a_time, padded_batch
 from benchmarks.shapes import SHAPES, make_model
 from benchmarks.work import scoring_rows, sft_columns
@@ -32,27 +32,26 @@ def test_one_at_a_time_a_padded_batch_and_ours_give_the_same_scores(model) -> No
             assert pair == pytest.approx(expected, rel=1e-5)  # the peer's log-softmax is in float32
 
 
-def test_the_plain_loss_is_the_mean_over_the_trained_tokens_of_all_rows(model) -> None:
+def test_the_plain_losses_are_means_over_the_trained_tokens_of_each_row(model) -> None:
     columns = sft_columns(MICRO, 3)
-    total, num = 0.0, 0
+    losses = []
     for ids, labels in zip(columns["input_ids"], columns["labels"], strict=True):
-        trained = sum(label >= 0 for label in labels[1:])
         with torch.no_grad():
-            mean = float(model(torch.tensor([ids]), labels=torch.tensor([labels])).loss)
-        total, num = total + trained * mean, num + trained
+            losses.append(float(model(torch.tensor([ids]), labels=torch.tensor([labels])).loss))
     one, padded = (_computed(model, columns, size, torch.float64) for size in (1, 3))
     # transformers' own loss is in float32
-    assert one.loss == pytest.approx(total / num, rel=1e-6)
-    assert padded.loss == pytest.approx(one.loss, rel=1e-12)
-    assert _distance(padded.gradients, one.gradients) < 1e-6
+    assert (-one.logprobs).tolist() == pytest.approx(losses, rel=1e-6)
+    assert _values_apart(padded, one) < 1e-12
+    assert _gradients_apart(padded, one) < 1e-6
 
 
-def test_distances_of_gradients_by_hand() -> None:
-    left = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([1.0])}
-    right = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([4.0])}
+def test_distances_by_hand() -> None:
+    left = Computed(torch.tensor([1.0, 3.0]), {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([1.0])})
+    right = Computed(torch.tensor([4.0, 3.0]), {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([4.0])})
+    assert _values_apart(left, right) == pytest.approx(3 / 5)
     # differences (0, 4) and (-3): 5 over 5; worst tensor: 4 / 3 against 3 / 4
-    assert _distance(left, right) == pytest.approx(1.0)
-    assert _worst_distance(left, right) == pytest.approx(4 / 3)
+    assert _gradients_apart(left, right) == pytest.approx(1.0)
+    assert _worst_apart(left, right) == pytest.approx(4 / 3)
 
 
 @pytest.mark.parametrize(
