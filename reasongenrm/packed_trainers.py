@@ -179,8 +179,9 @@ class _Planned:
         """Lets autocast cast every weight once an optimizer step instead of once a micro-batch.
 
         It forgets its casts when the outermost context ends. This one is round all micro-batches of a step, and switched off:
-        what it holds is the memory of casts, and the backward passes stay out of autocast. Sharded weights are cast by what
-        shards them, and come and go within a step.
+        what it holds is the memory of casts, and the backward passes stay out of autocast. Nested contexts are counted by thread,
+        though: on a GPU, where activations are computed twice, autograd's own thread ends an outermost one in every layer, and
+        casts are made anew as before. Sharded weights are cast by what shards them, and come and go within a step.
         """
         if self.is_deepspeed_enabled or self.is_fsdp_enabled or not self.args.bf16:  # type: ignore[attr-defined]
             return nullcontext()
