@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from reasongenrm.kernels import prepare_for_packed_rows
 from reasongenrm.prompts import judge_prompt
 from reasongenrm.records import JudgePrompt, Message, Reason, Record, ScoredReason, dump_records, parse_records
 from reasongenrm.scoring import context_length, probability, reason_score, score_batch, score_metrics, score_reasons
+from reasongenrm.scoring_replicas import ScorerReplicas
 from reasongenrm.stage import Stage
 from reasongenrm.store import ArtifactRef, Store, read_file
 from reasongenrm.workers import WorkerProcess
@@ -462,3 +464,20 @@ def test_replica_without_the_gpu_that_was_set_aside_for_it_is_refused(
         score_reasons(store, ScoreConfig(), *refs)
     with pytest.raises(ConfigError, match="score: data_parallel_size 3 needs 3 GPUs, found 2"):
         score_reasons(store, ScoreConfig(data_parallel_size=3), *refs)
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, "3"), ("5", "5")])
+def test_replicas_share_the_cpus_unless_the_number_of_threads_was_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str | None, expected: str
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    before = children()
+    with closing(ScorerReplicas(tmp_path, "auto", [[], []])):
+        started = [pid for pid in children() if pid not in before]
+        found = [Path(f"/proc/{pid}/environ").read_text().split("\0") for pid in started]
+    assert len(found) == 2
+    assert all(f"OMP_NUM_THREADS={expected}" in environ for environ in found)
+    assert children() == before

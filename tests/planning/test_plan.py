@@ -6,7 +6,7 @@ from reasongenrm.config import RunConfig
 from reasongenrm.errors import ConfigError, InputError
 from reasongenrm.planning.fit import amounts
 from reasongenrm.planning.plan import Plan, StageCost, gpus_needed, gpus_to_serve, gpus_to_train, make_plan
-from reasongenrm.planning.points import Kind, Machine, MeasuredPoint, Points, Work
+from reasongenrm.planning.points import Kind, Machine, MeasuredPoint, Points, Work, shipped_points
 from reasongenrm.planning.shapes import SHAPES
 from reasongenrm.planning.stages import Assumptions
 from reasongenrm.planning.tables import notes
@@ -121,6 +121,16 @@ def test_replicas_that_score_share_the_work_and_each_starts_and_reads_the_weight
     four, eight = (by_name(plan(num_gpus=n, points=fixed))["score_reasons (of the policy)"] for n in (4, 8))
     assert four.hours == eight.hours == pytest.approx(60 / 3600)
     assert (four.device_hours, eight.device_hours) == (pytest.approx(240 / 3600), pytest.approx(480 / 3600))
+
+
+def test_whoever_scores_reads_the_weights_once_and_not_for_every_token_as_whoever_writes() -> None:
+    points = shipped_points()
+    planned = plan(num_gpus=1, points=points, machine=points.machine("cpu"))
+    law = next(law for law in planned.laws if law.kind == "score")
+    assert law.seconds_per["weights"] > 0
+    scored = by_name(planned)["score_reasons (of the policy)"]
+    assert scored.hours == pytest.approx(law.seconds(amounts("score", JUDGE, scored.work)) / 3600)
+    assert scored.work.num_steps == 0
 
 
 def test_a_judge_whose_weights_do_not_fit_on_one_gpu_cannot_score() -> None:
