@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reasongenrm.chat import ChatFamily, encode_reason_example
+from reasongenrm.chat import ChatFamily, EncodedExample, encode_reason_examples
 from reasongenrm.errors import InputError
 from reasongenrm.packing import IGNORED, Branch, Tree
 from reasongenrm.prompts import judge_prompt
@@ -81,34 +81,49 @@ def encode_candidates(
         InputError: a reason's prompt is not among `prompts`, or a reason is there twice.
     """
     drops = Drops()
-    prompt_ids: dict[str, array[int]] = {}
-    candidates: dict[str, dict[int, Candidate]] = defaultdict(dict)
+    by_prompt: dict[str, dict[int, Reason]] = defaultdict(dict)
     for reason in reasons:
-        drops.num_in += 1
-        where = f"reasons.jsonl: sample {reason.sample} of prompt {reason.prompt_id}"
         if reason.prompt_id not in prompts:
             raise InputError(
-                f"{where}: no such prompt in prompts.jsonl. Give the prompts that these reasons were written for."
+                f"{_where(reason)}: no such prompt in prompts.jsonl. Give the prompts that these reasons were written for."
             )
-        if reason.sample in candidates[reason.prompt_id]:
-            raise InputError(f"{where}: is there twice; expected each sample once. Re-run the stage that wrote it.")
-        prompt = prompts[reason.prompt_id]
+        if reason.sample in by_prompt[reason.prompt_id]:
+            raise InputError(
+                f"{_where(reason)}: is there twice; expected each sample once. Re-run the stage that wrote it."
+            )
+        by_prompt[reason.prompt_id][reason.sample] = reason
+    rows = []
+    for prompt_id, of_prompt in by_prompt.items():
+        prompt = prompts[prompt_id]
         text = judge_prompt(prompt.question, prompt.answer_a, prompt.answer_b)
-        example = encode_reason_example(tokenizer, family, text, reason.reason, prompt.label)
-        if len(example.input_ids) > max_length:
-            drops.drop("too_long", f"{where}: {len(example.input_ids):,} tokens, limit {max_length:,}")
-            continue
-        start, stop = example.reason_span[0], example.verdict_span[1]
-        prompt_ids.setdefault(reason.prompt_id, array("i", example.input_ids[:start]))
-        candidates[reason.prompt_id][reason.sample] = Candidate(
-            reason,
-            array("i", example.input_ids[start:stop]),
-            num_reason_tokens=example.reason_span[1] - start,
-            num_verdict_tokens=stop - example.verdict_span[0],
-        )
-        drops.num_out += 1
-    rows = [Row(ids, tuple(candidates[prompt_id].values())) for prompt_id, ids in prompt_ids.items()]
+        texts = [reason.reason for reason in of_prompt.values()]
+        examples = encode_reason_examples(tokenizer, family, text, texts, prompt.label)
+        candidates = []
+        for reason, example in zip(of_prompt.values(), examples, strict=True):
+            drops.num_in += 1
+            if len(example.input_ids) > max_length:
+                drops.drop("too_long", f"{_where(reason)}: {len(example.input_ids):,} tokens, limit {max_length:,}")
+                continue
+            candidates.append(_candidate(reason, example))
+            drops.num_out += 1
+        if candidates:
+            start = examples[0].reason_span[0]
+            rows.append(Row(array("i", examples[0].input_ids[:start]), tuple(candidates)))
     return rows, drops
+
+
+def _where(reason: Reason) -> str:
+    return f"reasons.jsonl: sample {reason.sample} of prompt {reason.prompt_id}"
+
+
+def _candidate(reason: Reason, example: EncodedExample) -> Candidate:
+    start, stop = example.reason_span[0], example.verdict_span[1]
+    return Candidate(
+        reason,
+        array("i", example.input_ids[start:stop]),
+        num_reason_tokens=example.reason_span[1] - start,
+        num_verdict_tokens=stop - example.verdict_span[0],
+    )
 
 
 def plan_batches(rows: Sequence[Row], max_batch_tokens: int) -> list[list[Row]]:

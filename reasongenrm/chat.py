@@ -258,14 +258,35 @@ def encode_reason_example(
 
     Source: METHOD section 3; ReasonGenRM, ReasonGenRM/src/sft at 0887f2e renders turn by turn as well.
     """
-    messages = [{"role": "user", "content": prompt_text}]
-    prompt = render(tokenizer, messages, opening_role="assistant" if reason is None else "reason")
+    if reason is not None:
+        return encode_reason_examples(tokenizer, family, prompt_text, [reason], verdict)[0]
+    prompt = render(tokenizer, [{"role": "user", "content": prompt_text}], opening_role="assistant")
+    return _join(prompt, [], [], *_closing(tokenizer, family, verdict))
+
+
+def encode_reason_examples(
+    tokenizer: "PreTrainedTokenizerBase", family: ChatFamily, prompt_text: str, reasons: Sequence[str], verdict: Verdict
+) -> list[EncodedExample]:
+    """`encode_reason_example` for several reasons of a prompt, which is tokenised once; the reasons on all cores.
+
+    Of sixteen reasons of half the prompt's length, one by one, the prompt would be two thirds of the work.
+    """
+    prompt = render(tokenizer, [{"role": "user", "content": prompt_text}], opening_role="reason")
+    bridge, closing = encode_text(tokenizer, family.bridge), _closing(tokenizer, family, verdict)
     turn_end = tokenizer.convert_tokens_to_ids(family.turn_end)
-    pieces = [prompt]
-    pieces.append([] if reason is None else [*encode_text(tokenizer, neutralise(reason.strip())), turn_end])
-    pieces.append([] if reason is None else encode_text(tokenizer, family.bridge))
-    pieces.append([*encode_text(tokenizer, verdict), turn_end])
-    pieces.append([tokenizer.convert_tokens_to_ids(family.sequence_end)])
+    texts = [neutralise(reason.strip()) for reason in reasons]
+    written = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    return [_join(prompt, [*ids, turn_end], bridge, *closing) for ids in written]
+
+
+def _closing(tokenizer: "PreTrainedTokenizerBase", family: ChatFamily, verdict: Verdict) -> tuple[list[int], list[int]]:
+    """The verdict with its closing token, and the sequence's end."""
+    turn_end, sequence_end = tokenizer.convert_tokens_to_ids([family.turn_end, family.sequence_end])
+    return [*encode_text(tokenizer, verdict), turn_end], [sequence_end]
+
+
+def _join(*pieces: list[int]) -> EncodedExample:
+    """Prompt, reason, bridge, verdict and end, one after another."""
     spans: list[Span] = []
     input_ids: list[int] = []
     for piece in pieces:

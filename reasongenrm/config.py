@@ -85,9 +85,12 @@ class DistillConfig(Section):
 class ScoreConfig(Section):
     """score_reasons: P(R|U) and P(A|U,R), for R* and for DPO pairs (METHOD section 2)."""
 
+    placement: ClassVar[frozenset[str]] = frozenset({"data_parallel_size"})
+
     max_batch_tokens: PositiveInt = 16384  # prompt + reasons of one forward pass
     max_length: PositiveInt = 131072  # longer sequences are dropped (counted)
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    data_parallel_size: PositiveInt | None = None  # copies of the model; None: one a visible GPU, 1 without GPUs
 
 
 class SelectConfig(Section):

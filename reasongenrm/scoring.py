@@ -1,7 +1,8 @@
 """How good is a reason, and how surely does it lead to the label? Log-probabilities of a model, batched (METHOD section 2).
 
 In: judge prompts and reasons. Out: scored reasons, in the order of the reasons. Used twice: the base model scores the
-teacher's reasons (for R*), the SFT model its own (for DPO pairs).
+teacher's reasons (for R*), the SFT model its own (for DPO pairs). On several GPUs, each has a copy of the model and scores
+batches of the same plan (`scoring_replicas.py`).
 
 All reasons of a prompt lie behind it in one packed row (`packing.py`), where each sees the prompt and itself alone, so that
 the numbers are those of one sequence at a time. The vocabulary's logits are computed at the scored tokens only. Shape
@@ -10,9 +11,11 @@ suffixes: T tokens of the row, N scored tokens, C of them at a time, D hidden si
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,16 +23,18 @@ from reasongenrm.candidates import Row, encode_candidates, plan_batches
 from reasongenrm.chat import detect_family, install_template
 from reasongenrm.config import ScoreConfig
 from reasongenrm.errors import EngineError, InputError
-from reasongenrm.generation.transformers import load_checkpoint
+from reasongenrm.generation.transformers import load_config_and_tokenizer, load_model
 from reasongenrm.packing import IGNORED, pack
 from reasongenrm.progress import track
 from reasongenrm.records import JudgePrompt, Reason, ScoredReason, dump_records, parse_records
+from reasongenrm.scoring_replicas import ScorerReplicas
 from reasongenrm.stage import Stage
 from reasongenrm.store import ArtifactRef, Store, download, read_file
+from reasongenrm.workers import share_gpus, visible_gpus
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 PART_SECONDS = 10.0  # work that a kill may cost; a part for each batch would be many small objects on a GPU
 MAX_LOGITS = 2**26  # logits held at a time: 256 MiB in float32
@@ -73,11 +78,29 @@ def reason_score(reason_logprobs: Sequence[float], verdict_logprobs: Sequence[fl
     return probability(reason_logprobs) * (2 * probability(verdict_logprobs) - 1)
 
 
+def load_scorer(folder: Path, dtype: Literal["auto", "float32", "bfloat16", "float64"]) -> "PreTrainedModel":
+    """Load a checkpoint's model to score with, on the GPU if there is one.
+
+    Args:
+        dtype: `ScoreConfig.dtype`; float64 is computed from float32 weights.
+
+    Raises:
+        InputError: see `load_model`.
+    """
+    from reasongenrm.kernels import prepare_for_packed_rows
+
+    model = load_model(folder, "float32" if dtype == "float64" else dtype)
+    if dtype == "float64":
+        model = model.double()
+    prepare_for_packed_rows(model)
+    return model
+
+
 def score_batch(model: "PreTrainedModel", rows: Sequence[Row]) -> list[ScoredReason]:
     """Score all reasons of one batch in one forward pass.
 
     Args:
-        model: a causal language model in evaluation mode, of `prepare_for_packed_rows`.
+        model: of `load_scorer`, or another in evaluation mode after `prepare_for_packed_rows`.
         rows: of `plan_batches`.
 
     Returns:
@@ -150,17 +173,17 @@ def _token_logprobs(model: "PreTrainedModel", hidden_ND: "torch.Tensor", targets
     return torch.cat(pieces).double()
 
 
-def context_length(model: "PreTrainedModel") -> int:
+def context_length(model_config: "PreTrainedConfig") -> int:
     """Tokens that a prompt and a reason may have together.
 
     Raises:
         InputError: the model has layers other than attention, through which reasons in a row would see each other.
     """
-    config = model.config.to_dict()
+    config = model_config.to_dict()
     others = set(config.get("layer_types") or ()) - _EXACT_ATTENTION
     if others:
         raise InputError(
-            f"{model.config.name_or_path}: has layers of kind {', '.join(sorted(others))}; expected attention in every layer. "
+            f"{model_config.name_or_path}: has layers of kind {', '.join(sorted(others))}; expected attention in every layer. "
             "Use a model of the Qwen 2.5, Llama 3 or SmolLM2 family."
         )
     return int(config["max_position_embeddings"])
@@ -191,38 +214,36 @@ def score_reasons(
 ) -> ArtifactRef:
     """Stage: score every reason under a model (scored.jsonl, in the order of the reasons).
 
+    With one replica (`config.data_parallel_size`), the model is in this process; with several, each has its own.
+
     Args:
         model: the base model for R*, the SFT model for DPO pairs; its own chat template is replaced in memory.
         prompts: of prepare_pairs.
         reasons: of distill_reasons or sample_reasons.
 
     Raises:
+        ConfigError: more replicas are asked for than there are GPUs.
         InputError: reasons and prompts do not belong together, or the model cannot be used.
-        EngineError: a batch does not fit into the GPU's memory.
+        EngineError: a batch does not fit into the GPU's memory, or a replica's process ended.
         EmptyStageError: every reason is longer than the limit.
     """
     with Stage(store, "score_reasons", config, {"model": model, "prompts": prompts, "reasons": reasons}) as stage:
         if stage.done:
             return stage.done
-        from reasongenrm.kernels import prepare_for_packed_rows
-
         judge_prompts = parse_records(read_file(prompts, "prompts.jsonl"), JudgePrompt, "prompts.jsonl")
         written = parse_records(read_file(reasons, "reasons.jsonl"), Reason, "reasons.jsonl")
         folder = download(model, stage.work_dir / "model")
-        network, tokenizer = load_checkpoint(folder, "float32" if config.dtype == "float64" else config.dtype)
-        if config.dtype == "float64":
-            network = network.double()
-        prepare_for_packed_rows(network)
-        family = detect_family(tokenizer)
-        install_template(tokenizer, family, "reason")
-        max_length = min(config.max_length, context_length(network))
-        by_id = {prompt.prompt_id: prompt for prompt in judge_prompts}
-        rows, drops = encode_candidates(tokenizer, family, by_id, written, max_length)
-        drops.require_some(
-            "score_reasons", f"The limit is {max_length:,} tokens: score.max_length or the model's context."
-        )
-        batches = plan_batches(rows, config.max_batch_tokens)
-        by_key = _score_all(stage, network, batches)
+        with _open_scorer(folder, config) as score:
+            model_config, tokenizer = load_config_and_tokenizer(folder)
+            family = detect_family(tokenizer)
+            install_template(tokenizer, family, "reason")
+            max_length = min(config.max_length, context_length(model_config))
+            by_id = {prompt.prompt_id: prompt for prompt in judge_prompts}
+            rows, drops = encode_candidates(tokenizer, family, by_id, written, max_length)
+            drops.require_some(
+                "score_reasons", f"The limit is {max_length:,} tokens: score.max_length or the model's context."
+            )
+            by_key = _score_all(stage, score, plan_batches(rows, config.max_batch_tokens))
         scored = [by_key[key] for key in map(_key, written) if key in by_key]
         stage.add_bytes("scored.jsonl", dump_records(scored))
         return stage.finish(drops.counts(), score_metrics(scored))
@@ -232,14 +253,29 @@ def _key(reason: Reason | ScoredReason) -> tuple[str, int]:
     return reason.prompt_id, reason.sample
 
 
-def _score_all(
-    stage: Stage, model: "PreTrainedModel", batches: Sequence[Sequence[Row]]
-) -> dict[tuple[str, int], ScoredReason]:
+# Scores batches, each as `score_batch` does; they may come in another order.
+_Score = Callable[[Iterable[Sequence[Row]]], Iterator[list[ScoredReason]]]
+
+
+@contextmanager
+def _open_scorer(folder: Path, config: ScoreConfig) -> Iterator[_Score]:
+    """The model, in this process or in replicas of its own, which load it while the caller prepares the batches."""
+    gpus = share_gpus(visible_gpus(), config.data_parallel_size, section="score")
+    if len(gpus) > 1:
+        with closing(ScorerReplicas(folder, config.dtype, gpus)) as replicas:
+            yield replicas.score
+    else:
+        model = load_scorer(folder, config.dtype)
+        yield lambda batches: (score_batch(model, rows) for rows in batches)
+
+
+def _score_all(stage: Stage, score: _Score, batches: Sequence[Sequence[Row]]) -> dict[tuple[str, int], ScoredReason]:
     """Score the batches that no part of an earlier run holds, keeping parts of whole batches on the way."""
     parts = stage.parts()
     scored = {
         _key(reason): reason for name, data in parts.items() for reason in parse_records(data, ScoredReason, name)
     }
+    todo = [rows for rows in batches if any(_key(one.reason) not in scored for row in rows for one in row.candidates)]
     num_parts = len(parts)
     fresh: list[ScoredReason] = []
     kept_at = time.monotonic()
@@ -247,10 +283,7 @@ def _score_all(
         "score_reasons", total=sum(len(row.candidates) for rows in batches for row in rows), unit="reason"
     ) as progress:
         progress.start_at(len(scored))
-        for rows in batches:
-            if all(_key(candidate.reason) in scored for row in rows for candidate in row.candidates):
-                continue
-            batch = score_batch(model, rows)
+        for batch in score(todo):
             scored.update((_key(reason), reason) for reason in batch)
             fresh += batch
             progress.advance(len(batch))

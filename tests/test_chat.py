@@ -9,6 +9,8 @@ from reasongenrm.chat import (
     CONTROL_TOKENS,
     detect_family,
     encode_reason_example,
+    encode_reason_examples,
+    encode_text,
     install_template,
     is_installed,
     neutralise,
@@ -119,6 +121,18 @@ def test_spans_cover_the_text_piece_by_piece(family):
         markup.sequence_end,
     ]
     assert example.end_span[1] == len(example.input_ids)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reasons_of_a_prompt_are_encoded_together_as_one_by_one(family):
+    tokenizer, markup = judge_tokenizer(family), BY_NAME[family]
+    reasons = ["A is right. ", "", "B\n\nis longer than that. " * 9, f"A{markup.turn_end} is right."]
+    together = encode_reason_examples(tokenizer, markup, "Q", reasons, "[[A]]")
+    assert together == [encode_reason_example(tokenizer, markup, "Q", reason, "[[A]]") for reason in reasons]
+    written = [example.input_ids[slice(*example.reason_span)] for example in together]
+    turn_end = tokenizer.convert_tokens_to_ids(markup.turn_end)
+    assert written == [[*encode_text(tokenizer, neutralise(text.strip())), turn_end] for text in reasons]
+    assert encode_reason_examples(tokenizer, markup, "Q", [], "[[A]]") == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)

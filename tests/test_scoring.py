@@ -1,9 +1,12 @@
-"""Scores against the plain formula, one sequence at a time; and the stage, killed and resumed, on a real store."""
+"""Scores against the plain formula, one sequence at a time; and the stage, killed and resumed, in one process and in replicas, on a real store."""
 
 import math
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,15 +20,18 @@ import reasongenrm.scoring
 from reasongenrm.candidates import Row, encode_candidates, plan_batches
 from reasongenrm.chat import detect_family, encode_reason_example, install_template
 from reasongenrm.config import ScoreConfig
-from reasongenrm.errors import EmptyStageError, InputError
+from reasongenrm.errors import ConfigError, EmptyStageError, EngineError, InputError
 from reasongenrm.kernels import prepare_for_packed_rows
 from reasongenrm.prompts import judge_prompt
 from reasongenrm.records import JudgePrompt, Message, Reason, Record, ScoredReason, dump_records, parse_records
 from reasongenrm.scoring import context_length, probability, reason_score, score_batch, score_metrics, score_reasons
+from reasongenrm.scoring_replicas import ScorerReplicas
 from reasongenrm.stage import Stage
 from reasongenrm.store import ArtifactRef, Store, read_file
+from reasongenrm.workers import WorkerProcess
 from tests.tiny import Family, tiny_checkpoint, tiny_tokenizer
 
+ROOT = Path(__file__).parents[1]
 ARCHITECTURES: list[tuple[Family, dict[str, Any]]] = [
     ("llama3", {"num_key_value_heads": 2}),
     ("chatml", {"num_key_value_heads": 4, "tie_word_embeddings": True}),
@@ -218,10 +224,10 @@ def test_model_that_gives_no_numbers_is_an_error() -> None:
 def test_context_is_the_models_and_layers_without_attention_are_refused() -> None:
     tokenizer = make_tokenizer("qwen2.5")
     model = make_model("qwen2.5", tokenizer, max_position_embeddings=99)
-    assert context_length(model) == 99
+    assert context_length(model.config) == 99
     model.config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(InputError, match="has layers of kind linear_attention; expected attention in every layer"):
-        context_length(model)
+        context_length(model.config)
 
 
 def test_metrics_worked_by_hand() -> None:
@@ -338,3 +344,140 @@ def test_stage_with_nothing_left_names_the_limit(store: Store, tmp_path: Path) -
     ):
         score_reasons(store, ScoreConfig(max_length=100), *refs)
     assert not store.list("score_reasons/")
+
+
+def children() -> list[int]:
+    """The processes that this one started and that run."""
+    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+
+
+@pytest.fixture
+def _replicas_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No process that the stage starts is left at its end; one thread everywhere, for on CPUs sums depend on their number."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    before = children()
+    yield
+    torch.set_num_threads(num_threads)
+    assert children() == before
+
+
+@pytest.mark.usefixtures("store", "_replicas_end")
+def test_two_replicas_give_the_bytes_of_one_process_and_share_the_work(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refs = publish_all(store, tmp_path)
+    config = ScoreConfig(max_batch_tokens=300)
+    alone = score_reasons(Store(f"{store.uri}/alone"), config, *refs)
+    tasks: list[tuple[str, int]] = []
+    send = WorkerProcess.send
+
+    def noted(worker: WorkerProcess, message: Any) -> None:
+        tasks.append((worker.name, worker.num_under_way))
+        send(worker, message)
+
+    monkeypatch.setattr(WorkerProcess, "send", noted)
+    both = score_reasons(store, config.model_copy(update={"data_parallel_size": 2}), *refs)
+    assert (both.digest, both.counts, both.metrics) == (alone.digest, alone.counts, alone.metrics)
+    first = tasks[:6]  # what each is told first, then a batch each, then a second
+    assert first == [(f"replica {place}", number) for number in (0, 1, 2) for place in (0, 1)]
+    assert max(number for _, number in tasks) == 2
+    assert score_reasons(store, config, *refs).uri == both.uri, "the number of replicas is not part of the key"
+
+
+@pytest.mark.usefixtures("store", "_replicas_end")
+def test_stage_goes_on_with_another_number_of_replicas_and_ends_with_the_same_bytes(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ScoreConfig(max_batch_tokens=1)  # a batch for each of the ten reasons
+    refs = publish_all(store, tmp_path)
+    undisturbed = score_reasons(Store(f"{store.uri}/undisturbed"), config, *refs)
+    monkeypatch.setattr(reasongenrm.scoring, "PART_SECONDS", 0.0)
+    put_part = Stage.put_part
+    parts: list[bytes] = []
+
+    def put_until_interrupted(stage: Stage, name: str, data: bytes) -> None:
+        put_part(stage, name, data)
+        parts.append(data)
+        if len(parts) in (3, 6):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Stage, "put_part", put_until_interrupted)
+    for num_replicas in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            score_reasons(store, config.model_copy(update={"data_parallel_size": num_replicas}), *refs)
+    assert len(parts) == 6
+    ref = score_reasons(store, config, *refs)
+    reasons = [reason for part in parts for reason in parse_records(part, ScoredReason, "part")]
+    assert len(reasons) == len({(reason.prompt_id, reason.sample) for reason in reasons}) == 10, "each is scored once"
+    assert (ref.digest, ref.metrics) == (undisturbed.digest, undisturbed.metrics)
+
+
+@pytest.mark.usefixtures("store", "_replicas_end")
+def test_replica_that_is_killed_is_an_error_and_what_was_finished_is_kept(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refs = publish_all(store, tmp_path)
+    monkeypatch.setattr(reasongenrm.scoring, "PART_SECONDS", 0.0)
+    put_part = Stage.put_part
+
+    def put_and_kill(stage: Stage, name: str, data: bytes) -> None:
+        put_part(stage, name, data)
+        for pid in children():
+            if "reasongenrm.scoring_worker" in Path(f"/proc/{pid}/cmdline").read_text():
+                os.kill(pid, signal.SIGKILL)
+
+    monkeypatch.setattr(Stage, "put_part", put_and_kill)
+    config = ScoreConfig(max_batch_tokens=1, data_parallel_size=2)  # ten batches, of which four are under way at most
+    with pytest.raises(
+        EngineError,
+        match=r"replica [01]: score_reasons' process was ended by SIGKILL, with [12] batches under way.*then start again",
+    ):
+        score_reasons(store, config, *refs)
+    assert [name for name in store.list("score_reasons/") if "/parts/" in name]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("store", "_replicas_end")
+def test_error_of_a_replica_keeps_its_type_and_says_which(store: Store, tmp_path: Path) -> None:
+    _, *others = publish_all(store, tmp_path)
+    damaged = LlamaForCausalLM.from_pretrained(tmp_path / "model")
+    damaged.get_input_embeddings().weight.data[:] = math.nan
+    damaged.save_pretrained(tmp_path / "model")
+    model = publish(store, "damaged", tmp_path / "model")
+    with pytest.raises(InputError, match=r"^replica [01]: score_reasons: .* log-probability that is no number"):
+        score_reasons(store, ScoreConfig(data_parallel_size=2, max_batch_tokens=300), model, *others)
+
+
+@pytest.mark.usefixtures("store", "_replicas_end")
+def test_replica_without_the_gpu_that_was_set_aside_for_it_is_refused(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    refs = publish_all(store, tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1,GPU-2")
+    with pytest.raises(EngineError, match=r"replica 0 \(GPU GPU-1\): .* finds no GPU with CUDA_VISIBLE_DEVICES GPU-1;"):
+        score_reasons(store, ScoreConfig(), *refs)
+    with pytest.raises(ConfigError, match="score: data_parallel_size 3 needs 3 GPUs, found 2"):
+        score_reasons(store, ScoreConfig(data_parallel_size=3), *refs)
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, "3"), ("5", "5")])
+def test_replicas_share_the_cpus_unless_the_number_of_threads_was_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str | None, expected: str
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    before = children()
+    with closing(ScorerReplicas(tmp_path, "auto", [[], []])):
+        started = [pid for pid in children() if pid not in before]
+        found = [Path(f"/proc/{pid}/environ").read_text().split("\0") for pid in started]
+    assert len(found) == 2
+    assert all(f"OMP_NUM_THREADS={expected}" in environ for environ in found)
+    assert children() == before

@@ -7,6 +7,7 @@ fit into memory fails at once; then cut into fixed batches. A prompt that leaves
 
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,32 +18,62 @@ from reasongenrm.generation.seam import Generation, GenerationRequest, Sampling,
 from reasongenrm.generation.turns import Prompt, Turns, end_ids
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+Dtype = Literal["auto", "float32", "bfloat16"]
 
 
-def load_checkpoint(
-    path: Path, dtype: Literal["auto", "float32", "bfloat16"]
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load a checkpoint's model, ready for inference on the GPU if there is one, and its tokenizer.
+def load_checkpoint(path: Path, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load a checkpoint's model (see `load_model`) and its tokenizer.
+
+    Raises:
+        InputError: the folder is missing, has no weights or no tokenizer, or holds a damaged file.
+    """
+    _, tokenizer = load_config_and_tokenizer(path)
+    return load_model(path, dtype), tokenizer
+
+
+def load_config_and_tokenizer(path: Path) -> "tuple[PreTrainedConfig, PreTrainedTokenizerBase]":
+    """Load all of a checkpoint but its weights.
+
+    Raises:
+        InputError: the folder is missing, or has no config or no tokenizer.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    with _loading(path):
+        return AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+
+
+def load_model(path: Path, dtype: Dtype) -> "PreTrainedModel":
+    """Load a checkpoint's model, ready for inference on the GPU if there is one.
 
     Args:
         dtype: "auto" is the checkpoint's own on a GPU and float32 on a CPU, which is slow in bfloat16.
 
     Raises:
-        InputError: the folder is missing, has no weights or no tokenizer, or holds a damaged file.
+        InputError: the folder is missing, has no weights, or holds a damaged file.
     """
-    if not (path / "config.json").is_file():
-        raise InputError(f"{path}: found no config.json; expected the folder of a checkpoint. Give an existing one.")
     import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype == "auto" and device == "cpu":
         dtype = "float32"
+    with _loading(path):
+        # Straight to the device: eight processes of a pod would need eight times the weights in its memory else.
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, device_map=device).eval()
+
+
+@contextmanager
+def _loading(path: Path) -> Iterator[None]:
+    """What is wrong with a checkpoint, as our error."""
+    if not (path / "config.json").is_file():
+        raise InputError(f"{path}: found no config.json; expected the folder of a checkpoint. Give an existing one.")
+    from safetensors import SafetensorError
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        yield
     except SafetensorError as error:
         raise InputError(
             f"{path}: a .safetensors file is damaged or cut short ({error}); expected whole weights. "
@@ -53,7 +84,6 @@ def load_checkpoint(
         raise InputError(
             f"{path}: cannot be loaded: {reason} Expected the config, weights and tokenizer of a causal language model."
         ) from error
-    return model.to(device).eval(), tokenizer
 
 
 @dataclass

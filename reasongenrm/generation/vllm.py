@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from reasongenrm.config import EngineConfig
-from reasongenrm.errors import ConfigError, EngineError, InputError
+from reasongenrm.errors import ConfigError, EngineError
 from reasongenrm.generation.seam import Generation, GenerationRequest, Sampling, plan_batches, sample_seed
+from reasongenrm.generation.transformers import load_config_and_tokenizer
 from reasongenrm.generation.turns import Prompt, Turns, load_end_ids
-from reasongenrm.generation.vllm_process import ReplicaPool, share_gpus, visible_gpus
+from reasongenrm.generation.vllm_process import ReplicaPool
 from reasongenrm.generation.vllm_replica import PromptTask, ReplicaSettings, Sample, Task
+from reasongenrm.workers import share_gpus, visible_gpus
 
 
 class VLLMEngine:
@@ -39,31 +41,19 @@ class VLLMEngine:
     """
 
     def __init__(self, path: Path, config: EngineConfig, *, model_name: str, options: Mapping[str, Any] = {}) -> None:
-        if not (path / "config.json").is_file():
-            raise InputError(
-                f"{path}: found no config.json; expected the folder of a checkpoint. Give an existing one."
-            )
         if find_spec("vllm") is None:
             raise ConfigError(
                 "engine.kind is 'vllm', but vLLM is not installed; expected an environment of its own with the extra 'vllm'. "
                 "Use that, or set engine.kind: transformers."
             )
-        from transformers import AutoConfig, AutoTokenizer
-
         self.model_name = model_name
         self.batch_size = config.batch_size
-        try:
-            own_len = int(AutoConfig.from_pretrained(path).max_position_embeddings)
-            tokenizer = AutoTokenizer.from_pretrained(path)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{path}: cannot be loaded: {' '.join(str(error).split())} Expected the config, weights and tokenizer of "
-                "a causal language model."
-            ) from error
+        checkpoint, tokenizer = load_config_and_tokenizer(path)
+        own_len = int(checkpoint.max_position_embeddings)
         self.max_model_len = min(config.max_model_len or own_len, own_len)
         self.turns = Turns(tokenizer, load_end_ids(path))
         settings = ReplicaSettings(path.resolve(), config, self.max_model_len, options)
-        gpus = share_gpus(visible_gpus(), config)
+        gpus = share_gpus(visible_gpus(), config.data_parallel_size, config.tensor_parallel_size, section="engine")
         try:
             self.pool = ReplicaPool.start(settings, gpus)
         except EngineError as error:

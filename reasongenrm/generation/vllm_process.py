@@ -4,59 +4,20 @@ Data parallelism is N independent replicas here. vLLM's own (`data_parallel_size
 behind `AsyncLLM` one Python process would handle every token of all GPUs.
 
 One replica gets its own process, too, for vLLM does not end when it is left alone: after SIGTERM or SIGKILL its engine's
-processes keep the GPUs' memory (0.22 and 0.32). Ours ends itself, and its whole group, when the connection to us breaks.
+processes keep the GPUs' memory (0.22 and 0.32). Ours ends itself, and its whole group, when the connection to us breaks
+(`workers.py`).
 """
 
 import itertools
-import logging
-import multiprocessing
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import Any
 
-from reasongenrm.config import EngineConfig
-from reasongenrm.errors import ConfigError, EngineError
 from reasongenrm.generation import vllm_worker
 from reasongenrm.generation.vllm_replica import CAPACITY, ReplicaSettings, Sample, Task
-
-logger = logging.getLogger(__name__)
+from reasongenrm.workers import WorkerProcess
 
 MAX_TAKEN = 8 * CAPACITY  # samples begun and not yielded, a replica: what is written beside one long generation
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; does not initialise CUDA."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [name for name in named.split(",") if name not in ("", "-1")]
-    import torch
-
-    return [str(index) for index in range(torch.cuda.device_count())]
-
-
-def share_gpus(gpus: Sequence[str], config: EngineConfig) -> list[list[str]]:
-    """The GPUs of every replica: `data_parallel_size` groups of `tensor_parallel_size`, neighbours together.
-
-    Without GPUs, the groups are empty: vLLM for CPUs.
-
-    Raises:
-        ConfigError: fewer GPUs are visible than are asked for.
-    """
-    size = config.tensor_parallel_size
-    count = config.data_parallel_size or max(1, len(gpus) // size)
-    if gpus and count * size > len(gpus):
-        raise ConfigError(
-            f"engine: tensor_parallel_size {size} x data_parallel_size {count} needs {count * size} GPUs, found {len(gpus)} "
-            f"(CUDA_VISIBLE_DEVICES {','.join(gpus)}). Set smaller ones, or ask for more GPUs."
-        )
-    if len(gpus) > count * size:
-        logger.warning("engine: %d of %d GPUs stay idle", len(gpus) - count * size, len(gpus))
-    return [list(gpus[place * size : (place + 1) * size]) for place in range(count)]
 
 
 class ReplicaPool:
@@ -127,8 +88,8 @@ class ReplicaPool:
             replica.close()
 
 
-class ReplicaProcess:
-    """The near end of a replica in a process of its own.
+class ReplicaProcess(WorkerProcess):
+    """The near end of a replica in a process of its own; `num_under_way` counts samples.
 
     Args:
         settings: of the replica.
@@ -137,20 +98,8 @@ class ReplicaProcess:
     """
 
     def __init__(self, settings: ReplicaSettings, gpus: Sequence[str], name: str) -> None:
-        self.name = f"{name} (GPU {','.join(gpus)})" if gpus else name
-        self.num_under_way = 0  # samples that were submitted and are not written
-        self._is_ready = False
-        self.connection, theirs = multiprocessing.Pipe()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", vllm_worker.__name__, str(theirs.fileno())],
-                env=os.environ | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}),
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # vLLM logs to its standard output; ours is for results
-                start_new_session=True,  # a group to be ended as one, which no Ctrl-C reaches but through us
-            )
-        self._send(settings)
+        super().__init__(vllm_worker.__name__, gpus, name, process="vLLM's process", unit="samples")
+        self.send(settings)
 
     def wait_until_ready(self) -> None:
         """Return once vLLM has started.
@@ -158,13 +107,13 @@ class ReplicaProcess:
         Raises:
             EngineError: it cannot.
         """
-        self._receive()
-        self._is_ready = True
+        self.recv()
+        self.grace_seconds = vllm_worker.GRACE_SECONDS
 
     def submit(self, number: int, task: Task) -> None:
         """See `Replica.submit`; what vLLM refuses is raised by `receive`."""
         self.num_under_way += task.num_samples
-        self._send((number, task))
+        self.send((number, task))
 
     def receive(self) -> list[tuple[int, list[Sample]]]:
         """Take up the next step that wrote samples to their end.
@@ -175,61 +124,12 @@ class ReplicaProcess:
         Raises:
             EngineError: vLLM failed, or its process ended.
         """
-        num_written, whole = self._receive()
+        num_written, whole = self.recv()
         self.num_under_way -= num_written
         return whole
 
     def call(self, function: Callable[[Any], Any]) -> Any:
         """Run a function of a module on the replica's `vllm.LLM` and give what it returns; nothing may be under way."""
         assert self.num_under_way == 0
-        self._send(function)
-        return self._receive()
-
-    def disconnect(self) -> None:
-        """Tell the process to end."""
-        self.connection.close()
-
-    def close(self) -> None:
-        """End the process and all that it started."""
-        self.disconnect()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(vllm_worker.GRACE_SECONDS if self._is_ready else 0)
-        self._kill()
-
-    def _kill(self) -> None:
-        with suppress(ProcessLookupError):  # the whole group has ended
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-    def _send(self, message: Any) -> None:
-        try:
-            self.connection.send(message)
-        except (BrokenPipeError, ConnectionResetError):
-            while True:  # its last words may say why
-                self._receive()
-
-    def _receive(self) -> Any:
-        try:
-            message = self.connection.recv()
-        except (EOFError, ConnectionResetError) as error:
-            raise EngineError(self._end()) from error
-        if isinstance(message, EngineError):
-            raise EngineError(f"{self.name}: {message}")
-        return message
-
-    def _end(self) -> str:
-        """How the process ended."""
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(vllm_worker.GRACE_SECONDS)
-        code = self._process.returncode
-        self._kill()
-        if code is None:
-            how = "broke its connection"
-        elif code < 0:
-            how = f"was ended by {signal.Signals(-code).name}"
-        else:
-            how = f"ended with exit code {code}"
-        return (
-            f"{self.name}: vLLM's process {how}, with {self.num_under_way} samples under way. See its log above (SIGKILL is most "
-            "often a machine out of memory), then start again: finished work is kept."
-        )
+        self.send(function)
+        return self.recv()

@@ -199,8 +199,9 @@ def _place(needs: Needs, model: ModelShape | None, machine: Machine, num_gpus: i
         return _Place(1)
     if needs == "no GPU" or model is None:
         return _Place(0)
-    if needs == "one GPU":
-        return _Place(1)
+    if needs == "score":
+        _check_scorer(model, machine.memory_bytes, stage)
+        return _Place(num_gpus, num_gpus)
     fits = gpus_to_serve if needs == "serve" else gpus_to_train
     fewest = fits(model, machine.memory_bytes)
     if fewest > num_gpus:
@@ -213,6 +214,17 @@ def _place(needs: Needs, model: ModelShape | None, machine: Machine, num_gpus: i
         return _Place(num_gpus, 1, num_gpus * (SHARDING_EFFICIENCY if num_gpus > 1 else 1))
     replicas = num_gpus // fewest
     return _Place(replicas * fewest, replicas, fewest * (TENSOR_PARALLEL_EFFICIENCY if fewest > 1 else 1))
+
+
+def _check_scorer(model: ModelShape, memory_bytes: float, stage: str) -> None:
+    """Ask for room for the weights on one GPU: every replica that scores has them all."""
+    weights, room = model.serving_bytes(0, 0), memory_bytes * USABLE_FRACTION
+    if weights > room:
+        raise ConfigError(
+            f"plan: {stage} with {model.name} needs {weights / 1e9:.0f} GB for the weights on each GPU, found "
+            f"{room / 1e9:.0f} GB usable of {memory_bytes / 1e9:.0f}; scoring does not split a model. Take GPUs with more "
+            "memory, or a smaller judge."
+        )
 
 
 def _cost(
@@ -255,9 +267,11 @@ def _cost(
 
 def _of_replica(stage: StageWork, place: _Place, machine: Machine, batch_size: int) -> Work:
     """A replica's share of the work; of what is written, with its decoding steps."""
-    if stage.needs != "serve" or stage.model is None:
+    if stage.needs not in ("serve", "score") or stage.model is None:
         return stage.work
     share = Work(**{name: math.ceil(amount / place.replicas) for name, amount in stage.work})
+    if stage.needs == "score":
+        return share
     tokens_each = share.reason_tokens / share.num_reasons
     in_flight = float(batch_size)
     if machine.memory_bytes is not None:

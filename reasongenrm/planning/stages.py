@@ -16,7 +16,7 @@ REWARD_BENCH_ROWS = 2_985
 BYTES_PER_TOKEN = 4.6  # of text: RewardBench's answers under SmolLM2's tokenizer, 1,000 rows
 RECORD_BYTES = 250  # of a record's other fields: ids, names, numbers
 VERDICT_TOKENS = 5  # [[A]] and the markup round it
-Needs = Literal["serve", "train", "one GPU", "no GPU"]
+Needs = Literal["serve", "score", "train", "no GPU"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def run_stages(
 
     def scored(stage: str, work: Work) -> StageWork:
         size = work.num_reasons * text
-        return StageWork(stage, "score", work, judge, "one GPU", size, size)
+        return StageWork(stage, "score", work, judge, "score", size, size)
 
     def light(stage: str, kind: Kind, num_rows: int, kept_bytes: float) -> StageWork:
         return StageWork(stage, kind, Work(num_rows=num_rows), kept_bytes=kept_bytes)

@@ -1,15 +1,12 @@
-"""How work is shared out: GPUs to replicas, and tasks to replicas that are simulated step by step."""
+"""How tasks are shared out to replicas, which are simulated step by step."""
 
-import logging
 import multiprocessing
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from reasongenrm.config import EngineConfig
-from reasongenrm.errors import ConfigError
-from reasongenrm.generation.vllm_process import MAX_TAKEN, ReplicaPool, share_gpus, visible_gpus
+from reasongenrm.generation.vllm_process import MAX_TAKEN, ReplicaPool
 from reasongenrm.generation.vllm_replica import CAPACITY, MAX_NUM_SEQS, PromptTask, Task
 
 
@@ -135,28 +132,3 @@ def test_samples_of_a_broken_off_run_do_not_reach_the_next(pool: Pool) -> None:
     first.close()
     assert one.replicas[0].num_under_way > CAPACITY - 16  # all of it is in the way
     assert [len(samples) for samples in one.run([task(1, 1), task(1)])] == [2, 1]
-
-
-def test_gpus_are_shared_out_in_neighbouring_groups(caplog: pytest.LogCaptureFixture) -> None:
-    gpus = ["0", "1", "2", "3", "4"]
-    assert share_gpus(gpus, EngineConfig()) == [["0"], ["1"], ["2"], ["3"], ["4"]]
-    assert share_gpus([], EngineConfig()) == [[]]
-    assert share_gpus([], EngineConfig(data_parallel_size=2)) == [[], []]
-    assert not caplog.records
-    with caplog.at_level(logging.WARNING):
-        assert share_gpus(gpus, EngineConfig(tensor_parallel_size=2)) == [["0", "1"], ["2", "3"]]
-    assert caplog.messages == ["engine: 1 of 5 GPUs stay idle"]
-
-
-def test_more_gpus_than_there_are_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"tensor_parallel_size 2 x data_parallel_size 2 needs 4 GPUs, found 3"):
-        share_gpus(["0", "1", "2"], EngineConfig(tensor_parallel_size=2, data_parallel_size=2))
-    with pytest.raises(ConfigError, match=r"tensor_parallel_size 4 x data_parallel_size 1 needs 4 GPUs, found 1"):
-        share_gpus(["7"], EngineConfig(tensor_parallel_size=4))
-
-
-def test_visible_gpus_are_those_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-8932f937")
-    assert visible_gpus() == ["2", "GPU-8932f937"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert visible_gpus() == []

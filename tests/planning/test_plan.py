@@ -6,7 +6,7 @@ from reasongenrm.config import RunConfig
 from reasongenrm.errors import ConfigError, InputError
 from reasongenrm.planning.fit import amounts
 from reasongenrm.planning.plan import Plan, StageCost, gpus_needed, gpus_to_serve, gpus_to_train, make_plan
-from reasongenrm.planning.points import Kind, Machine, MeasuredPoint, Points, Work
+from reasongenrm.planning.points import Kind, Machine, MeasuredPoint, Points, Work, shipped_points
 from reasongenrm.planning.shapes import SHAPES
 from reasongenrm.planning.stages import Assumptions
 from reasongenrm.planning.tables import notes
@@ -71,7 +71,7 @@ def test_hours_are_the_laws_seconds_shared_among_the_gpus_that_a_stage_can_use()
         return 2.0 * there / amounts(kind, JUDGE, ONCE)["flops"]
 
     scored = stages["score_reasons (of the teacher)"]
-    assert (scored.num_devices, scored.hours) == (1, pytest.approx(seconds_of_one("score", scored.stage) / 3600))
+    assert (scored.num_devices, scored.hours) == (8, pytest.approx(seconds_of_one("score", scored.stage) / 8 / 3600))
     sampled = stages["sample_reasons"]  # eight engines
     assert (sampled.num_devices, sampled.hours) == (
         8,
@@ -108,6 +108,41 @@ def test_start_up_is_not_shared_out() -> None:
     assert trained.hours == pytest.approx((5 + 2 * flops / 7.2) / 3600)
 
 
+def test_replicas_that_score_share_the_work_and_each_starts_and_reads_the_weights_itself() -> None:
+    # Seconds that are start-up and weights alone: as many with eight replicas, so eight times the GPU-hours.
+    points = [
+        measured("score", GPU, 60.0).model_copy(
+            update={"work": Work(num_prompts=n, prompt_tokens=n, num_reasons=n, reason_tokens=n)}
+        )
+        for n in (1_000, 2_000, 3_000)
+    ]
+    others = [point for point in POINTS.points if point.kind != "score"]
+    fixed = Points(machines=(GPU, CPU), points=(*others, *points))
+    four, eight = (by_name(plan(num_gpus=n, points=fixed))["score_reasons (of the policy)"] for n in (4, 8))
+    assert four.hours == eight.hours == pytest.approx(60 / 3600)
+    assert (four.device_hours, eight.device_hours) == (pytest.approx(240 / 3600), pytest.approx(480 / 3600))
+
+
+def test_whoever_scores_reads_the_weights_once_and_not_for_every_token_as_whoever_writes() -> None:
+    points = shipped_points()
+    planned = plan(num_gpus=1, points=points, machine=points.machine("cpu"))
+    law = next(law for law in planned.laws if law.kind == "score")
+    assert law.seconds_per["weights"] > 0
+    scored = by_name(planned)["score_reasons (of the policy)"]
+    assert scored.hours == pytest.approx(law.seconds(amounts("score", JUDGE, scored.work)) / 3600)
+    assert scored.work.num_steps == 0
+
+
+def test_a_judge_whose_weights_do_not_fit_on_one_gpu_cannot_score() -> None:
+    small = Machine(name="gpu", title="a small GPU", memory_bytes=16e9)  # 15.2 GB of weights, 14.4 usable
+    with pytest.raises(
+        ConfigError,
+        match=r"score_reasons \(of the teacher\) with Qwen2.5-7B needs 15 GB .* on each GPU, found 14 GB usable of 16; "
+        "scoring does not split a model",
+    ):
+        make_plan(CONFIG, ASSUMED, JUDGE, None, POINTS, small, 64)
+
+
 def test_what_lies_beyond_the_points_is_said_in_times() -> None:
     stages = by_name(plan())
     distilled = stages["distill_reasons"].beyond
@@ -117,7 +152,7 @@ def test_what_lies_beyond_the_points_is_said_in_times() -> None:
     assert scored
     assert scored.parameters == 1
     there = amounts("score", JUDGE, stages["score_reasons (of the policy)"].work)["flops"]
-    assert scored.work == pytest.approx(there / amounts("score", JUDGE, ONCE)["flops"])
+    assert scored.work == pytest.approx(there / 8 / amounts("score", JUDGE, ONCE)["flops"])  # of each of eight replicas
 
 
 def test_the_spread_of_the_points_is_that_of_the_hours_and_one_size_has_none() -> None:

@@ -1,0 +1,239 @@
+"""Worker processes: each in a process group of its own, on GPUs of its own, fed through a connection.
+
+`WorkerProcess` is the near end: it starts `python -m MODULE DESCRIPTOR`, sends messages and receives answers. MODULE calls
+`run_worker`, the far end. A worker ends with its whole group when the connection breaks, so that nobody's death, SIGKILL
+included, leaves a process on a GPU.
+"""
+
+import gc
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import Any
+
+from reasongenrm.errors import ConfigError, EngineError, ReasonGenRMError
+
+logger = logging.getLogger(__name__)
+
+EXIT_SECONDS = 15.0  # for a process whose connection broke to say how it ended
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; does not initialise CUDA."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name not in ("", "-1")]
+    import torch
+
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
+def share_gpus(gpus: Sequence[str], count: int | None, size: int = 1, *, section: str) -> list[list[str]]:
+    """The GPUs of every replica, neighbours together.
+
+    Without GPUs, the groups are empty: replicas on CPUs.
+
+    Args:
+        gpus: of `visible_gpus`.
+        count: replicas (`data_parallel_size`); None: as many as there is room for, at least one.
+        size: GPUs of each (`tensor_parallel_size`).
+        section: of the configuration, for messages.
+
+    Returns:
+        `count` groups of `size` GPUs.
+
+    Raises:
+        ConfigError: fewer GPUs are visible than are asked for.
+    """
+    count = count or max(1, len(gpus) // size)
+    if gpus and count * size > len(gpus):
+        asked = f"tensor_parallel_size {size} x data_parallel_size" if size > 1 else "data_parallel_size"
+        raise ConfigError(
+            f"{section}: {asked} {count} needs {count * size} GPUs, found {len(gpus)} "
+            f"(CUDA_VISIBLE_DEVICES {','.join(gpus)}). Set less, or ask for more GPUs."
+        )
+    if len(gpus) > count * size:
+        logger.warning("%s: %d of %d GPUs stay idle", section, len(gpus) - count * size, len(gpus))
+    return [list(gpus[place * size : (place + 1) * size]) for place in range(count)]
+
+
+class WorkerProcess:
+    """The near end of a worker.
+
+    Args:
+        module: that is run; calls `run_worker`.
+        gpus: as CUDA_VISIBLE_DEVICES names them; none: that variable is left as it is.
+        name: for messages, as `process` ("vLLM's process", say) and `unit` (what is counted as under way) are.
+        environ: what else of the environment is set.
+
+    Attributes:
+        connection: to wait for.
+        num_under_way: what was sent and is not done, in units; whoever sends counts.
+        grace_seconds: how long `close` lets the process end by itself.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        gpus: Sequence[str],
+        name: str,
+        *,
+        process: str,
+        unit: str,
+        environ: Mapping[str, str] = {},
+    ) -> None:
+        self.name = f"{name} (GPU {','.join(gpus)})" if gpus else name
+        self.num_under_way = 0
+        self.grace_seconds = 0.0
+        self._called = process
+        self._unit = unit
+        self.connection, theirs = multiprocessing.Pipe()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", module, str(theirs.fileno())],
+                env={**os.environ, **environ, **({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # libraries write to it; ours is for results
+                start_new_session=True,  # a group to be ended as one, which no Ctrl-C reaches but through us
+            )
+
+    def send(self, message: Any) -> None:
+        """Send a message.
+
+        Raises:
+            ReasonGenRMError: see `recv`.
+        """
+        try:
+            self.connection.send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            while True:  # its last words may say why
+                self.recv()
+
+    def recv(self) -> Any:
+        """The next answer; waits for it.
+
+        Raises:
+            ReasonGenRMError: the worker's own error, of the same type, with its name before it.
+            EngineError: the process ended without one; says how.
+        """
+        try:
+            message = self.connection.recv()
+        except (EOFError, ConnectionResetError) as error:
+            raise EngineError(self._how_it_ended()) from error
+        if isinstance(message, ReasonGenRMError):
+            raise type(message)(f"{self.name}: {message}")
+        return message
+
+    def disconnect(self) -> None:
+        """Tell the process to end."""
+        self.connection.close()
+
+    def close(self) -> None:
+        """End the process and all that it started."""
+        self.disconnect()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(self.grace_seconds)
+        self._kill()
+
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError):  # the whole group has ended
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _how_it_ended(self) -> str:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(EXIT_SECONDS)
+        code = self._process.returncode
+        self._kill()
+        if code is None:
+            how = "broke its connection"
+        elif code < 0:
+            how = f"was ended by {signal.Signals(-code).name}"
+        else:
+            how = f"ended with exit code {code}"
+        return (
+            f"{self.name}: {self._called} {how}, with {self.num_under_way} {self._unit} under way. See its log above (SIGKILL is "
+            "most often a machine out of memory), then start again: finished work is kept."
+        )
+
+
+class Caller:
+    """The far end of a worker's connection: messages that came in wait here while the worker is busy.
+
+    Args:
+        connection: to whoever started this process.
+        grace_seconds: when the connection has broken, how long the worker may take to see it and to end by itself; then
+            its whole group is killed.
+    """
+
+    def __init__(self, connection: Connection, grace_seconds: float) -> None:
+        # A copy of our end in a child that outlives us would hide our death from the other end.
+        os.register_at_fork(after_in_child=connection.close)
+        self._connection = connection
+        self._grace_seconds = grace_seconds
+        self._inbox: SimpleQueue[Any] = SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    @property
+    def has_message(self) -> bool:
+        """Whether `recv` would not wait."""
+        return not self._inbox.empty()
+
+    def recv(self) -> Any:
+        """The next message, in the order they were sent; waits for it. Ends the worker when the caller has gone."""
+        message = self._inbox.get()
+        if message is _GONE:
+            raise _CallerGoneError
+        return message
+
+    def send(self, answer: Any) -> None:
+        """Send an answer. Ends the worker when the caller has gone."""
+        try:
+            self._connection.send(answer)
+        except (BrokenPipeError, ConnectionResetError):
+            raise _CallerGoneError from None
+
+    def _read(self) -> None:
+        """Empty the connection while the worker works."""
+        with suppress(EOFError, ConnectionResetError):
+            while True:
+                self._inbox.put(self._connection.recv())
+        self._inbox.put(_GONE)
+        time.sleep(self._grace_seconds)
+        os.killpg(0, signal.SIGKILL)
+
+
+_GONE = object()
+
+
+class _CallerGoneError(Exception):
+    """Nobody is there to work for."""
+
+
+def run_worker(serve: Callable[[Caller], None], grace_seconds: float = 0.0) -> None:
+    """Be a worker: `serve` whoever started this process until they go, then end this process and its group.
+
+    A `ReasonGenRMError` of `serve` is an answer, and the last. Any other ends the process with a traceback and exit code 1.
+
+    Args:
+        serve: receives and sends; need not return.
+        grace_seconds: see `Caller`.
+    """
+    caller = Caller(Connection(int(sys.argv[1])), grace_seconds)
+    with suppress(_CallerGoneError):
+        try:
+            serve(caller)
+        except ReasonGenRMError as error:
+            caller.send(error)
+    gc.collect()  # what ends processes of its own when it goes (vLLM's engine) does so now
+    os.killpg(0, signal.SIGKILL)  # and whatever it forgot, with us
