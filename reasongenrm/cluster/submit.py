@@ -4,6 +4,7 @@ A pod sees the store, the hub and endpoints, and nothing of the machine that sub
 store first.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -134,26 +135,50 @@ def check_accelerators(config: RunConfig, inputs: RunInputs) -> None:
     """
     by_endpoint = inputs.teacher_uri.startswith(("http://", "https://"))
     resources = config.resources
-    asked = [
+    engines = [
         ("sample.engine", config.sample.engine, "num_accelerators", resources.num_accelerators),
         ("evaluate.engine", config.evaluate.engine, "num_accelerators", resources.num_accelerators),
     ]
     if not by_endpoint:
-        asked.append(
+        engines.append(
             ("distill.engine", config.distill.engine, "num_teacher_accelerators", resources.num_teacher_accelerators)
         )
-    for where, engine, key, given in asked:
-        if engine.kind == "vllm" and engine.tensor_parallel_size > given:
-            raise ConfigError(
-                f"{where}.tensor_parallel_size is {engine.tensor_parallel_size}, but resources.{key} is {given}: vLLM would not "
-                f"start. Set resources.{key} to {engine.tensor_parallel_size}, or the former to at most {given}."
+    for where, engine, key, given in engines:
+        if engine.kind == "vllm":
+            _check_spread(
+                where,
+                {
+                    "tensor_parallel_size": engine.tensor_parallel_size,
+                    "data_parallel_size": engine.data_parallel_size or 1,
+                },
+                key,
+                given,
             )
+    if resources.num_accelerators:  # 0: on CPUs, replicas are processes
+        _check_spread(
+            "score",
+            {"data_parallel_size": config.score.data_parallel_size or 1},
+            "num_accelerators",
+            resources.num_accelerators,
+        )
 
     modes = {config.genrm.mode, config.sft.mode, config.dpo.mode}
     if modes == {"trainjob"} and resources.num_train_accelerators:
         raise ConfigError(
             f"every training has mode 'trainjob', but resources.num_train_accelerators is {resources.num_train_accelerators}: the "
             "pods that wait for the TrainJobs would hold accelerators. Set it to 0; trainjob.gpus_per_node is what a TrainJob gets."
+        )
+
+
+def _check_spread(where: str, sizes: dict[str, int], key: str, given: int) -> None:
+    """See that replicas, and models spread over several accelerators, get as many as they need."""
+    needed = math.prod(sizes.values())
+    if needed > given:
+        asked = {name: size for name, size in sizes.items() if size > 1} or sizes  # none at all for a model on one
+        settings = " and ".join(f"{where}.{name} is {size}" for name, size in asked.items())
+        raise ConfigError(
+            f"{settings}, but resources.{key} is {given}: it would not start. Set resources.{key} to {needed}, or lower "
+            f"{' or '.join(asked)}."
         )
 
 

@@ -127,6 +127,34 @@ def test_model_that_is_spread_wider_than_its_task_is_refused() -> None:
     arguments_of(enough, given(teacher="org/teacher"), STORE)
 
 
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"sample": {"engine": {"tensor_parallel_size": 2, "data_parallel_size": 3}}},
+            r"sample\.engine\.tensor_parallel_size is 2 and sample\.engine\.data_parallel_size is 3, but "
+            r"resources\.num_accelerators is 4: .* Set resources\.num_accelerators to 6, or lower tensor",
+        ),
+        ({"score": {"data_parallel_size": 8}}, r"score\.data_parallel_size is 8, but resources\.num_accelerators is 4"),
+    ],
+)
+def test_more_replicas_than_accelerators_are_refused(sections: dict[str, Any], message: str) -> None:
+    resources = {"num_accelerators": 4}
+    with pytest.raises(ConfigError, match=message):
+        arguments_of(parse_section(RunConfig, {**sections, "resources": resources}, "test"), REMOTE, STORE)
+    fits = {
+        "sample": {"engine": {"tensor_parallel_size": 2, "data_parallel_size": 2}},
+        "score": {"data_parallel_size": 4},
+    }
+    arguments_of(parse_section(RunConfig, {**fits, "resources": resources}, "test"), REMOTE, STORE)
+
+
+def test_vllm_without_an_accelerator_is_refused() -> None:
+    config = parse_section(RunConfig, {"resources": {"num_accelerators": 0}}, "test")
+    with pytest.raises(ConfigError, match=r"sample\.engine\.tensor_parallel_size is 1 .*num_accelerators is 0"):
+        arguments_of(config, REMOTE, STORE)
+
+
 def test_pods_that_only_wait_for_trainjobs_hold_no_accelerators() -> None:
     trainings = {name: {"mode": "trainjob"} for name in ("genrm", "sft", "dpo")}
     config = parse_section(RunConfig, trainings, "test")
