@@ -15,7 +15,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import sysconfig
 import time
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from reasongenrm.errors import StoreError
+from reasongenrm.lifelines import ending_with_us
 from reasongenrm.store import STORE_DIR
 
 BUCKET = "reasongenrm"
@@ -37,15 +37,6 @@ _LOCK_SECONDS = 2.0  # the server of a run that was just killed takes a moment t
 _MEMORY_LIMIT = "512MiB"  # without it 910 MB while a checkpoint goes up, with it 440, in the same time
 _VACUUM_SECONDS = 30  # how often deleted bytes are given back; the default, 14 minutes, would pile up checkpoints
 _ATTEMPTS = 3  # another program may take a port between our look and the server's start
-
-# The server gets SIGKILL when the thread that started it ends, however that comes about. This program asks for it and
-# then becomes the server; preexec_fn would do the same, but is unsafe once there are threads.
-_LAUNCHER = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 = PR_SET_PDEATHSIG
-if os.getppid() == int(sys.argv[1]):
-    os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 @dataclass(frozen=True)
@@ -155,7 +146,7 @@ def _start(
         command = [str(program), *_options(data_dir, ports)]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command],
+                ending_with_us(command),
                 cwd=objects,
                 env={"HOME": str(objects), "GOMEMLIMIT": _MEMORY_LIMIT},  # SeaweedFS would read AWS and WEED variables
                 stdin=subprocess.DEVNULL,

@@ -4,11 +4,9 @@
 checkpoint, training_log.json and a TensorBoard event file of the same figures. torchrun starts this module as a program.
 """
 
-import ctypes
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -20,6 +18,7 @@ from reasongenrm.chat import ChatFamily, detect_family, install_template
 from reasongenrm.config import DPOConfig, Section, SFTConfig, TrainConfig, TrainJobConfig
 from reasongenrm.errors import ConfigError, ReasonGenRMError, TrainingError
 from reasongenrm.generation.seam import OpeningRole
+from reasongenrm.lifelines import end_with, ending_with_us
 from reasongenrm.processes import World, check_batch
 from reasongenrm.sharding import RIGID
 from reasongenrm.stage import Stage, quiet_threads
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LOG = "training_log.json"
-_PR_SET_PDEATHSIG = 1
 # Those of transformers that need nothing but a number of steps and of warm-up steps.
 _SCHEDULERS = (
     "linear",
@@ -228,9 +226,17 @@ def _torchrun(job: TrainingJob, world: World) -> None:
     if world.num_nodes == 1:
         # Processes of one machine talk over loopback; without this gloo asks a resolver for the host's own name.
         env.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    command = [sys.executable, "-m", "reasongenrm.training", "launch", str(os.getpid()), str(job_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *world.torchrun(),
+        "-m",
+        "reasongenrm.training",
+        str(job_path),
+    ]
     with stderr_path.open("wb") as stderr:
-        code = subprocess.run([*command, *world.torchrun()], env=env, stderr=stderr, check=False).returncode
+        code = subprocess.run(ending_with_us(command), env=env, stderr=stderr, check=False).returncode
     if code:
         raise _failure(job, world, code, stderr_path)
 
@@ -254,20 +260,6 @@ def _failure(job: TrainingJob, world: World, code: int, stderr_path: Path) -> Re
     )
 
 
-def _die_with(parent: int) -> None:
-    """Let the kernel kill this process when its parent ends: torchrun's workers are beyond a kill of our group."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _launch(parent: int, job_path: str, options: Sequence[str]) -> None:
-    """Become torchrun."""
-    _die_with(parent)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", *options]
-    os.execv(sys.executable, [*torchrun, "-m", "reasongenrm.training", job_path])
-
-
 def _work(job: TrainingJob, rank: int) -> int:
     """Be one of torchrun's processes."""
     from reasongenrm import trainers
@@ -282,8 +274,6 @@ def _work(job: TrainingJob, rank: int) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "launch":
-        _launch(int(sys.argv[2]), sys.argv[3], sys.argv[4:])
-    _die_with(os.getppid())
+    end_with(os.getppid())  # torchrun, whose processes are beyond a kill of our group
     quiet_threads()
     sys.exit(_work(TrainingJob.model_validate_json(Path(sys.argv[1]).read_bytes()), int(os.environ["RANK"])))

@@ -99,6 +99,15 @@ def test_one_command_serves_the_winner_with_a_judge_and_sigterm_ends_all_of_it(s
 
 
 @pytest.mark.slow
+def test_kill_that_cannot_be_caught_ends_all_of_it(stack: Stack) -> None:
+    stack.wait_for("curl -s")
+    children = stack.children()
+    assert len(children) == 2
+    stack.process.kill()
+    assert psutil.wait_procs(children, timeout=20)[1] == []
+
+
+@pytest.mark.slow
 def test_dead_predictor_ends_the_judge_too_and_its_log_is_shown(stack: Stack) -> None:
     stack.wait_for("curl -s")
     children = stack.children()

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import typer
 from reasongenrm.cli.console import print_note
 from reasongenrm.cli.settings import DEFAULT_STORE, StoreOption
 from reasongenrm.errors import EngineError
+from reasongenrm.lifelines import ending_with_us
 
 START_SECONDS = 300.0  # vLLM on a cold machine; our own server needs a tenth
 SERVED_NAME = "reasongenrm"
@@ -112,7 +114,13 @@ def served(folder: Path, port: int = 0) -> Iterator[Endpoint]:
     command = [sys.executable, "-m", "reasongenrm", "serve", "--model", str(folder), "--port", str(port)]
     env = {name: value for name, value in os.environ.items() if name != "VLLM_API_KEY"}  # nobody but this run asks
     with log_path.open("wb") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=env)
+        process = subprocess.Popen(
+            ending_with_us(command, signal.SIGTERM),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=env,
+        )
     try:
         deadline = time.monotonic() + START_SECONDS
         while not is_up(f"http://127.0.0.1:{port}/health"):

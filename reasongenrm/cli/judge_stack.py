@@ -23,6 +23,7 @@ from types import FrameType
 from reasongenrm.cli.console import err, print_note
 from reasongenrm.cli.endpoint import is_up
 from reasongenrm.errors import ConfigError, EngineError, InputError
+from reasongenrm.lifelines import ending_with_us
 from reasongenrm.metrics import JudgeStyle
 
 START_SECONDS = 600.0  # vLLM on a cold machine: weights from a slow disk, then its compilation
@@ -233,13 +234,17 @@ class _Child:
 
 @contextmanager
 def _running(name: str, arguments: Sequence[str], log_dir: Path) -> Iterator[_Child]:
-    """A command of ours in a process of its own, outside of the terminal's reach: Ctrl-C is for us, and we end it."""
+    """A command of ours in a process of its own, outside of the terminal's reach: Ctrl-C is for us, and we end it.
+
+    If we are killed, the kernel ends it.
+    """
     from reasongenrm.local_run import stop_tree
 
     log_path = log_dir / f"{name}.log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "reasongenrm", *arguments],
+            # SIGTERM: a vLLM that the predictor has become ends processes of its own then.
+            ending_with_us([sys.executable, "-m", "reasongenrm", *arguments], signal.SIGTERM),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
