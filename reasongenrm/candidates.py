@@ -15,6 +15,7 @@ import numpy as np
 from reasongenrm.chat import ChatFamily, EncodedExample, encode_reason_examples
 from reasongenrm.errors import InputError
 from reasongenrm.packing import IGNORED, Branch, Tree
+from reasongenrm.progress import tracked
 from reasongenrm.prompts import judge_prompt
 from reasongenrm.records import Drops, JudgePrompt, Reason
 
@@ -93,7 +94,8 @@ def encode_candidates(
             )
         by_prompt[reason.prompt_id][reason.sample] = reason
     rows = []
-    for prompt_id, of_prompt in by_prompt.items():
+    for prompt_id in tracked(list(by_prompt), "score_reasons (tokenising)", "prompt"):
+        of_prompt = by_prompt[prompt_id]
         prompt = prompts[prompt_id]
         text = judge_prompt(prompt.question, prompt.answer_a, prompt.answer_b)
         texts = [reason.reason for reason in of_prompt.values()]

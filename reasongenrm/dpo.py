@@ -8,9 +8,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from reasongenrm.chat import ChatFamily, encode_reason_example
+from reasongenrm.chat import ChatFamily, encode_reason_examples
 from reasongenrm.config import DPOConfig, ReferenceConfig
 from reasongenrm.processes import find_world
+from reasongenrm.progress import tracked
 from reasongenrm.prompts import judge_prompt
 from reasongenrm.records import Drops, Preference, parse_records
 from reasongenrm.stage import Stage
@@ -34,11 +35,12 @@ def encode_preferences(
     """
     columns: dict[str, list[Any]] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": [], "length": []}
     drops = Drops()
-    for pair in preferences:
+    for pair in tracked(preferences, "train_dpo (tokenising)", "pair"):
         drops.num_in += 1
         text = judge_prompt(pair.prompt.question, pair.prompt.answer_a, pair.prompt.answer_b)
-        chosen = encode_reason_example(tokenizer, family, text, pair.chosen, pair.chosen_verdict)
-        rejected = encode_reason_example(tokenizer, family, text, pair.rejected, pair.rejected_verdict)
+        # Whatever the verdicts are, they are left away below.
+        reasons, verdict = (pair.chosen, pair.rejected), pair.chosen_verdict
+        chosen, rejected = encode_reason_examples(tokenizer, family, text, reasons, verdict)
         longest = max(chosen.reason_span[1], rejected.reason_span[1])
         if longest > max_length:
             drops.drop(

@@ -5,8 +5,9 @@ Stages run as subprocesses and in pods, where a log is read line by line, so bot
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -63,6 +64,17 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+T = TypeVar("T")
+
+
+def tracked(items: Sequence[T], name: str, unit: str) -> Iterator[T]:
+    """The items, one after another, each counted when the next one is asked for."""
+    with track(name, total=len(items), unit=unit) as tracker:
+        for item in items:
+            yield item
+            tracker.advance()
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from reasongenrm.config import SFTConfig
 from reasongenrm.errors import InputError
 from reasongenrm.packing import IGNORED
 from reasongenrm.processes import find_world
+from reasongenrm.progress import tracked
 from reasongenrm.prompts import judge_prompt
 from reasongenrm.records import Drops, TrainingExample, parse_records
 from reasongenrm.stage import Stage
@@ -60,7 +61,7 @@ def encode_examples(
     """
     columns: dict[str, list[Any]] = {"input_ids": [], "labels": [], "length": []}
     drops = Drops()
-    for example in examples:
+    for example in tracked(examples, "train_sft (tokenising)", "example"):
         drops.num_in += 1
         if variant == "sft" and example.reason is None:
             raise InputError(

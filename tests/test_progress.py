@@ -26,3 +26,13 @@ def test_units_of_an_earlier_run_count_as_done_but_not_in_the_rate(capsys, monke
 def test_hours_are_shown_as_hours():
     assert progress._clock(3725) == "1:02:05"
     assert progress._clock(65) == "1:05"
+
+
+def test_items_are_counted_as_they_are_done(capsys):
+    assert list(progress.tracked("abc", "train_sft (tokenising)", "example")) == ["a", "b", "c"]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("train_sft (tokenising): 3/3 example")
+    for item in progress.tracked("abc", "train_sft (tokenising)", "example"):
+        if item == "b":
+            break
+    assert capsys.readouterr().out == "", "the last one was not done"
