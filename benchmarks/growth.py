@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.shapes import sizes
 from reasongenrm import __version__
 from reasongenrm.chat import detect_family, encode_reason_example, install_template
 from reasongenrm.config import (
@@ -107,15 +108,8 @@ def random_checkpoint(folder: Path, shape: ModelShape) -> Path:
 
     tokenizer = tiny_tokenizer("chatml")
     config = LlamaConfig(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        num_key_value_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
+        **sizes(shape),
         max_position_embeddings=4096,
-        tie_word_embeddings=shape.tied,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

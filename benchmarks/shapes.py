@@ -82,21 +82,28 @@ SHAPES = {
 }
 
 
+def sizes(model: ModelShape) -> dict[str, Any]:
+    """A shape as the keyword arguments that Llama's and Qwen2's configs have in common."""
+    return {
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.intermediate_size,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_heads,
+        "num_key_value_heads": model.num_kv_heads,
+        "head_dim": model.head_dim,
+        "tie_word_embeddings": model.tied,
+    }
+
+
 def make_model(shape: Shape, device: "torch.device", dtype: "torch.dtype", *, seed: int = 0) -> "PreTrainedModel":
     """A model of the shape, its weights drawn on the device; equal seeds give equal weights on equal devices."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    model_shape = shape.model
     config = Qwen2Config(
-        vocab_size=model_shape.vocab_size,
-        hidden_size=model_shape.hidden_size,
-        intermediate_size=model_shape.intermediate_size,
-        num_hidden_layers=model_shape.num_layers,
-        num_attention_heads=model_shape.num_heads,
-        num_key_value_heads=model_shape.num_kv_heads,
+        **sizes(shape.model),
         max_position_embeddings=CONTEXT,
-        tie_word_embeddings=model_shape.tied,
         rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
         attn_implementation="sdpa",
     )

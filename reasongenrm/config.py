@@ -17,6 +17,8 @@ from reasongenrm.errors import ConfigError
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+Dtype = Literal["auto", "float32", "bfloat16"]
+ScoreDtype = Dtype | Literal["float64"]
 Probability = Annotated[float, Field(ge=0, le=1)]
 # Pattern of resource.Quantity in the published CRDs, without its exponents.
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([KMGTPE]i|[mkMGTPE])?$")]
@@ -40,7 +42,7 @@ class EngineConfig(Section):
     placement: ClassVar[frozenset[str]] = frozenset({"data_parallel_size"})
 
     kind: Literal["transformers", "vllm"] = "vllm"  # for a checkpoint; the laptop's configs say transformers
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     batch_size: PositiveInt = 16  # prompts x samples in one transformers batch; a resumable unit for every engine
     max_model_len: PositiveInt | None = None  # None: what the model's own config says
     concurrency: PositiveInt = 32  # requests in flight (endpoint)
@@ -89,7 +91,7 @@ class ScoreConfig(Section):
 
     max_batch_tokens: PositiveInt = 16384  # prompt + reasons of one forward pass
     max_length: PositiveInt = 131072  # longer sequences are dropped (counted)
-    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    dtype: ScoreDtype = "auto"
     data_parallel_size: PositiveInt | None = None  # copies of the model; None: one a visible GPU, 1 without GPUs
 
 

@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from reasongenrm.candidates import Row, encode_candidates, plan_batches
 from reasongenrm.chat import detect_family, install_template
-from reasongenrm.config import ScoreConfig
+from reasongenrm.config import ScoreConfig, ScoreDtype
 from reasongenrm.errors import EngineError, InputError
 from reasongenrm.generation.transformers import load_config_and_tokenizer, load_model
 from reasongenrm.packing import IGNORED, pack
@@ -78,7 +78,7 @@ def reason_score(reason_logprobs: Sequence[float], verdict_logprobs: Sequence[fl
     return probability(reason_logprobs) * (2 * probability(verdict_logprobs) - 1)
 
 
-def load_scorer(folder: Path, dtype: Literal["auto", "float32", "bfloat16", "float64"]) -> "PreTrainedModel":
+def load_scorer(folder: Path, dtype: ScoreDtype) -> "PreTrainedModel":
     """Load a checkpoint's model to score with, on the GPU if there is one.
 
     Args:

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Literal
 
 from reasongenrm.candidates import Row
+from reasongenrm.config import ScoreDtype
 from reasongenrm.records import ScoredReason
 from reasongenrm.workers import WorkerProcess
 
@@ -29,7 +29,7 @@ class ScorerSettings:
     """
 
     folder: Path
-    dtype: Literal["auto", "float32", "bfloat16", "float64"]
+    dtype: ScoreDtype
     on_gpu: bool
 
 
@@ -47,7 +47,7 @@ class ScorerReplicas:
     def __init__(
         self,
         folder: Path,
-        dtype: Literal["auto", "float32", "bfloat16", "float64"],
+        dtype: ScoreDtype,
         gpus: Sequence[Sequence[str]],
     ) -> None:
         # Each would start a thread for every core. What the user has set stays, as it does for training.

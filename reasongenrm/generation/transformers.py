@@ -10,17 +10,15 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from reasongenrm.config import EngineConfig
+from reasongenrm.config import Dtype, EngineConfig
 from reasongenrm.errors import EngineError, InputError
 from reasongenrm.generation.seam import Generation, GenerationRequest, Sampling, plan_batches, sample_seed
 from reasongenrm.generation.turns import Prompt, Turns, end_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 def load_checkpoint(path: Path, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
