@@ -20,7 +20,7 @@ else
 CONFIG ?= pipelines/configs/small.yaml
 TEACHER ?=
 endif
-MODEL ?= $(shell $(BIN)/python -c 'from reasongenrm.demo import smollm2_path; print(smollm2_path())' 2>/dev/null)
+MODEL ?= $(shell $(BIN)/python -c 'from reasongenrm.demo.formats import smollm2_path; print(smollm2_path())' 2>/dev/null)
 STORE ?= .reasongenrm
 BENCH ?= # arguments of python -m benchmarks
 

@@ -23,11 +23,11 @@ from benchmarks.peers import one_at_a_time, padded_batch
 from benchmarks.setting import Setting
 from benchmarks.shapes import make_model
 from benchmarks.work import Columns, dpo_columns, scoring_rows, sft_columns, training_work
-from reasongenrm.candidates import Row, plan_batches
 from reasongenrm.config import DPOConfig, SFTConfig, TrainConfig
-from reasongenrm.packed_trainers import sum_by_branch
-from reasongenrm.packing import IGNORED
-from reasongenrm.scoring import probability, score_batch
+from reasongenrm.packing.trees import IGNORED
+from reasongenrm.reasons.candidates import Row, plan_batches
+from reasongenrm.reasons.score import probability, score_batch
+from reasongenrm.training.packed import sum_by_branch
 
 EXAMPLES, PROMPTS, PADDED = 8, 2, 4
 BETA = DPOConfig().beta

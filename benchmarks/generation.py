@@ -23,12 +23,12 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.plain_vllm import describe, forget_prompts, plain_generate
-from reasongenrm.chat import detect_family, install_template
 from reasongenrm.config import EngineConfig
+from reasongenrm.data.chat import detect_family, install_template
+from reasongenrm.demo.tiny import tiny_tokenizer
 from reasongenrm.generation import GenerationRequest, Sampling
 from reasongenrm.generation.vllm import VLLMEngine
 from reasongenrm.records import Reason, dump_records
-from reasongenrm.tiny import tiny_tokenizer
 
 PLAIN, SEEDED, ENGINE = "vLLM", "vLLM, seeded", "engine"
 

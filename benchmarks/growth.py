@@ -26,7 +26,6 @@ from typing import Any
 
 from benchmarks.shapes import sizes
 from reasongenrm import __version__
-from reasongenrm.chat import detect_family, encode_reason_example, install_template
 from reasongenrm.config import (
     DPOConfig,
     EngineConfig,
@@ -38,11 +37,11 @@ from reasongenrm.config import (
     Section,
     SFTConfig,
 )
+from reasongenrm.data.chat import detect_family, encode_reason_example, install_template
+from reasongenrm.data.prompts import judge_messages, judge_prompt
 from reasongenrm.planning.fit import fit_law
 from reasongenrm.planning.points import KINDS, LIGHT, Kind, Machine, MeasuredPoint, Points, Work
-from reasongenrm.planning.shapes import SHAPES, ModelShape
 from reasongenrm.planning.tables import laws_grid
-from reasongenrm.prompts import judge_messages, judge_prompt
 from reasongenrm.records import (
     JudgePrompt,
     Judgment,
@@ -54,8 +53,9 @@ from reasongenrm.records import (
     dump_records,
     parse_records,
 )
-from reasongenrm.stage import Stage, content_digest, quiet_threads
-from reasongenrm.store import ArtifactRef, FileEntry, Store, digest_bytes, read_file, sha256_file
+from reasongenrm.store.artifacts import ArtifactRef, FileEntry, Store, digest_bytes, read_file, sha256_file
+from reasongenrm.store.stage import Stage, content_digest, quiet_threads
+from reasongenrm.training.shapes import SHAPES, ModelShape
 
 BATCH_SIZE = 8  # of a training step, and of what is written side by side
 NUM_SAMPLES = 2
@@ -104,7 +104,7 @@ def random_checkpoint(folder: Path, shape: ModelShape) -> Path:
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    from reasongenrm.tiny import tiny_tokenizer
+    from reasongenrm.demo.tiny import tiny_tokenizer
 
     tokenizer = tiny_tokenizer("chatml")
     config = LlamaConfig(
@@ -243,7 +243,7 @@ class Bench:
         ), seconds()
 
     def _evaluate(self, size: Size) -> tuple[Work, float]:
-        from reasongenrm.evaluation import evaluate_rewardbench
+        from reasongenrm.evaluation.evaluate import evaluate_rewardbench
 
         path = self._folder / f"{size.num_prompts}.jsonl"
         rows = [
@@ -265,7 +265,7 @@ class Bench:
         return _written(judged, 1, NEW_TOKENS * -(-len(judged) // BATCH_SIZE)), seconds()
 
     def _score(self, size: Size) -> tuple[Work, float]:
-        from reasongenrm.scoring import score_reasons
+        from reasongenrm.reasons.score import score_reasons
 
         texts = self._texts(size, 4)
         reasons = [
@@ -281,7 +281,7 @@ class Bench:
         return self._work(size.model, texts, 0), seconds()
 
     def _sft(self, size: Size) -> tuple[Work, float]:
-        from reasongenrm.sft import train_sft
+        from reasongenrm.training.sft import train_sft
 
         texts = self._texts(size, 1)
         examples = self._put(
@@ -297,7 +297,7 @@ class Bench:
         return self._work(size.model, texts, size.num_prompts // _batch(size)), seconds()
 
     def _dpo(self, size: Size) -> tuple[Work, float]:
-        from reasongenrm.dpo import train_dpo
+        from reasongenrm.training.dpo import train_dpo
 
         texts = self._texts(size, 2)
         pairs = [
@@ -322,7 +322,7 @@ class Bench:
         return self._work(size.model, texts, size.num_prompts // _batch(size)), seconds()
 
     def _import(self, size: Size) -> tuple[Work, float]:
-        from reasongenrm.model import import_model
+        from reasongenrm.data.import_model import import_model
 
         folder, _ = self._model(size.model)
         num_bytes = sum(file.stat().st_size for file in folder.iterdir())
@@ -331,7 +331,7 @@ class Bench:
         return Work(num_bytes=num_bytes), seconds()
 
     def _prepare(self, num_rows: int) -> float:
-        from reasongenrm.pairs import prepare_pairs
+        from reasongenrm.data.pairs import prepare_pairs
 
         path = self._folder / f"pairs-{num_rows}.jsonl"
         with path.open("w", encoding="utf-8") as file:
@@ -347,7 +347,7 @@ class Bench:
 
     def _select(self, num_rows: int) -> float:
         """Both selections have the same to read; the dearer one is measured."""
-        from reasongenrm.selection import select_preferences
+        from reasongenrm.reasons.select import select_preferences
 
         texts = self._texts(Size(SMALLEST, num_rows // 4), 4)
         scored = [
@@ -459,7 +459,7 @@ def main() -> None:
     quiet_threads()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
-    from reasongenrm.seaweed import embedded_store
+    from reasongenrm.store.seaweed import embedded_store
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

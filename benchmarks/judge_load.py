@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.judge_processes import Program, judge_and_predictor
-from reasongenrm.prompts import judge_prompt
+from reasongenrm.data.prompts import judge_prompt
 from reasongenrm.records import Message
 
 LATENCY_SECONDS = 0.05

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from benchmarks.figures import Part, PartName, Report
 from benchmarks.shapes import SHAPES
-from reasongenrm.stage import quiet_threads
+from reasongenrm.store.stage import quiet_threads
 
 if TYPE_CHECKING:
     from benchmarks.setting import Setting

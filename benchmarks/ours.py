@@ -11,13 +11,13 @@ from benchmarks.clock import timed
 from benchmarks.setting import Done, Setting, Settings, dtype_name, time_batches, time_steps
 from benchmarks.shapes import make_model
 from benchmarks.work import TrainingWork
-from reasongenrm.candidates import Row, plan_batches
 from reasongenrm.config import DPOConfig, SFTConfig, TrainConfig
-from reasongenrm.kernels import prepare_for_packed_rows
-from reasongenrm.packed_trainers import PackedDPOTrainer
-from reasongenrm.scoring import score_batch
-from reasongenrm.tiny import tiny_tokenizer
-from reasongenrm.trainers import build_trainer
+from reasongenrm.demo.tiny import tiny_tokenizer
+from reasongenrm.packing.kernels import prepare_for_packed_rows
+from reasongenrm.reasons.candidates import Row, plan_batches
+from reasongenrm.reasons.score import score_batch
+from reasongenrm.training.packed import PackedDPOTrainer
+from reasongenrm.training.trainers import build_trainer
 
 
 def sft(setting: Setting, work: TrainingWork) -> Done:

@@ -16,8 +16,8 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from benchmarks.setting import Done, Setting, Settings, dtype_name, time_batches, time_steps
 from benchmarks.shapes import make_model
 from benchmarks.work import TrainingWork
-from reasongenrm.candidates import Candidate, Row
-from reasongenrm.tiny import tiny_tokenizer
+from reasongenrm.demo.tiny import tiny_tokenizer
+from reasongenrm.reasons.candidates import Candidate, Row
 
 DEFAULT_BATCH = 8  # TRL's, for each process; a step with fewer examples has a smaller one
 

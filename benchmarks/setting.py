@@ -13,8 +13,8 @@ from benchmarks.figures import Step
 from benchmarks.shapes import Shape
 from benchmarks.work import Amount, scoring_amount
 from benchmarks.world import World
-from reasongenrm.candidates import Row
 from reasongenrm.config import ScoreConfig
+from reasongenrm.reasons.candidates import Row
 
 Settings = dict[str, str | int | float | bool | None]
 

@@ -7,8 +7,8 @@ The CPU shapes have the lengths of a GPU's work divided by eight or more, so tha
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from reasongenrm.planning.shapes import SHAPES as MODEL_SHAPES
-from reasongenrm.planning.shapes import ModelShape
+from reasongenrm.training.shapes import SHAPES as MODEL_SHAPES
+from reasongenrm.training.shapes import ModelShape
 
 if TYPE_CHECKING:
     import torch

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.shapes import Lengths, Shape
-from reasongenrm.batches import draw_order
-from reasongenrm.candidates import Candidate, Row
 from reasongenrm.config import SFTConfig
-from reasongenrm.packing import IGNORED
+from reasongenrm.packing.batches import draw_order
+from reasongenrm.packing.trees import IGNORED
 from reasongenrm.planning.points import Work
+from reasongenrm.reasons.candidates import Candidate, Row
 from reasongenrm.records import Reason
 
 Columns = dict[str, list[list[int]]]
@@ -147,7 +147,7 @@ class TrainingWork:
 
 
 def training_work(columns: Columns, batch_size: int, num_steps: int, *, seed: int = 0) -> TrainingWork:
-    """Draw the order of the rows as `reasongenrm.batches` does.
+    """Draw the order of the rows as `reasongenrm.packing.batches` does.
 
     Args:
         columns: of `sft_columns` or `dpo_columns`.
@@ -172,7 +172,7 @@ def scoring_amount(rows: Sequence[Row]) -> Amount:
 
 
 def scoring_rows(shape: Shape, num_prompts: int, *, seed: int = 0) -> list[Row]:
-    """Prompts with SAMPLES reasons each, as `reasongenrm.candidates` encodes them."""
+    """Prompts with SAMPLES reasons each, as `reasongenrm.reasons.candidates` encodes them."""
     draw, lengths = Draw(shape, seed), shape.lengths
     rows = []
     for number in range(num_prompts):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from reasongenrm.image_check import EXTRAS
+from reasongenrm.cli.image_check import EXTRAS
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = "3.11"  # of the base images

@@ -1,6 +1,6 @@
 """Runs the pipeline on this machine: `python -m pipelines.local ARGUMENTS.json`, in a process of its own.
 
-`reasongenrm/local_run.py` starts it, reads its output and stops it. Tasks are subprocesses of the same Python environment.
+`reasongenrm/runs/local.py` starts it, reads its output and stops it. Tasks are subprocesses of the same Python environment.
 """
 
 import json
@@ -18,7 +18,7 @@ def run(pipeline_root: Path, arguments: dict[str, Any]) -> None:
         arguments: the pipeline's parameters.
 
     Raises:
-        RuntimeError: a task failed; which one and why is in its outcome.json (reasongenrm/task.py).
+        RuntimeError: a task failed; which one and why is in its outcome.json (reasongenrm/runs/task.py).
     """
     # The runner says that our images do not look like Python and that a laptop has no accelerators: both are meant so.
     warnings.filterwarnings(

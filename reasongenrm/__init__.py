@@ -6,7 +6,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reasongenrm.judge.client import AsyncJudge, Judge
+    from reasongenrm.judge.client.client import AsyncJudge, Judge
 
 __all__ = ["AsyncJudge", "Judge", "__version__"]
 
@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name in ("AsyncJudge", "Judge"):
-        from reasongenrm.judge import client
+        from reasongenrm.judge.client import client
 
         return getattr(client, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""A real object store for the tests: one SeaweedFS a session, one prefix a test."""
+"""A real object store for the tests, one SeaweedFS per session and one prefix per test; a fake cluster per test."""
 
 import os
 import re
@@ -6,8 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from reasongenrm.seaweed import EmbeddedStore, embedded_store
-from reasongenrm.store import Store
+from reasongenrm.kubernetes import connection
+from reasongenrm.kubernetes.cluster import Cluster
+from reasongenrm.store.artifacts import Store
+from reasongenrm.store.seaweed import EmbeddedStore, embedded_store
+from tests.kube.fake_api import FakeCluster
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +29,20 @@ def store(store_env: EmbeddedStore, request: pytest.FixtureRequest) -> Store:
     """An empty store of the test's own."""
     name = re.sub(r"[^a-zA-Z0-9]+", "-", request.node.nodeid).strip("-")[-150:]
     return Store(f"{store_env.uri}/{name}")
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCluster]:
+    """A running API server that KUBECONFIG leads to."""
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setattr(connection, "FIRST_WAIT_SECONDS", 0.01)
+    with FakeCluster() as server:
+        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
+        yield server
+
+
+@pytest.fixture
+def cluster(fake: FakeCluster) -> Cluster:
+    """The client of that server."""
+    assert fake.kubeconfig.is_file()
+    return Cluster.connect()

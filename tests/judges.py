@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reasongenrm.config import EvaluateConfig
+from reasongenrm.data.benchmarks import LABELS, ORDERS, Benchmark, load_benchmark
 from reasongenrm.errors import EngineError
+from reasongenrm.evaluation.metrics import Evaluation, evaluate
 from reasongenrm.generation.seam import Generation, GenerationRequest, Sampling, plan_batches
-from reasongenrm.metrics import Evaluation, evaluate
 from reasongenrm.records import OPPOSITE, JudgePrompt, Judgment, Verdict
-from reasongenrm.rewardbench import LABELS, ORDERS, Benchmark, load_benchmark
 
 REAL_BENCHMARK = Path(__file__).parents[2] / "shared" / "data" / "rewardbench-partial.jsonl"
 

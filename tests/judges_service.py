@@ -29,10 +29,10 @@ from reasongenrm.judge.api import (
     PointwiseResponse,
     Usage,
 )
-from reasongenrm.judge.limits import Guard, Limits
-from reasongenrm.judge.routes import add_error_handlers
-from reasongenrm.judge.telemetry import Telemetry
-from reasongenrm.judge.trainers import trainer_router
+from reasongenrm.judge.rewards import trainer_router
+from reasongenrm.judge.server.limits import Guard, Limits
+from reasongenrm.judge.server.routes import add_error_handlers
+from reasongenrm.judge.server.telemetry import Telemetry
 from tests.endpoints import serving
 
 USAGE = Usage(num_requests=2, prompt_tokens=20, completion_tokens=10)

@@ -1,4 +1,4 @@
-"""A worker for tests/test_workers.py, run as `python -m tests.pupil`: does what it is told."""
+"""A worker for tests/processes/test_workers.py, run as `python -m tests.pupil`: does what it is told."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from reasongenrm.errors import ReasonGenRMError
-from reasongenrm.workers import Caller, run_worker
+from reasongenrm.processes.workers import Caller, run_worker
 
 
 def serve(caller: Caller) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from reasongenrm.judge.limits import Limits
-from reasongenrm.judge.server import ServerSettings, create_app
+from reasongenrm.judge.server.app import ServerSettings, create_app
+from reasongenrm.judge.server.limits import Limits
 from reasongenrm.judge.service import JudgeSettings
 from tests.endpoints import serving
 from tests.predictors import RulePredictor

@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from reasongenrm.local_run import open_store
-from reasongenrm.store import list_artifacts, read_file
+from reasongenrm.runs.local import open_store
+from reasongenrm.store.artifacts import list_artifacts, read_file
 from tests.tiny import tiny_checkpoint
 
 ROOT = Path(__file__).parents[1]

@@ -1,9 +1,9 @@
-"""Tiny real checkpoints for the tests (reasongenrm/tiny.py), and a way to put words into a model's mouth."""
+"""Tiny real checkpoints for the tests (reasongenrm/demo/tiny.py), and a way to put words into a model's mouth."""
 
 from pathlib import Path
 from typing import Any
 
-from reasongenrm.tiny import FAMILIES, Family, tiny_checkpoint, tiny_tokenizer
+from reasongenrm.demo.tiny import FAMILIES, Family, tiny_checkpoint, tiny_tokenizer
 
 __all__ = ["FAMILIES", "Family", "exact_model", "say", "tiny_checkpoint", "tiny_tokenizer"]
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from reasongenrm.config import Section
 from reasongenrm.records import JudgePrompt, Message, Preference, TrainingExample, Verdict, dump_records
-from reasongenrm.stage import Stage, content_digest
-from reasongenrm.store import ArtifactRef, FileEntry, Store, sha256_file
+from reasongenrm.store.artifacts import ArtifactRef, FileEntry, Store, sha256_file
+from reasongenrm.store.stage import Stage, content_digest
 from tests.tiny import Family, tiny_checkpoint
 
 

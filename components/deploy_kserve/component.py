@@ -1,4 +1,4 @@
-"""Adapter of reasongenrm.serving.deploy_kserve."""
+"""Adapter of reasongenrm.deploy.manifest.deploy_kserve."""
 
 from kfp import dsl
 
@@ -19,8 +19,8 @@ def deploy_kserve(
 ) -> None:
     """Deploy the winner and prove it, or put back what was served."""
     from reasongenrm.config import DeployConfig
-    from reasongenrm.serving import deploy_kserve as stage
-    from reasongenrm.task import Task
+    from reasongenrm.deploy.manifest import deploy_kserve as stage
+    from reasongenrm.runs.task import Task
 
     with Task("deploy_kserve", store_uri, service) as task:
         models = {"base": base_model, "genrm": genrm_model, "sft": sft_model, "dpo": dpo_model}

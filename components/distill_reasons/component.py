@@ -1,4 +1,4 @@
-"""Adapter of reasongenrm.reasons.distill_reasons."""
+"""Adapter of reasongenrm.reasons.write.distill_reasons."""
 
 from kfp import dsl
 
@@ -16,8 +16,8 @@ def distill_reasons(
 ) -> None:
     """Let the teacher, who is told the right verdict, write reasons for each judge prompt."""
     from reasongenrm.config import DistillConfig
-    from reasongenrm.reasons import distill_reasons as stage
-    from reasongenrm.task import Task
+    from reasongenrm.reasons.write import distill_reasons as stage
+    from reasongenrm.runs.task import Task
 
     with Task("distill_reasons", store_uri, reasons) as task:
         task.publish(

@@ -1,4 +1,4 @@
-"""Adapter of reasongenrm.evaluation.evaluate_rewardbench."""
+"""Adapter of reasongenrm.evaluation.evaluate.evaluate_rewardbench."""
 
 from kfp import dsl
 
@@ -18,9 +18,9 @@ def evaluate_rewardbench(
 ) -> None:
     """Have one variant judge every benchmark row in both orders."""
     from reasongenrm.config import EvaluateConfig
-    from reasongenrm.evaluation import evaluate_rewardbench as stage
-    from reasongenrm.evaluation import verdict_confusion
-    from reasongenrm.task import Task
+    from reasongenrm.evaluation.evaluate import evaluate_rewardbench as stage
+    from reasongenrm.evaluation.evaluate import verdict_confusion
+    from reasongenrm.runs.task import Task
 
     with Task("evaluate_rewardbench", store_uri, evaluation) as task:
         section = task.section(EvaluateConfig, config)

@@ -1,4 +1,4 @@
-"""Adapter of reasongenrm.pairs.prepare_pairs."""
+"""Adapter of reasongenrm.data.pairs.prepare_pairs."""
 
 from kfp import dsl
 
@@ -16,8 +16,8 @@ def prepare_pairs(
 ) -> None:
     """Turn preference rows into judge prompts, with every dropped row counted by cause."""
     from reasongenrm.config import PairsConfig
-    from reasongenrm.pairs import prepare_pairs as stage
-    from reasongenrm.task import Task
+    from reasongenrm.data.pairs import prepare_pairs as stage
+    from reasongenrm.runs.task import Task
 
     with Task("prepare_pairs", store_uri, prompts) as task:
         task.publish(

@@ -1,4 +1,4 @@
-"""Adapter of reasongenrm.reasons.sample_reasons."""
+"""Adapter of reasongenrm.reasons.write.sample_reasons."""
 
 from kfp import dsl
 
@@ -16,8 +16,8 @@ def sample_reasons(
 ) -> None:
     """Let the SFT model write reasons without seeing the verdict (on-policy)."""
     from reasongenrm.config import SampleConfig
-    from reasongenrm.reasons import sample_reasons as stage
-    from reasongenrm.task import Task
+    from reasongenrm.reasons.write import sample_reasons as stage
+    from reasongenrm.runs.task import Task
 
     with Task("sample_reasons", store_uri, reasons) as task:
         task.publish(

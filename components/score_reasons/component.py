@@ -1,4 +1,4 @@
-"""Adapter of reasongenrm.scoring.score_reasons."""
+"""Adapter of reasongenrm.reasons.score.score_reasons."""
 
 from kfp import dsl
 
@@ -17,8 +17,8 @@ def score_reasons(
 ) -> None:
     """Score each reason under a model: its fluency, signed by whether it leads to the labelled verdict."""
     from reasongenrm.config import ScoreConfig
-    from reasongenrm.scoring import score_reasons as stage
-    from reasongenrm.task import Task
+    from reasongenrm.reasons.score import score_reasons as stage
+    from reasongenrm.runs.task import Task
 
     with Task("score_reasons", store_uri, scored) as task:
         inputs = (task.input(model), task.input(prompts), task.input(reasons))

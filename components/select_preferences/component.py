@@ -1,4 +1,4 @@
-"""Adapter of reasongenrm.selection.select_preferences."""
+"""Adapter of reasongenrm.reasons.select.select_preferences."""
 
 from kfp import dsl
 
@@ -16,8 +16,8 @@ def select_preferences(
 ) -> None:
     """Choose a chosen and a rejected reason for each prompt: the pairs for DPO."""
     from reasongenrm.config import PreferencesConfig
-    from reasongenrm.selection import select_preferences as stage
-    from reasongenrm.task import Task
+    from reasongenrm.reasons.select import select_preferences as stage
+    from reasongenrm.runs.task import Task
 
     with Task("select_preferences", store_uri, preferences) as task:
         inputs = (task.input(prompts), task.input(scored))

@@ -1,4 +1,4 @@
-"""Adapter of reasongenrm.selection.select_reasons."""
+"""Adapter of reasongenrm.reasons.select.select_reasons."""
 
 from kfp import dsl
 
@@ -16,8 +16,8 @@ def select_reasons(
 ) -> None:
     """Keep the best reason of each prompt (R*) if its score is high enough: the examples for SFT."""
     from reasongenrm.config import SelectConfig
-    from reasongenrm.selection import select_reasons as stage
-    from reasongenrm.task import Task
+    from reasongenrm.reasons.select import select_reasons as stage
+    from reasongenrm.runs.task import Task
 
     with Task("select_reasons", store_uri, examples) as task:
         task.publish(

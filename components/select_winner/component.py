@@ -1,4 +1,4 @@
-"""Adapter of reasongenrm.gate.select_winner."""
+"""Adapter of reasongenrm.evaluation.gate.select_winner."""
 
 from kfp import dsl
 
@@ -23,8 +23,8 @@ def select_winner(
 ) -> bool:
     """Lay the four variants side by side, name the best candidate, and say whether it is good enough to serve."""
     from reasongenrm.config import DeployConfig, GateConfig
-    from reasongenrm.gate import select_winner as stage
-    from reasongenrm.task import Task
+    from reasongenrm.evaluation.gate import select_winner as stage
+    from reasongenrm.runs.task import Task
 
     with Task("select_winner", store_uri, decision) as task:
         evaluations = {"base": base_evaluation, "genrm": genrm_evaluation, "sft": sft_evaluation, "dpo": dpo_evaluation}

@@ -1,4 +1,4 @@
-"""Adapter of reasongenrm.dpo.train_dpo."""
+"""Adapter of reasongenrm.training.dpo.train_dpo."""
 
 from kfp import dsl
 
@@ -16,8 +16,8 @@ def train_dpo(
 ) -> None:
     """Move the SFT model's reasoning towards the chosen reasons; the reference model is the SFT model."""
     from reasongenrm.config import DPOConfig
-    from reasongenrm.dpo import train_dpo as stage
-    from reasongenrm.task import Task
+    from reasongenrm.runs.task import Task
+    from reasongenrm.training.dpo import train_dpo as stage
 
     with Task("train_dpo", store_uri, trained_model) as task:
         inputs = (task.input(model), task.input(preferences))

@@ -1,4 +1,4 @@
-"""Adapter of reasongenrm.sft.train_sft."""
+"""Adapter of reasongenrm.training.sft.train_sft."""
 
 from kfp import dsl
 
@@ -17,8 +17,8 @@ def train_sft(
 ) -> None:
     """Fine-tune the base model: variant "genrm" on verdicts alone, variant "sft" on reasons and verdicts."""
     from reasongenrm.config import SFTConfig
-    from reasongenrm.sft import train_sft as stage
-    from reasongenrm.task import Task
+    from reasongenrm.runs.task import Task
+    from reasongenrm.training.sft import train_sft as stage
 
     with Task("train_sft", store_uri, trained_model) as task:
         inputs = (task.input(model), task.input(examples))

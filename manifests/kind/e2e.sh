@@ -89,7 +89,7 @@ ask_judge() {
   within 300 "$python" -m reasongenrm judge --endpoint "$base/v1" --json --set evaluate.max_tokens=16 \
     --question "Name a river. Write the whole answer in capital letters." --answer-a "THE NILE." --answer-b "The Nile." \
     >"$scratch/judgment.json" || die "'reasongenrm judge' failed at $base/v1."
-  "$python" -m reasongenrm.smoke check "$scratch/completion.json" "$scratch/judgment.json" || die "the judge's answer has the wrong form."
+  "$python" -m reasongenrm.demo.smoke check "$scratch/completion.json" "$scratch/judgment.json" || die "the judge's answer has the wrong form."
 }
 
 need_timeout

@@ -11,20 +11,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from reasongenrm.cli import (
-    cluster,
-    contents,
-    endpoint,
-    judge,
-    judge_server,
-    judging,
-    plan,
-    rollback,
-    run,
-    stages,
-    tools,
-    web,
-)
+from reasongenrm.cli import cluster, contents, judge, judge_server, run, tools, web
+from reasongenrm.cli import evaluate as judging
+from reasongenrm.cli import plan_command as plan
+from reasongenrm.cli import rollback_command as rollback
+from reasongenrm.cli import serve as endpoint
+from reasongenrm.cli import stage_commands as stages
 from reasongenrm.cli.console import print_error, print_note
 from reasongenrm.errors import ReasonGenRMError
 

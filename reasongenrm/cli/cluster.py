@@ -26,9 +26,9 @@ from reasongenrm.cli.settings import (
 from reasongenrm.errors import ConfigError, ReasonGenRMError
 
 if TYPE_CHECKING:
-    from reasongenrm.cluster.client import Cluster
-    from reasongenrm.cluster.kfp import PipelineServer
-    from reasongenrm.cluster.kfp_runs import ClusterRun, ClusterTask
+    from reasongenrm.kubernetes.cluster import Cluster
+    from reasongenrm.runs.kfp import PipelineServer
+    from reasongenrm.runs.kfp_runs import ClusterRun, ClusterTask
 
 EXPERIMENT = "reasongenrm"
 _NUM_SHOWN = 20
@@ -121,10 +121,10 @@ def submit(
       reasongenrm submit --config run.yaml --store s3://judges/runs --as-job -n kubeflow > job.yaml
     """
     from pipelines.compile import PIPELINE_NAME, compile_pipeline
-    from reasongenrm.cluster.kfp import PipelineServer
-    from reasongenrm.cluster.submit import arguments_of, parse_parameters, reachable_inputs
-    from reasongenrm.doctor import require
-    from reasongenrm.runs import choose_inputs, new_run_id
+    from reasongenrm.processes.doctor import require
+    from reasongenrm.runs.kfp import PipelineServer
+    from reasongenrm.runs.submit import arguments_of, parse_parameters, reachable_inputs
+    from reasongenrm.store.run_records import choose_inputs, new_run_id
 
     require("pipeline")
     if as_job and (wait or as_json):
@@ -164,7 +164,7 @@ def _print_job(
     service_account: str,
 ) -> None:
     from components.images import image
-    from reasongenrm.cluster.submit_job import as_yaml, submit_job
+    from reasongenrm.runs.submit_job import as_yaml, submit_job
 
     namespace = namespace or "kubeflow"
     given = settings.resources.model_copy(update={f"{kind}_image": reference for kind, reference in images.items()})
@@ -204,8 +204,8 @@ def logs(
 
       reasongenrm logs reasongenrm-20261124-101500-3f2a "train_sft (sft)" --follow -n kubeflow
     """
-    from reasongenrm.cluster.kfp import PipelineServer
-    from reasongenrm.cluster.logs import task_log
+    from reasongenrm.runs.kfp import PipelineServer
+    from reasongenrm.runs.logs import task_log
 
     server = PipelineServer.connect(host, namespace)
     found = server.run(run)
@@ -214,7 +214,7 @@ def logs(
 
 
 def _cluster(namespace: str | None) -> "Cluster":
-    from reasongenrm.cluster.client import Cluster
+    from reasongenrm.kubernetes.cluster import Cluster
 
     cluster = Cluster.connect()
     cluster.namespace = namespace or cluster.namespace
@@ -255,7 +255,7 @@ def cancel(run: RunArgument, host: HostOption = None, namespace: NamespaceOption
 
       reasongenrm cancel reasongenrm-20261124-101500-3f2a --host http://127.0.0.1:8080
     """
-    from reasongenrm.cluster.kfp import PipelineServer
+    from reasongenrm.runs.kfp import PipelineServer
 
     server = PipelineServer.connect(host, namespace)
     found = server.run(run)
@@ -273,7 +273,7 @@ def cancel(run: RunArgument, host: HostOption = None, namespace: NamespaceOption
 def show_runs(host: str | None, namespace: str | None, run: str | None, as_json: bool) -> None:
     """The runs of a cluster, or one with its tasks; `reasongenrm runs --host` calls it."""
     from pipelines.compile import PIPELINE_NAME
-    from reasongenrm.cluster.kfp import PipelineServer
+    from reasongenrm.runs.kfp import PipelineServer
 
     server = PipelineServer.connect(host, namespace)
     found = [server.run(run)] if run is not None else server.runs(PIPELINE_NAME, _NUM_SHOWN)
@@ -375,7 +375,7 @@ def _watch(server: "PipelineServer", run_id: str) -> "ClusterRun":
 
 
 def _failure(server: "PipelineServer", run: "ClusterRun") -> str:
-    from reasongenrm.cluster.logs import last_error
+    from reasongenrm.runs.logs import last_error
 
     failed = [task for task in run.tasks if task.state == "failed"]
     if not failed:

@@ -13,8 +13,8 @@ from reasongenrm.cli.console import out, print_json, print_note
 from reasongenrm.cli.settings import DEFAULT_STORE, JsonOption, StoreOption
 
 if TYPE_CHECKING:
-    from reasongenrm.runs import RunRecord
-    from reasongenrm.store import Manifest
+    from reasongenrm.store.artifacts import Manifest
+    from reasongenrm.store.run_records import RunRecord
 
 MODEL_STAGES = ("import_model", "train_sft", "train_dpo")
 
@@ -28,8 +28,8 @@ def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
 
       reasongenrm models --store s3://my-bucket/judges --json
     """
-    from reasongenrm.local_run import open_store
-    from reasongenrm.store import list_artifacts
+    from reasongenrm.runs.local import open_store
+    from reasongenrm.store.artifacts import list_artifacts
 
     with open_store(store) as opened:
         artifacts = list_artifacts(opened)
@@ -87,8 +87,8 @@ def runs(
         show_runs(host, namespace, run_id, as_json)
         return
     from reasongenrm.errors import InputError
-    from reasongenrm.local_run import open_store
-    from reasongenrm.runs import list_runs
+    from reasongenrm.runs.local import open_store
+    from reasongenrm.store.run_records import list_runs
 
     with open_store(store) as opened:
         found = list_runs(opened)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from reasongenrm.cli.console import out, print_json, print_note
-from reasongenrm.cli.judging import (
+from reasongenrm.cli.evaluate import (
     EndpointOption,
     MarkupOption,
     ModelOption,
@@ -128,7 +128,7 @@ def _judge_alone(
     as_json: bool,
 ) -> None:
     from reasongenrm.cli.results import pair_panel
-    from reasongenrm.judging import judge_pair
+    from reasongenrm.evaluation.judge_pair import judge_pair
 
     question, answer_a, answer_b = _texts(pair)
     settings = make_config(config, engine_settings(config, assignments)).evaluate
@@ -161,8 +161,8 @@ def _judge_file(
     url: str, file: Path, output: Path | None, options: Mapping[str, Any], concurrency: int | None, as_json: bool
 ) -> None:
     from reasongenrm import Judge
-    from reasongenrm.judge.client import DEFAULT_CONCURRENCY
-    from reasongenrm.judge.pair_files import judge_file
+    from reasongenrm.judge.client.client import DEFAULT_CONCURRENCY
+    from reasongenrm.judge.client.pair_files import judge_file
 
     if output is None:
         raise ConfigError("judge: --file needs --output, the file that gets the judgments.")

@@ -70,11 +70,11 @@ def judge_server(
 
       curl http://127.0.0.1:8080/v1/pairwise -H 'Content-Type: application/json' -d '{"question": "Name a prime.", "answer_a": "7", "answer_b": "9"}'
     """
-    from reasongenrm.doctor import require
+    from reasongenrm.processes.doctor import require
 
     require("judge")
-    from reasongenrm.judge.calibration import PlattScaling, load_calibration
-    from reasongenrm.judge.server import ServerSettings, limits_from_environment, run_server
+    from reasongenrm.evaluation.calibration import PlattScaling, load_calibration
+    from reasongenrm.judge.server.app import ServerSettings, limits_from_environment, run_server
     from reasongenrm.judge.service import JudgeSettings
 
     if (predictor is None) == (predictor_host is None):

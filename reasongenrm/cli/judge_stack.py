@@ -21,10 +21,10 @@ from pathlib import Path
 from types import FrameType
 
 from reasongenrm.cli.console import err, print_note
-from reasongenrm.cli.endpoint import is_up
+from reasongenrm.cli.serve import is_up
 from reasongenrm.errors import ConfigError, EngineError, InputError
-from reasongenrm.lifelines import ending_with_us
-from reasongenrm.metrics import JudgeStyle
+from reasongenrm.evaluation.metrics import JudgeStyle
+from reasongenrm.processes.parent_death import ending_with_us
 
 START_SECONDS = 600.0  # vLLM on a cold machine: weights from a slow disk, then its compilation
 NOTE_SECONDS = 10.0  # between signs of life in a log; a terminal has a clock
@@ -56,8 +56,8 @@ def find_checkpoint(model: str | None, store: str) -> Checkpoint:
     Raises:
         InputError: the model, or without one SmolLM2's package, is not there.
     """
-    from reasongenrm.demo import smollm2_path
-    from reasongenrm.local_run import local_folder
+    from reasongenrm.demo.formats import smollm2_path
+    from reasongenrm.runs.local import local_folder
 
     winner = local_folder(store) / "winner"
     if model is None and winner.is_dir():
@@ -72,8 +72,8 @@ def find_checkpoint(model: str | None, store: str) -> Checkpoint:
 
 def _fetch(model: str, store: str) -> Path:
     """A copy of a model in the store, over that of an earlier call; vLLM takes this process over, so nobody could remove it."""
-    from reasongenrm.local_run import local_folder, open_store
-    from reasongenrm.store import download
+    from reasongenrm.runs.local import local_folder, open_store
+    from reasongenrm.store.artifacts import download
 
     folder = local_folder(store) / "served"
     with open_store(store):
@@ -87,7 +87,7 @@ def style_of(folder: Path) -> JudgeStyle:
     Raises:
         InputError: the folder is no checkpoint, or has no tokenizer.
     """
-    from reasongenrm.chat import is_installed
+    from reasongenrm.data.chat import is_installed
 
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: found no config.json; expected the folder of a checkpoint. Give an existing one.")
@@ -105,11 +105,11 @@ def style_of(folder: Path) -> JudgeStyle:
 def _import_gguf(path: str, store: str) -> Path:
     from transformers import AutoTokenizer
 
-    from reasongenrm.chat import detect_family, install_template
     from reasongenrm.config import ModelConfig
-    from reasongenrm.local_run import local_folder, open_store
-    from reasongenrm.model import import_model
-    from reasongenrm.store import download
+    from reasongenrm.data.chat import detect_family, install_template
+    from reasongenrm.data.import_model import import_model
+    from reasongenrm.runs.local import local_folder, open_store
+    from reasongenrm.store.artifacts import download
 
     folder = local_folder(store) / "untrained"
     with open_store(store) as opened, contextlib.redirect_stdout(sys.stderr):
@@ -136,7 +136,7 @@ def serve_with_judge(
         InputError: the folder is no checkpoint.
         EngineError: one of the two ended, or did not answer in time; with the end of its log.
     """
-    from reasongenrm.judge.calibration import CALIBRATION_FILE
+    from reasongenrm.evaluation.calibration import CALIBRATION_FILE
 
     for number, option in ((port, "--port"), (judge_port, "--judge-port")):
         _check_port(number, option)
@@ -238,7 +238,7 @@ def _running(name: str, arguments: Sequence[str], log_dir: Path) -> Iterator[_Ch
 
     If we are killed, the kernel ends it.
     """
-    from reasongenrm.local_run import stop_tree
+    from reasongenrm.runs.local import stop_tree
 
     log_path = log_dir / f"{name}.log"
     with log_path.open("wb") as log:

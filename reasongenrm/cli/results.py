@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from reasongenrm.evaluation.judge_pair import PairJudgment
+    from reasongenrm.evaluation.metrics import Evaluation
     from reasongenrm.judge.api import PairwiseResponse
-    from reasongenrm.judging import PairJudgment
-    from reasongenrm.metrics import Evaluation
 
 _MAX_REASON_CHARS = 1200
 _BAR_CHARS = 40
@@ -22,7 +22,7 @@ _BAR_CHARS = 40
 
 def evaluations_table(evaluations: "Sequence[Evaluation]") -> Table:
     """Judges side by side: accuracy with its interval, sections, and what a served judge lives or dies by."""
-    from reasongenrm.metrics import variant_name
+    from reasongenrm.evaluation.metrics import variant_name
 
     first = evaluations[0]
     coverage = first.benchmark.coverage

@@ -29,8 +29,8 @@ from reasongenrm.cli.settings import (
 
 if TYPE_CHECKING:
     from reasongenrm.config import EvaluateConfig, RunConfig
-    from reasongenrm.metrics import Evaluation
-    from reasongenrm.runs import RunInputs, RunRecord
+    from reasongenrm.evaluation.metrics import Evaluation
+    from reasongenrm.store.run_records import RunInputs, RunRecord
 
 DEMO_TEACHER = "demo"
 REPORT_FILES = ("report.html", "report.json", "decision.md", "decision.json")
@@ -74,9 +74,9 @@ def run(
     """
     from reasongenrm.cli.results import evaluations_table
     from reasongenrm.cli.run_view import ConsoleRunView, clock
-    from reasongenrm.doctor import require
-    from reasongenrm.local_run import local_folder, open_store, run_local
-    from reasongenrm.runs import RunInputs, choose_inputs
+    from reasongenrm.processes.doctor import require
+    from reasongenrm.runs.local import local_folder, open_store, run_local
+    from reasongenrm.store.run_records import RunInputs, choose_inputs
 
     require("pipeline", "train", "local", "serve")
     settings = make_config(config, assignments, limit)
@@ -114,8 +114,8 @@ def _check_inputs(inputs: "RunInputs", settings: "RunConfig") -> None:
         InputError: a row of the preferences or the benchmark is not what was expected.
         ConfigError: `deploy.apply` is asked for, and no cluster with KServe answers.
     """
-    from reasongenrm.cluster.submit import check_rows
-    from reasongenrm.store import is_hub_name
+    from reasongenrm.runs.submit import check_rows
+    from reasongenrm.store.artifacts import is_hub_name
 
     if settings.deploy.apply:
         _check_cluster(settings)
@@ -125,9 +125,9 @@ def _check_inputs(inputs: "RunInputs", settings: "RunConfig") -> None:
 
 
 def _check_cluster(settings: "RunConfig") -> None:
-    from reasongenrm.cluster.client import Cluster
-    from reasongenrm.cluster.kinds import INFERENCE_SERVICE
     from reasongenrm.errors import ClusterError, ConfigError
+    from reasongenrm.kubernetes.cluster import Cluster
+    from reasongenrm.kubernetes.kinds import INFERENCE_SERVICE
 
     deploy = settings.deploy
     try:
@@ -145,7 +145,7 @@ def _teacher(teacher: str) -> Iterator[str]:
     if teacher != DEMO_TEACHER:
         yield teacher
         return
-    from reasongenrm.demo import teacher_server
+    from reasongenrm.demo.formats import teacher_server
 
     with teacher_server() as address:
         yield address
@@ -163,11 +163,11 @@ class _Results:
 
     def write(self) -> None:
         """Copy report, decision and InferenceService out of the store; those of an earlier run go."""
-        from reasongenrm.metrics import Evaluation
+        from reasongenrm.data.benchmarks import BenchmarkRow
+        from reasongenrm.deploy.manifest import FILE_NAME
+        from reasongenrm.evaluation.metrics import Evaluation
         from reasongenrm.records import parse_records
-        from reasongenrm.rewardbench import BenchmarkRow
-        from reasongenrm.serving import FILE_NAME
-        from reasongenrm.store import read_file
+        from reasongenrm.store.artifacts import read_file
 
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in REPORT_FILES:
@@ -197,9 +197,9 @@ class _Results:
 
     def fetch_winner(self, folder: Path) -> None:
         """Copy the winner's checkpoint to a local folder, over that of an earlier run, its calibration beside it."""
-        from reasongenrm.judge.calibration import save_calibration
-        from reasongenrm.metrics import Evaluation
-        from reasongenrm.store import download, open_artifact, read_file
+        from reasongenrm.evaluation.calibration import save_calibration
+        from reasongenrm.evaluation.metrics import Evaluation
+        from reasongenrm.store.artifacts import download, open_artifact, read_file
 
         ref = self.record.evaluations()[self.winner]
         evaluation = Evaluation.model_validate_json(read_file(ref, "evaluation.json"))
@@ -213,13 +213,13 @@ class _Results:
 
 def _try_winner(results: _Results, model_folder: Path, config: "EvaluateConfig", port: int, keep_up: bool) -> None:
     """Serve the winner, judge one benchmark pair through HTTP, print it; with `keep_up` serve on until Ctrl-C."""
-    from reasongenrm.cli.endpoint import served
     from reasongenrm.cli.results import pair_panel
-    from reasongenrm.evaluation import VARIANT_STYLES
+    from reasongenrm.cli.serve import served
+    from reasongenrm.data.prompts import question_text
+    from reasongenrm.evaluation.evaluate import VARIANT_STYLES
+    from reasongenrm.evaluation.judge_pair import judge_row
+    from reasongenrm.evaluation.metrics import variant_name
     from reasongenrm.generation import open_engine
-    from reasongenrm.judging import judge_row
-    from reasongenrm.metrics import variant_name
-    from reasongenrm.prompts import question_text
 
     row, is_vllm = results.first_row, find_spec("vllm") is not None
     with served(model_folder, port) as endpoint:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from reasongenrm.runs import TaskRecord
+from reasongenrm.store.run_records import TaskRecord
 
 _PROGRESS = re.compile(r"[^:]+: (?P<done>\d+)/(?P<total>\d+) (?P<rest>.+)")  # Tracker.line in progress.py
 _SKIPPED_LINES = (" wrote s3://", " reused s3://")  # the task's closing line says as much

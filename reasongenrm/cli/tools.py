@@ -45,7 +45,7 @@ def compile_pipeline(
       reasongenrm compile -o build/pipeline.yaml --namespace kubeflow --registry registry.example/team --image vllm=judge:7
     """
     from pipelines.compile import compile_to, stale_files
-    from reasongenrm.doctor import require
+    from reasongenrm.processes.doctor import require
 
     require("pipeline")
     if check:
@@ -83,8 +83,8 @@ def doctor(
 
       reasongenrm doctor --image cpu
     """
-    from reasongenrm.doctor import examine
-    from reasongenrm.image_check import EXTRAS, examine_image
+    from reasongenrm.cli.image_check import EXTRAS, examine_image
+    from reasongenrm.processes.doctor import examine
 
     if image is not None and (image not in EXTRAS or store is not None):
         raise ConfigError(

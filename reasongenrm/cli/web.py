@@ -33,10 +33,10 @@ def web(
 
       reasongenrm web --judge http://judge.example:8080 --store s3://my-bucket/judges --port 9000
     """
-    from reasongenrm.doctor import require
+    from reasongenrm.processes.doctor import require
 
     require("web")
     from reasongenrm.web.app import WebSettings
-    from reasongenrm.web.server import serve
+    from reasongenrm.web.site import serve
 
     serve(WebSettings(judge, store, root_path.rstrip("/"), max_per_visitor), host, port, print_note)

@@ -22,12 +22,12 @@ from anyio.from_thread import start_blocking_portal
 from pydantic import BaseModel, ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
-from reasongenrm.chat import FAMILIES, ChatFamily, split_generation
 from reasongenrm.config import EngineConfig
+from reasongenrm.data.chat import FAMILIES, ChatFamily, split_generation
 from reasongenrm.errors import ConfigError, EngineError
-from reasongenrm.gathering import gather_or_cancel
 from reasongenrm.generation.seam import Generation, GenerationRequest, Sampling, plan_batches, sample_seed
 from reasongenrm.generation.verdicts import TOP_LOGPROBS, ReplyToken, reply_verdict_logprobs
+from reasongenrm.processes.gathering import gather_or_cancel
 from reasongenrm.records import Verdict
 
 logger = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reasongenrm.chat import detect_family, is_installed, render, split_generation
+from reasongenrm.data.chat import detect_family, is_installed, render, split_generation
+from reasongenrm.data.prompts import parse_verdict
 from reasongenrm.generation.seam import GenerationRequest, OpeningRole
-from reasongenrm.prompts import parse_verdict
 from reasongenrm.records import Verdict
 
 if TYPE_CHECKING:

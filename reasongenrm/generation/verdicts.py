@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from reasongenrm.prompts import parse_verdict
+from reasongenrm.data.prompts import parse_verdict
 from reasongenrm.records import Verdict
 
 TOP_LOGPROBS = 20  # asked for at every token: OpenAI's limit, and vLLM's default one

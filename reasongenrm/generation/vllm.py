@@ -22,7 +22,7 @@ from reasongenrm.generation.transformers import load_config_and_tokenizer
 from reasongenrm.generation.turns import Prompt, Turns, load_end_ids
 from reasongenrm.generation.vllm_process import ReplicaPool
 from reasongenrm.generation.vllm_replica import PromptTask, ReplicaSettings, Sample, Task
-from reasongenrm.workers import share_gpus, visible_gpus
+from reasongenrm.processes.workers import share_gpus, visible_gpus
 
 
 class VLLMEngine:

@@ -15,7 +15,7 @@ from typing import Any
 
 from reasongenrm.generation import vllm_worker
 from reasongenrm.generation.vllm_replica import CAPACITY, ReplicaSettings, Sample, Task
-from reasongenrm.workers import WorkerProcess
+from reasongenrm.processes.workers import WorkerProcess
 
 MAX_TAKEN = 8 * CAPACITY  # samples begun and not yielded, a replica: what is written beside one long generation
 

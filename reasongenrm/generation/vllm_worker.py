@@ -6,7 +6,7 @@ vLLM's that finishes samples is answered with what `Replica.step` returns. An `E
 """
 
 from reasongenrm.generation.vllm_replica import Replica
-from reasongenrm.workers import Caller, run_worker
+from reasongenrm.processes.workers import Caller, run_worker
 
 GRACE_SECONDS = 15.0  # for vLLM to stop by itself; afterwards its processes are killed
 

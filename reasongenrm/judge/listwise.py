@@ -8,9 +8,9 @@ from collections.abc import Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reasongenrm.gathering import gather_or_cancel
 from reasongenrm.judge.api import Comparison, Usage
 from reasongenrm.judge.pairwise import PairResult
+from reasongenrm.processes.gathering import gather_or_cancel
 
 Compare = Callable[[int, int], Coroutine[Any, Any, PairResult]]
 Merge = Generator[tuple[int, int], bool | None, list[int]]

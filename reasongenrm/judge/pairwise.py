@@ -8,18 +8,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from reasongenrm.evaluation import OPENINGS
-from reasongenrm.gathering import gather_or_cancel
+from reasongenrm.data.prompts import parse_verdict
+from reasongenrm.evaluation.evaluate import OPENINGS
+from reasongenrm.evaluation.metrics import JudgeStyle
 from reasongenrm.generation.seam import sample_seed
 from reasongenrm.judge.api import Cut, JudgeOptions, Letter, Order, OrderJudgment, Usage
-from reasongenrm.judge.errors import TooLongError
 from reasongenrm.judge.predictor import Ask, ContextExceededError, OnReason, Predictor, Reply
 from reasongenrm.judge.prompting import MIN_CHARS, Pair
-from reasongenrm.metrics import JudgeStyle
-from reasongenrm.prompts import parse_verdict
+from reasongenrm.judge.refusals import TooLongError
+from reasongenrm.processes.gathering import gather_or_cancel
 
 if TYPE_CHECKING:
-    from reasongenrm.judge.calibration import PlattScaling
+    from reasongenrm.evaluation.calibration import PlattScaling
 
 VERDICTS = ("[[A]]", "[[B]]")
 CUT_STEP = 0.7  # how much is kept at each try at most, where only the predictor knows what fits

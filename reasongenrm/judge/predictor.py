@@ -19,14 +19,14 @@ from aiohttp.http_exceptions import LineTooLong
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from reasongenrm.generation.seam import OpeningRole
-from reasongenrm.judge.errors import (
+from reasongenrm.judge.probability import probability_of_a
+from reasongenrm.judge.refusals import (
     OverloadedError,
     PredictorRefusedError,
     PredictorTimeoutError,
     PredictorUnavailableError,
     TooFewTokensError,
 )
-from reasongenrm.judge.probability import probability_of_a
 
 VERDICT_TOKENS = (
     16  # kept of max_tokens for the assistant turn's opening and a verdict: about ten in the three families

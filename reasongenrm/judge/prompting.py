@@ -6,9 +6,9 @@ The prompt is that of the training (`prompts.judge_prompt`); every text goes thr
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from reasongenrm.data.prompts import judge_prompt, plain_judge_prompt, question_text
+from reasongenrm.evaluation.metrics import JudgeStyle
 from reasongenrm.judge.api import Cut, Order, Turn
-from reasongenrm.metrics import JudgeStyle
-from reasongenrm.prompts import judge_prompt, plain_judge_prompt, question_text
 
 MIN_CHARS = 200  # of all texts together: less than that is no judgment
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from reasongenrm.planning.points import LIGHT, Kind, MeasuredPoint, Work
-from reasongenrm.planning.shapes import INFERENCE_BYTES, ModelShape
+from reasongenrm.training.shapes import INFERENCE_BYTES, ModelShape
 
 # Forward passes' worth of FLOPs: backward costs two; the reference model of DPO reads every token once.
 PASSES: dict[Kind, int] = {"generate": 1, "evaluate": 1, "score": 1, "sft": 3, "dpo": 4}

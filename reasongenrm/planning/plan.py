@@ -15,8 +15,8 @@ from reasongenrm.config import RunConfig
 from reasongenrm.errors import ConfigError, InputError
 from reasongenrm.planning.fit import Law, amounts, fit_law, main_term
 from reasongenrm.planning.points import KINDS, LIGHT, Kind, Machine, Points, Work
-from reasongenrm.planning.shapes import ModelShape
 from reasongenrm.planning.stages import Assumptions, Needs, StageWork, run_stages
+from reasongenrm.training.shapes import ModelShape
 
 USABLE_FRACTION = 0.9  # of a GPU's memory: vLLM's gpu_memory_utilization; the rest is CUDA's, NCCL's and fragments
 TENSOR_PARALLEL_EFFICIENCY = 0.8  # assumed: several GPUs that write one token against as many that write apart

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from reasongenrm.errors import InputError
-from reasongenrm.planning.shapes import SHAPES, ModelShape
+from reasongenrm.training.shapes import SHAPES, ModelShape
 
 # generate: reasons are written (distil, sample). evaluate: greedy judgments, one a prompt. prepare: pairs become
 # prompts. select: of scored reasons some are taken. store: a model is checked and copied into the store.

@@ -10,7 +10,7 @@ from typing import Literal
 
 from reasongenrm.config import DistillConfig, RunConfig, SampleConfig, TrainConfig
 from reasongenrm.planning.points import Kind, Work
-from reasongenrm.planning.shapes import INFERENCE_BYTES, RESUME_BYTES, ModelShape
+from reasongenrm.training.shapes import INFERENCE_BYTES, RESUME_BYTES, ModelShape
 
 REWARD_BENCH_ROWS = 2_985
 BYTES_PER_TOKEN = 4.6  # of text: RewardBench's answers under SmolLM2's tokenizer, 1,000 rows

@@ -18,8 +18,8 @@ from reasongenrm.planning.plan import (
     make_plan,
 )
 from reasongenrm.planning.points import Machine, MeasuredPoint, shipped_points
-from reasongenrm.planning.shapes import INFERENCE_BYTES, RESUME_BYTES, SHAPES
 from reasongenrm.planning.stages import Assumptions
+from reasongenrm.training.shapes import INFERENCE_BYTES, RESUME_BYTES, SHAPES
 
 _UNITS = {"rows": "rows", "bytes": "bytes"}
 

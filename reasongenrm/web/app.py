@@ -11,7 +11,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from reasongenrm.errors import ReasonGenRMError
-from reasongenrm.judge.client import AsyncJudge
+from reasongenrm.judge.client.client import AsyncJudge
 from reasongenrm.web.board import Shelf
 from reasongenrm.web.chatting import ChatClient
 from reasongenrm.web.guard import Guard

@@ -15,10 +15,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from reasongenrm.errors import ReasonGenRMError
-from reasongenrm.local_run import open_store
-from reasongenrm.metrics import BenchmarkInfo, Evaluation
-from reasongenrm.runs import RunRecord, list_runs
-from reasongenrm.store import Manifest, Store, list_artifacts, read_file
+from reasongenrm.evaluation.metrics import BenchmarkInfo, Evaluation
+from reasongenrm.runs.local import open_store
+from reasongenrm.store.artifacts import Manifest, Store, list_artifacts, read_file
+from reasongenrm.store.run_records import RunRecord, list_runs
 from reasongenrm.web.words import Notice
 
 logger = logging.getLogger(__name__)

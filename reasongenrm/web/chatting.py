@@ -16,15 +16,15 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from reasongenrm.judge.api import ErrorDetail
-from reasongenrm.judge.client_errors import (
+from reasongenrm.judge.client.client_errors import (
     JudgeClientError,
     JudgeUnavailableError,
     NotAJudgeError,
     error_of_detail,
     error_of_reply,
 )
-from reasongenrm.judge.client_http import KEY_VARIABLE
-from reasongenrm.judge.client_stream import read_events
+from reasongenrm.judge.client.client_http import KEY_VARIABLE
+from reasongenrm.judge.client.client_stream import read_events
 from reasongenrm.web.pace import paced
 from reasongenrm.web.words import Notice, notice_of
 

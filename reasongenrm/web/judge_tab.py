@@ -10,8 +10,8 @@ from typing import Any
 
 import gradio as gr
 
-from reasongenrm.judge.client import AsyncJudge
-from reasongenrm.web.judging import Asked, Seen, judge_pair
+from reasongenrm.judge.client.client import AsyncJudge
+from reasongenrm.web.judge_pair_view import Asked, Seen, judge_pair
 from reasongenrm.web.markup import show_notice, show_order, show_verdict, show_waiting
 from reasongenrm.web.visitors import TooManyError, Visitors
 from reasongenrm.web.words import STOPPED, TOO_MANY

@@ -5,8 +5,8 @@ from importlib import resources
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
+from reasongenrm.evaluation.metrics import VARIANT_NAMES
 from reasongenrm.judge.api import Order, OrderJudgment, PairwiseResponse
-from reasongenrm.metrics import VARIANT_NAMES
 from reasongenrm.web.board import Board
 from reasongenrm.web.words import ORDER_NAMES, Notice, explanation, headline
 

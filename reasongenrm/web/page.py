@@ -4,7 +4,7 @@ from importlib import resources
 
 import gradio as gr
 
-from reasongenrm.judge.client import AsyncJudge
+from reasongenrm.judge.client.client import AsyncJudge
 from reasongenrm.web.board import Shelf
 from reasongenrm.web.chat_tab import chat_tab
 from reasongenrm.web.chatting import ChatClient

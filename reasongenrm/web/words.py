@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from reasongenrm.judge.api import PairwiseResponse
-from reasongenrm.judge.client_errors import (
+from reasongenrm.judge.client.client_errors import (
     JudgeBusyError,
     JudgeClientError,
     JudgeKeyError,

@@ -17,9 +17,9 @@ from benchmarks.growth import (
     random_checkpoint,
 )
 from reasongenrm.planning.points import KINDS, LIGHT
-from reasongenrm.planning.shapes import SHAPES, find_shape
-from reasongenrm.store import Store
-from tests.planning.test_shapes import SMALL
+from reasongenrm.store.artifacts import Store
+from reasongenrm.training.shapes import SHAPES, find_shape
+from tests.training.test_shapes import SMALL
 
 # The smallest whose vocabulary takes in the small tokenizer's, with heads that torch knows.
 TINY = SMALL.model_copy(update={"name": "tiny", "hidden_size": 16, "head_dim": 8, "num_kv_heads": 2, "vocab_size": 400})

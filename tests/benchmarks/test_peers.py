@@ -9,8 +9,8 @@ from benchmarks.equality import Computed, _apart, _computed, _gradients_apart, _
 from benchmarks.peers import one_at_a_time, padded_batch
 from benchmarks.shapes import SHAPES, make_model
 from benchmarks.work import scoring_rows, sft_columns
-from reasongenrm.kernels import prepare_for_packed_rows
-from reasongenrm.scoring import probability, score_batch
+from reasongenrm.packing.kernels import prepare_for_packed_rows
+from reasongenrm.reasons.score import probability, score_batch
 
 MICRO = SHAPES["micro"]
 

@@ -17,10 +17,10 @@ from benchmarks.work import (
     sft_columns,
     training_work,
 )
-from reasongenrm.candidates import Candidate, Row
 from reasongenrm.config import ScoreConfig
-from reasongenrm.packing import IGNORED
+from reasongenrm.packing.trees import IGNORED
 from reasongenrm.planning.points import Work
+from reasongenrm.reasons.candidates import Candidate, Row
 from reasongenrm.records import Reason
 
 MICRO = SHAPES["micro"]

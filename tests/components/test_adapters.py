@@ -16,9 +16,9 @@ from kfp.dsl import HTML, Artifact, ClassificationMetrics, Dataset, Markdown, Me
 from components import images
 from reasongenrm import __version__
 from reasongenrm.config import RunConfig, parse_section
-from reasongenrm.demo import teacher_server
-from reasongenrm.seaweed import EmbeddedStore
-from reasongenrm.store import ArtifactRef, read_file
+from reasongenrm.demo.formats import teacher_server
+from reasongenrm.store.artifacts import ArtifactRef, read_file
+from reasongenrm.store.seaweed import EmbeddedStore
 from tests.tiny import tiny_checkpoint
 
 COMPONENTS = Path(__file__).parents[2] / "components"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from reasongenrm.chat import render
 from reasongenrm.config import EngineConfig
+from reasongenrm.data.chat import render
 from reasongenrm.errors import InputError
 from reasongenrm.generation.seam import Generation, GenerationRequest, Sampling
 from reasongenrm.generation.transformers import TransformersEngine, load_checkpoint

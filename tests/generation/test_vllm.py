@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from reasongenrm.chat import BY_NAME, render
 from reasongenrm.config import EngineConfig
+from reasongenrm.data.chat import BY_NAME, render
 from reasongenrm.errors import ConfigError, EngineError, InputError
 from reasongenrm.generation import open_engine
 from reasongenrm.generation.seam import GenerationRequest, Sampling, sample_seed

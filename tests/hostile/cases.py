@@ -7,7 +7,7 @@ the text; swapping the answers swaps the verdict or gives a tie; what is too lon
 
 from dataclasses import dataclass
 
-from reasongenrm.chat import CONTROL_TOKENS
+from reasongenrm.data.chat import CONTROL_TOKENS
 
 QUESTION = "Name a river in Europe."
 PLAIN = "The Danube is a river in Europe."

@@ -12,10 +12,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from reasongenrm.judge.limits import Limits
-from reasongenrm.judge.server import ServerSettings, create_app
+from reasongenrm.data.prompts import as_data
+from reasongenrm.judge.server.app import ServerSettings, create_app
+from reasongenrm.judge.server.limits import Limits
 from reasongenrm.judge.service import JudgeSettings
-from reasongenrm.prompts import as_data
 from tests.endpoints import serving
 from tests.hostile.cases import CASES, Case
 from tests.predictors import RulePredictor, first, longer

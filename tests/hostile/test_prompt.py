@@ -5,10 +5,10 @@ from functools import cache
 
 import pytest
 
-from reasongenrm.chat import BY_NAME, detect_family, install_template, render
+from reasongenrm.data.chat import BY_NAME, detect_family, install_template, render
+from reasongenrm.data.prompts import as_data, judge_prompt, parse_verdict, plain_judge_prompt, teacher_prompt
 from reasongenrm.judge.api import Turn
 from reasongenrm.judge.prompting import Pair
-from reasongenrm.prompts import as_data, judge_prompt, parse_verdict, plain_judge_prompt, teacher_prompt
 from reasongenrm.records import JudgePrompt, Message
 from tests.hostile.cases import CASES, QUESTION
 from tests.tiny import FAMILIES, tiny_tokenizer

@@ -12,15 +12,15 @@ import pytest
 
 from reasongenrm.cli.judge_stack import find_checkpoint
 from reasongenrm.config import EngineConfig
-from reasongenrm.demo import smollm2_path
-from reasongenrm.generation.live import LiveModel
+from reasongenrm.demo.formats import smollm2_path
 from reasongenrm.generation.transformers import load_checkpoint
 from reasongenrm.generation.turns import Turns, end_ids
-from reasongenrm.judge.limits import Limits
-from reasongenrm.judge.server import ServerSettings
-from reasongenrm.judge.server import create_app as judge_app
+from reasongenrm.judge.server.app import ServerSettings
+from reasongenrm.judge.server.app import create_app as judge_app
+from reasongenrm.judge.server.limits import Limits
 from reasongenrm.judge.service import JudgeSettings
-from reasongenrm.server import create_app as predictor_app
+from reasongenrm.serving.live import LiveModel
+from reasongenrm.serving.server import create_app as predictor_app
 from tests.endpoints import serving
 from tests.hostile.cases import CASES, Case
 from tests.hostile.test_judge import SWAPPED, ask

@@ -19,9 +19,9 @@ import yaml
 from components import images
 from components.prepare_pairs.component import prepare_pairs
 from reasongenrm.config import ModelConfig
-from reasongenrm.model import import_model
-from reasongenrm.seaweed import EmbeddedStore
-from reasongenrm.store import ArtifactRef, Store, read_file
+from reasongenrm.data.import_model import import_model
+from reasongenrm.store.artifacts import ArtifactRef, Store, read_file
+from reasongenrm.store.seaweed import EmbeddedStore
 from tests.tiny import tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]

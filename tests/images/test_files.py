@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from reasongenrm.image_check import CACHES, EXTRAS
+from reasongenrm.cli.image_check import CACHES, EXTRAS
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "images"

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.responses import Response
 
+from reasongenrm.evaluation.calibration import PlattScaling
 from reasongenrm.judge.api import (
     Cut,
     JudgeOptions,
@@ -21,9 +22,8 @@ from reasongenrm.judge.api import (
     PointwiseResponse,
     Usage,
 )
-from reasongenrm.judge.calibration import PlattScaling
-from reasongenrm.judge.errors import PredictorRefusedError, TooLongError
 from reasongenrm.judge.pairwise import Observed, PairResult, agree, mean_p_a
+from reasongenrm.judge.refusals import PredictorRefusedError, TooLongError
 from reasongenrm.judge.service import JudgeEvent, JudgeService, JudgeSettings, open_judge
 from tests.endpoints import FakeEndpoint, refusal
 from tests.judge.replies import asked, choice, judged, whole

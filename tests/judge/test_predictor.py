@@ -15,7 +15,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from reasongenrm.judge import predictor as predictor_module
-from reasongenrm.judge.errors import (
+from reasongenrm.judge.predictor import Ask, ContextExceededError, ModelCard, Predictor, Reply
+from reasongenrm.judge.refusals import (
     JudgeError,
     OverloadedError,
     PredictorRefusedError,
@@ -23,7 +24,6 @@ from reasongenrm.judge.errors import (
     PredictorUnavailableError,
     TooFewTokensError,
 )
-from reasongenrm.judge.predictor import Ask, ContextExceededError, ModelCard, Predictor, Reply
 from tests.endpoints import FakeEndpoint, refusal, serving
 from tests.judge.replies import REASON, choice, judged, streamed, whole
 

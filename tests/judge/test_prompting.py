@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reasongenrm.chat import CONTROL_TOKENS
+from reasongenrm.data.chat import CONTROL_TOKENS
+from reasongenrm.data.prompts import judge_messages
 from reasongenrm.judge.api import Cut, Turn
 from reasongenrm.judge.prompting import Pair
-from reasongenrm.prompts import judge_messages
 from reasongenrm.records import JudgePrompt, Message
 
 HOSTILE = {

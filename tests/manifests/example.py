@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from reasongenrm.config import DeployConfig
-from reasongenrm.serving import render_inference_service
-from reasongenrm.store import ArtifactRef
+from reasongenrm.deploy.manifest import render_inference_service
+from reasongenrm.store.artifacts import ArtifactRef
 
 HEAD = """\
 # What the pipeline's deploy step writes, as an example: addresses and digests are made up. Nothing applies this file by itself;

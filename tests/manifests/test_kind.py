@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from components.images import read_table
 from reasongenrm.cli import app
 from reasongenrm.config import DeployConfig, load_config
-from reasongenrm.preflight import check_settings
+from reasongenrm.deploy.preflight import check_settings
 from tests.kube.fake_kfp import FakeKfp
 from tests.tiny import tiny_checkpoint
 
@@ -508,7 +508,7 @@ def test_smoke_inputs_render_in_an_image_of_the_table() -> None:
     job = yaml.safe_load(rendered.stdout)
     pod = job["spec"]["template"]["spec"]
     assert (job["metadata"]["namespace"], pod["containers"][0]["image"]) == ("kubeflow", read_table()["train"])
-    assert pod["containers"][0]["command"][:4] == ["python", "-m", "reasongenrm.smoke", "write"]
+    assert pod["containers"][0]["command"][:4] == ["python", "-m", "reasongenrm.demo.smoke", "write"]
     assert pod["containers"][0]["command"][4] == "s3://reasongenrm/smoke-inputs"
     assert "bucket=reasongenrm\n" in (KIND / "lib.sh").read_text()
 

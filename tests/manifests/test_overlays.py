@@ -17,9 +17,9 @@ from typer.core import TyperGroup
 
 from components.images import read_table
 from reasongenrm import __version__
-from reasongenrm.chat import REASONING_PARSER_FILE
 from reasongenrm.cli import app
-from reasongenrm.judge.telemetry import Telemetry
+from reasongenrm.data.chat import REASONING_PARSER_FILE
+from reasongenrm.judge.server.telemetry import Telemetry
 from tests.kube.pods import containers, pod_specs
 from tests.kube.references import check_shipped, matches
 from tests.kube.syntax import ManifestError

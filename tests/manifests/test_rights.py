@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from reasongenrm.cluster import kinds
-from reasongenrm.cluster.kinds import Kind
+from reasongenrm.kubernetes import kinds
+from reasongenrm.kubernetes.kinds import Kind
 from tests.manifests import OVERLAYS, ROOT, rendered
 
 ACCOUNTS = ("pipeline-runner", "default-editor")
@@ -36,7 +36,7 @@ RIGHTS: dict[tuple[str, str, str], set[str]] = {
     (CLUSTER, "apiextensions.k8s.io", "customresourcedefinitions"): {"get"},  # has InferenceService a canary?
 }
 
-# What a call of reasongenrm.cluster.client.Cluster asks of the API.
+# What a call of reasongenrm.kubernetes.cluster.Cluster asks of the API.
 VERBS = {
     "get": {"get"},
     "list": {"list"},
@@ -83,7 +83,7 @@ def used_by_the_code() -> set[tuple[str, str, str]]:
     """(group, resource, verb) of every call of the cluster client in the package."""
     used = set()
     for path in sorted((ROOT / "reasongenrm").rglob("*.py")):
-        if path.name in ("client.py", "connection.py"):
+        if path.name in ("cluster.py", "connection.py"):
             continue
         text = path.read_text(encoding="utf-8")
         for method, name in re.findall(r"cluster\.(\w+)\(\s*([A-Z][A-Z_]+)\b", text):

@@ -11,8 +11,8 @@ import yaml
 from typer.testing import CliRunner
 
 from reasongenrm.cli import app
-from reasongenrm.cluster import kfp
 from reasongenrm.config import RunConfig, load_config
+from reasongenrm.runs import kfp
 from tests.kube.fake_kfp import FakeKfp
 
 FOLDER = Path(__file__).parents[2] / "pipelines" / "configs" / "reference"

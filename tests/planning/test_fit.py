@@ -7,8 +7,8 @@ import pytest
 
 from reasongenrm.planning.fit import amounts, fit_growth, fit_law
 from reasongenrm.planning.points import Kind, MeasuredPoint, Work
-from reasongenrm.planning.shapes import ModelShape
-from tests.planning.test_shapes import SMALL, SMALL_PARAMETERS
+from reasongenrm.training.shapes import ModelShape
+from tests.training.test_shapes import SMALL, SMALL_PARAMETERS
 
 WIDE = SMALL.model_copy(update={"name": "wide", "hidden_size": 40, "intermediate_size": 80})
 DEEP = WIDE.model_copy(update={"name": "deep", "num_layers": 30})

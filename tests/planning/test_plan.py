@@ -7,9 +7,9 @@ from reasongenrm.errors import ConfigError, InputError
 from reasongenrm.planning.fit import amounts
 from reasongenrm.planning.plan import Plan, StageCost, gpus_needed, gpus_to_serve, gpus_to_train, make_plan
 from reasongenrm.planning.points import Kind, Machine, MeasuredPoint, Points, Work, shipped_points
-from reasongenrm.planning.shapes import SHAPES
 from reasongenrm.planning.stages import Assumptions
 from reasongenrm.planning.tables import notes
+from reasongenrm.training.shapes import SHAPES
 
 GPU = Machine(name="gpu", title="a GPU", memory_bytes=80e9)
 CPU = Machine(name="cpu", title="a CPU", memory_bytes=None)

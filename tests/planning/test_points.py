@@ -7,8 +7,8 @@ import pytest
 
 from reasongenrm.errors import InputError
 from reasongenrm.planning.points import Machine, MeasuredPoint, Points, Work, read_points, shipped_points
-from reasongenrm.planning.shapes import SHAPES
-from tests.planning.test_shapes import SMALL
+from reasongenrm.training.shapes import SHAPES
+from tests.training.test_shapes import SMALL
 
 WORK = Work(num_prompts=2, prompt_tokens=20, num_reasons=4, reason_tokens=12, num_steps=3)
 POINT = MeasuredPoint(

@@ -9,8 +9,8 @@ import yaml
 
 from reasongenrm.config import RunConfig
 from reasongenrm.planning.points import Work
-from reasongenrm.planning.shapes import SHAPES
 from reasongenrm.planning.stages import Assumptions, StageWork, run_stages
+from reasongenrm.training.shapes import SHAPES
 
 COMPILED = Path(__file__).parents[2] / "pipelines" / "compiled" / "reason_reward_model.yaml"
 JUDGE, TEACHER = SHAPES["7B"], SHAPES["70B"]

@@ -16,10 +16,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from reasongenrm.seaweed import EmbeddedStore
-from reasongenrm.store import Store
+from reasongenrm.store.artifacts import Store
+from reasongenrm.store.seaweed import EmbeddedStore
 from tests.endpoints import serving
-from tests.test_report_page import CHROMIUM, CHROMIUM_FLAGS
+from tests.evaluation.test_report_page import CHROMIUM, CHROMIUM_FLAGS
 from tests.web.fake_judge import KEY, FakeJudge
 
 if TYPE_CHECKING:

@@ -6,14 +6,14 @@ import httpx
 import pytest
 
 from reasongenrm.config import DeployConfig, GateConfig, RunConfig
-from reasongenrm.gate import select_winner
-from reasongenrm.runs import RunInputs, TaskRecord, end_run, new_run, save_run
-from reasongenrm.seaweed import EmbeddedStore
-from reasongenrm.store import ArtifactRef, Store, read_file
+from reasongenrm.evaluation.gate import select_winner
+from reasongenrm.store.artifacts import ArtifactRef, Store, read_file
+from reasongenrm.store.run_records import RunInputs, TaskRecord, end_run, new_run, save_run
+from reasongenrm.store.seaweed import EmbeddedStore
 from reasongenrm.web.board import Shelf
 from reasongenrm.web.markup import show_board
+from tests.evaluation.test_gate import evaluation_of
 from tests.judges import always_a, benchmark_of, contrarian, oracle
-from tests.test_gate import evaluation_of
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

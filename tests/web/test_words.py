@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from reasongenrm.judge.api import PairwiseResponse
-from reasongenrm.judge.client import AsyncJudge
+from reasongenrm.judge.client.client import AsyncJudge
 from reasongenrm.web.chatting import ChatClient, plain
-from reasongenrm.web.judging import Asked, judge_pair
+from reasongenrm.web.judge_pair_view import Asked, judge_pair
 from reasongenrm.web.pace import paced
 from reasongenrm.web.words import NO_EARLIER_QUESTION, explanation, headline
 

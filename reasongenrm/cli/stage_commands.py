@@ -1,0 +1,198 @@
+"""prepare, distill, sample, score, train: one step of the pipeline by itself, by the very same stage functions."""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from reasongenrm.cli.console import out, print_json
+from reasongenrm.cli.settings import (
+    DEFAULT_STORE,
+    ConfigOption,
+    JsonOption,
+    SetOption,
+    StoreOption,
+    absolute,
+    make_config,
+)
+
+if TYPE_CHECKING:
+    from reasongenrm.store.artifacts import ArtifactRef
+
+ModelUri = Annotated[
+    str, typer.Option("--model", metavar="URI", help="A model in the store, as `reasongenrm models` shows it.")
+]
+PromptsUri = Annotated[str, typer.Option("--prompts", metavar="URI", help="What `reasongenrm prepare` printed.")]
+
+
+def prepare(
+    preferences: Annotated[
+        str, typer.Option(metavar="URI", help="Preference pairs: a JSON Lines file, s3:// or a hub name.")
+    ],
+    model: Annotated[str, typer.Option(metavar="URI", help="Base model: a folder, GGUF file, s3:// or hub name.")],
+    store: StoreOption = DEFAULT_STORE,
+    config: ConfigOption = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take so many pairs.")] = None,
+    assignments: SetOption = [],  # noqa: B006 - typer copies it
+    as_json: JsonOption = False,
+) -> None:
+    """Import the base model and turn preference pairs into judge prompts.
+
+    [bold]Example[/bold]
+
+      reasongenrm prepare --preferences pairs.jsonl --model ./SmolLM2-135M-Instruct
+    """
+    from reasongenrm.data.import_model import import_model
+    from reasongenrm.data.pairs import prepare_pairs
+    from reasongenrm.runs.local import open_store
+    from reasongenrm.store.stage import quiet_threads
+
+    settings = make_config(config, assignments, limit)
+    quiet_threads()
+    with open_store(store) as opened:
+        base = import_model(opened, settings.model, absolute(model))
+        prompts = prepare_pairs(opened, settings.pairs, absolute(preferences), base)
+    _print({"model": base, "prompts": prompts}, as_json)
+
+
+def distill(
+    prompts: PromptsUri,
+    teacher: Annotated[
+        str, typer.Option(metavar="URI|URL", help="A model, or an OpenAI-compatible endpoint (http://.../v1).")
+    ],
+    store: StoreOption = DEFAULT_STORE,
+    config: ConfigOption = None,
+    assignments: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Let a teacher, who is told the verdicts, write reasons.
+
+    An endpoint's key is read from OPENAI_API_KEY.
+
+    [bold]Example[/bold]
+
+      reasongenrm distill --prompts s3://reasongenrm/prepare_pairs/... --teacher http://127.0.0.1:8000/v1
+    """
+    from reasongenrm.reasons.write import distill_reasons
+    from reasongenrm.runs.local import open_store
+    from reasongenrm.store.artifacts import open_artifact
+    from reasongenrm.store.stage import quiet_threads
+
+    settings = make_config(config, assignments)
+    quiet_threads()
+    with open_store(store) as opened:
+        reasons = distill_reasons(opened, settings.distill, open_artifact(prompts).ref(), absolute(teacher))
+    _print({"reasons": reasons}, as_json)
+
+
+def sample(
+    prompts: PromptsUri,
+    model: ModelUri,
+    store: StoreOption = DEFAULT_STORE,
+    config: ConfigOption = None,
+    assignments: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Let an SFT model write reasons without seeing the verdicts (on-policy).
+
+    [bold]Example[/bold]
+
+      reasongenrm sample --prompts s3://reasongenrm/prepare_pairs/... --model s3://reasongenrm/train_sft/...
+    """
+    from reasongenrm.reasons.write import sample_reasons
+    from reasongenrm.runs.local import open_store
+    from reasongenrm.store.artifacts import open_artifact
+    from reasongenrm.store.stage import quiet_threads
+
+    settings = make_config(config, assignments)
+    quiet_threads()
+    with open_store(store) as opened:
+        refs = open_artifact(model).ref(), open_artifact(prompts).ref()
+        reasons = sample_reasons(opened, settings.sample, *refs)
+    _print({"reasons": reasons}, as_json)
+
+
+def score(
+    purpose: Annotated[
+        Literal["sft", "dpo"],
+        typer.Argument(help="sft: keep the best reason of a prompt (R*). dpo: choose a chosen and a rejected one."),
+    ],
+    model: ModelUri,
+    prompts: PromptsUri,
+    reasons: Annotated[str, typer.Option(metavar="URI", help="What `reasongenrm distill` or `sample` printed.")],
+    store: StoreOption = DEFAULT_STORE,
+    config: ConfigOption = None,
+    assignments: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Score reasons under a model and select what is trained on.
+
+    [bold]Examples[/bold]
+
+      reasongenrm score sft --model BASE --prompts PROMPTS --reasons REASONS
+
+      reasongenrm score dpo --model SFT_MODEL --prompts PROMPTS --reasons ON_POLICY_REASONS
+    """
+    from reasongenrm.reasons.score import score_reasons
+    from reasongenrm.reasons.select import select_preferences, select_reasons
+    from reasongenrm.runs.local import open_store
+    from reasongenrm.store.artifacts import open_artifact
+    from reasongenrm.store.stage import quiet_threads
+
+    settings = make_config(config, assignments)
+    quiet_threads()
+    with open_store(store) as opened:
+        model_ref, prompts_ref, reasons_ref = (open_artifact(uri).ref() for uri in (model, prompts, reasons))
+        scored = score_reasons(opened, settings.score, model_ref, prompts_ref, reasons_ref)
+        if purpose == "sft":
+            selected = {"examples": select_reasons(opened, settings.select, prompts_ref, scored)}
+        else:
+            selected = {"preferences": select_preferences(opened, settings.preferences, prompts_ref, scored)}
+    _print({"scored": scored, **selected}, as_json)
+
+
+def train(
+    variant: Annotated[
+        Literal["genrm", "sft", "dpo"],
+        typer.Argument(help="genrm: verdicts alone. sft: reasons and verdicts. dpo: the SFT model's reasoning."),
+    ],
+    model: ModelUri,
+    data: Annotated[
+        str, typer.Option(metavar="URI", help="Examples or preferences: what `reasongenrm score` printed.")
+    ],
+    store: StoreOption = DEFAULT_STORE,
+    config: ConfigOption = None,
+    assignments: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Train one variant; a training that was killed goes on from its last checkpoint.
+
+    [bold]Examples[/bold]
+
+      reasongenrm train sft --model BASE --data EXAMPLES --set sft.learning_rate=1e-4
+
+      reasongenrm train dpo --model SFT_MODEL --data PREFERENCES
+    """
+    from reasongenrm.runs.local import open_store
+    from reasongenrm.store.artifacts import open_artifact
+    from reasongenrm.store.stage import quiet_threads
+    from reasongenrm.training.dpo import train_dpo
+    from reasongenrm.training.sft import train_sft
+
+    settings = make_config(config, assignments)
+    quiet_threads()
+    with open_store(store) as opened:
+        model_ref, data_ref = open_artifact(model).ref(), open_artifact(data).ref()
+        if variant == "dpo":
+            trained = train_dpo(opened, settings.dpo, model_ref, data_ref)
+        else:
+            section = settings.genrm if variant == "genrm" else settings.sft
+            trained = train_sft(opened, section, variant, model_ref, data_ref)
+    _print({"model": trained}, as_json)
+
+
+def _print(refs: "dict[str, ArtifactRef]", as_json: bool) -> None:
+    if as_json:
+        print_json({name: ref.model_dump(mode="json") for name, ref in refs.items()})
+        return
+    for name, ref in refs.items():
+        out.print(f"{name}: {ref.uri}", markup=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""What flows in: preference pairs, benchmark rows, prompts, chat templates, the imported model."""

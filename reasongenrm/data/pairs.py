@@ -1,0 +1,253 @@
+"""Preference rows in, judge prompts out: the first stage of the data flow.
+
+A row is {"chosen": [turns], "rejected": [turns]}: two conversations that differ in their last assistant turn. A row that
+is not of this shape stops the stage, since the file is then not what it was taken for; a row of the right shape that
+holds no preference (equal answers, an empty turn, other questions) is dropped and counted by cause.
+"""
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from reasongenrm.config import PairsConfig
+from reasongenrm.data.prompts import judge_prompt
+from reasongenrm.errors import InputError
+from reasongenrm.records import Drops, JudgePrompt, Message, PreferencePair, dump_records
+from reasongenrm.store.artifacts import ArtifactRef, Store, digest_bytes, download, is_hub_name, read_uri
+from reasongenrm.store.stage import Stage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SHAPE = 'a JSON object with "chosen" and "rejected", each a list of {"role", "content"} turns'
+_TURNS = TypeAdapter(tuple[Message, ...])
+
+
+class _DropRowError(Exception):
+    """A row holds no preference; its argument is the cause, in snake_case."""
+
+
+def read_rows(preferences_uri: str) -> tuple[str, list[tuple[str, Any]]]:
+    """Read preference rows from a local JSON Lines file, an s3:// object, or a data set's hub name.
+
+    Returns:
+        The content's address ("sha256:..."), and each row with the name to call it by in messages.
+
+    Raises:
+        InputError: no such file, an empty file, a line that is not JSON.
+    """
+    if is_hub_name(preferences_uri):
+        return _read_hub(preferences_uri)
+    data = read_uri(preferences_uri)
+    return digest_bytes(data), list(parse_json_lines(data, preferences_uri))
+
+
+def parse_json_lines(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
+    """The rows of a JSON Lines file, each with its place ("file line 3").
+
+    Raises:
+        InputError: the file is empty, or a line is not JSON; names the file and the line.
+    """
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        place = data.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{name} line {place}: not UTF-8 text; expected JSON Lines, {_SHAPE}, one a line. Convert the file."
+        ) from error
+    if not text.strip():
+        raise InputError(
+            f"{name}: the file is empty; expected JSON Lines, {_SHAPE}, one a line. Give a file with rows."
+        )
+    # Not splitlines(): JSON text may hold U+2028 and other separators unescaped.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield f"{name} line {number}", json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{name} line {number}: not JSON ({error.msg} at column {error.colno}: {line[:40]!r}); "
+                f"expected {_SHAPE}, one a line. Mend or remove the line."
+            ) from error
+
+
+def _read_hub(name: str) -> tuple[str, list[tuple[str, Any]]]:
+    """Rows of a data set on the Hugging Face hub, split `train`; its commit is its address."""
+    import httpx2
+    from datasets import load_dataset
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        commit = HfApi().dataset_info(name).sha
+        rows = load_dataset(name, split="train", revision=commit)
+    except (HfHubHTTPError, httpx2.TransportError, OSError) as error:
+        raise InputError(
+            f"{name}: neither a local file nor a data set that the hub gives: {error}. "
+            "Check the name and the network, or give a local file or s3:// URI."
+        ) from error
+    return f"hub:{name}@{commit}", [(f"{name} row {number}", row) for number, row in enumerate(rows)]
+
+
+def parse_pair(row: Any, where: str, pair_id: str) -> PreferencePair:
+    """One row as a preference pair.
+
+    Raises:
+        InputError: the row is not of the shape: a field is missing, a turn is malformed, roles are out of turn.
+        _DropRowError: the row is of the shape, but holds no preference.
+    """
+    if not isinstance(row, Mapping):
+        raise InputError(f"{where}: found {type(row).__name__}; expected {_SHAPE}. Mend or remove the row.")
+    chosen, rejected = (_turns(row, side, where) for side in ("chosen", "rejected"))
+    if any(not turn.content.strip() for turn in (*chosen, *rejected)):
+        raise _DropRowError("empty_turn")
+    if chosen[:-1] != rejected[:-1]:
+        raise _DropRowError("questions_differ")
+    if chosen[-1] == rejected[-1]:
+        raise _DropRowError("equal_answers")
+    return PreferencePair(
+        pair_id=pair_id,
+        question=chosen[:-1],
+        chosen=chosen[-1].content,
+        rejected=rejected[-1].content,
+        source=str(row.get("source") or ""),
+    )
+
+
+def _turns(row: Mapping[str, Any], side: str, where: str) -> tuple[Message, ...]:
+    """The checked turns of one side of a row: user and assistant in turn, from user to assistant."""
+    if side not in row:
+        raise InputError(
+            f"{where}: has no '{side}' (found: {', '.join(map(str, row)) or 'nothing'}); expected {_SHAPE}. Add it or remove the row."
+        )
+    try:
+        turns = _TURNS.validate_python(row[side])
+    except ValidationError as error:
+        detail = error.errors()[0]
+        place = ".".join(str(part) for part in (side, *detail["loc"]))
+        raise InputError(f"{where}: {place}: {detail['msg']}; expected {_SHAPE}. Mend or remove the row.") from error
+    roles = [turn.role for turn in turns]
+    expected = ["user", "assistant"] * ((len(turns) + 1) // 2)
+    if not turns or roles != expected:
+        shown = ", ".join(roles[:8]) or "no turns"
+        raise InputError(
+            f"{where}: roles in '{side}' are out of turn ({shown}); expected user, assistant, ... in turn, ending with assistant. "
+            "Mend or remove the row, or set pairs.bad_rows: drop to leave such rows out (counted)."
+        )
+    return turns
+
+
+def parse_pairs(rows: Sequence[tuple[str, Any]], drops: Drops, bad_rows: str) -> list[PreferencePair]:
+    """All rows that hold a preference; the others are counted in `drops`.
+
+    Args:
+        bad_rows: "error" stops at the first row that is not of the shape; "drop" counts it as malformed.
+    """
+    pairs = []
+    for number, (where, row) in enumerate(rows):
+        drops.num_in += 1
+        try:
+            pairs.append(parse_pair(row, where, pair_id=f"{number:06}"))
+        except _DropRowError as cause:
+            drops.drop(str(cause), where)
+        except InputError as error:
+            if bad_rows == "error":
+                raise
+            drops.drop("malformed", str(error))
+    return pairs
+
+
+def select_pairs(pairs: Sequence[PreferencePair], limit: int | None, seed: int) -> list[PreferencePair]:
+    """At most `limit` pairs: the first after a seeded shuffle, so that a small run sees every source."""
+    pairs = list(pairs)
+    if limit is None or limit >= len(pairs):
+        return pairs
+    random.Random(seed).shuffle(pairs)
+    return sorted(pairs[:limit], key=lambda pair: pair.pair_id)
+
+
+def make_judge_prompts(pairs: Sequence[PreferencePair], order: str, seed: int) -> list[JudgePrompt]:
+    """Judge prompts of pairs: both orders of each ("mirrored"), or one drawn by a seeded coin ("random").
+
+    "random" deals a shuffled deck of as many A as B, so that the labels are balanced in small sets too; a model trained
+    with the chosen answer always in one place learns that place. Source: METHOD, Records.
+    """
+    if order == "mirrored":
+        return [
+            judge for pair in pairs for judge in (_judge(pair, chosen_first=True), _judge(pair, chosen_first=False))
+        ]
+    deck = [place % 2 == 0 for place in range(len(pairs))]
+    random.Random(seed).shuffle(deck)
+    return [_judge(pair, chosen_first) for pair, chosen_first in zip(pairs, deck, strict=True)]
+
+
+def _judge(pair: PreferencePair, chosen_first: bool) -> JudgePrompt:
+    first, second = (pair.chosen, pair.rejected) if chosen_first else (pair.rejected, pair.chosen)
+    return JudgePrompt(
+        prompt_id=f"{pair.pair_id}-{'ab' if chosen_first else 'ba'}",
+        pair_id=pair.pair_id,
+        question=pair.question,
+        answer_a=first,
+        answer_b=second,
+        label="[[A]]" if chosen_first else "[[B]]",
+        source=pair.source,
+    )
+
+
+def drop_long_pairs(
+    pairs: Sequence[PreferencePair], tokenizer: "PreTrainedTokenizerBase", max_prompt_tokens: int, drops: Drops
+) -> list[PreferencePair]:
+    """Pairs whose judge prompt has at most `max_prompt_tokens` tokens; the others are counted."""
+    kept = []
+    for pair in pairs:
+        num_tokens = len(tokenizer.encode(judge_prompt(pair.question, pair.chosen, pair.rejected)))
+        if num_tokens <= max_prompt_tokens:
+            kept.append(pair)
+        else:
+            drops.drop("prompt_too_long", f"pair {pair.pair_id}: {num_tokens} tokens")
+    return kept
+
+
+def prepare_pairs(store: Store, config: PairsConfig, preferences_uri: str, model: ArtifactRef) -> ArtifactRef:
+    """Stage: preference rows to judge prompts (prompts.jsonl).
+
+    Raises:
+        InputError: the file, or a row of it, is not what was expected.
+        EmptyStageError: no row is left.
+    """
+    digest, rows = read_rows(preferences_uri)
+    inputs: dict[str, ArtifactRef | str] = {"preferences": digest}
+    if config.max_prompt_tokens is not None:
+        inputs["model"] = model  # its tokenizer counts the tokens
+    with Stage(store, "prepare_pairs", config, inputs) as stage:
+        if stage.done:
+            return stage.done
+        drops = Drops()
+        pairs = parse_pairs(rows, drops, config.bad_rows)
+        if config.max_prompt_tokens is not None:
+            with TemporaryDirectory() as folder:
+                pairs = drop_long_pairs(pairs, _load_tokenizer(model, Path(folder)), config.max_prompt_tokens, drops)
+        selected = select_pairs(pairs, config.limit, config.seed)
+        for pair in set(pairs) - set(selected):
+            drops.drop("over_limit", f"pair {pair.pair_id}")
+        drops.num_out = len(selected)
+        drops.require_some(
+            "prepare_pairs", f"Check {preferences_uri}, and pairs.max_prompt_tokens ({config.max_prompt_tokens})."
+        )
+        prompts = make_judge_prompts(selected, config.order, config.seed)
+        stage.add_bytes("prompts.jsonl", dump_records(prompts))
+        num_a = sum(prompt.label == "[[A]]" for prompt in prompts)
+        return stage.finish(drops.counts(), {"num_prompts": len(prompts), "label_a_fraction": num_a / len(prompts)})
+
+
+def _load_tokenizer(model: ArtifactRef, folder: Path) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(download(model, folder))
+    return tokenizer

@@ -1,0 +1,116 @@
+"""What a smoke run of a cluster starts from, and what its judge must answer.
+
+`python -m reasongenrm.demo.smoke write s3://BUCKET/PREFIX` puts model/ (tiny, random weights), preferences.jsonl and
+benchmark.jsonl (the demo's) there, or into a folder. The run that follows (pipelines/configs/smoke.yaml) goes through every
+stage in minutes on two CPU cores and needs neither a hub nor a network. It shows that the stages, the store and the cluster
+work together; the judge that it makes is worthless, so `check COMPLETION JUDGMENT` looks at the form of its answers alone.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from reasongenrm.demo.formats import write_demo_data
+from reasongenrm.demo.tiny import tiny_checkpoint
+from reasongenrm.errors import InputError, ReasonGenRMError
+from reasongenrm.evaluation.judge_pair import PairJudgment
+from reasongenrm.store.artifacts import Store
+
+MODEL = "model"  # the folder's name below the prefix; the two files keep the demo's names
+
+
+def write_smoke_inputs(destination: str) -> list[str]:
+    """Write the model and the data.
+
+    Args:
+        destination: s3://bucket/prefix (credentials and endpoint from the AWS variables), or a local folder.
+
+    Returns:
+        Where they are: model, preferences, benchmark.
+
+    Raises:
+        ConfigError: the URI names no bucket.
+        StoreError: the store refused or failed.
+    """
+    if not destination.startswith("s3://"):
+        folder = Path(destination)
+        model = tiny_checkpoint(folder / MODEL, "chatml")
+        return [str(model), *(str(path) for path in write_demo_data(folder))]
+    store = Store(destination)
+    store.check()
+    with tempfile.TemporaryDirectory(prefix="reasongenrm-smoke-") as made:
+        folder = Path(made)
+        names = [Path(path).relative_to(folder).as_posix() for path in write_smoke_inputs(made)]
+        store.put_files({path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()})
+    return [store.uri_of(name) for name in names]
+
+
+def check_completion(text: str) -> str:
+    """Read what an endpoint answered to a chat request.
+
+    Args:
+        text: the body, as the OpenAI API has it.
+
+    Returns:
+        The assistant's text; "" if the model ended at once.
+
+    Raises:
+        InputError: it is no chat completion.
+    """
+    try:
+        answer = json.loads(text)
+        choice = answer["choices"][0]
+        content = choice["message"]["content"] or ""
+        whole = answer["object"] == "chat.completion" and choice["finish_reason"] in ("stop", "length")
+    except (ValueError, TypeError, LookupError) as error:
+        raise InputError(f"the endpoint's answer is no chat completion ({error!r}): {text[:300]!r}.") from error
+    if not whole or answer["usage"]["completion_tokens"] < 1:
+        raise InputError(f"the endpoint's answer is no whole chat completion: {text[:300]!r}.")
+    return str(content)
+
+
+def check_judgment(text: str) -> PairJudgment:
+    """Read what `reasongenrm judge --json` printed: a reason in both orders; the verdict may be missing.
+
+    Raises:
+        InputError: it is no judgment, or one without a reason.
+    """
+    try:
+        judgment = PairJudgment.model_validate_json(text)
+    except ValidationError as error:
+        raise InputError(f"what the judge command printed is no judgment: {text[:300]!r}.") from error
+    for order, found in (("as given", judgment.given), ("swapped", judgment.swapped)):
+        if not (found.reason or "").strip():
+            raise InputError(f"the judgment of the answers {order} has no reason: {text[:300]!r}.")
+    return judgment
+
+
+def main(arguments: list[str]) -> None:
+    """The command; prints what it wrote or found."""
+    match arguments:
+        case ["write", destination]:
+            found = write_smoke_inputs(destination)
+        case ["check", completion, judgment]:
+            content = check_completion(Path(completion).read_text(encoding="utf-8"))
+            judged = check_judgment(Path(judgment).read_text(encoding="utf-8"))
+            found = [
+                f"chat completion: {content!r}",
+                f"reason (as given): {judged.given.reason!r}",
+                f"reason (swapped): {judged.swapped.reason!r}",
+                f"verdicts: {judged.given.verdict}, {judged.swapped.verdict} (random weights: none is expected)",
+            ]
+        case _:
+            sys.exit(
+                "usage: python -m reasongenrm.demo.smoke write s3://BUCKET/PREFIX | check COMPLETION.json JUDGMENT.json"
+            )
+    print("\n".join(found))  # noqa: T201 - the command's output
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except ReasonGenRMError as error:
+        sys.exit(f"smoke: {error}")

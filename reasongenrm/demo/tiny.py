@@ -1,0 +1,181 @@
+"""A tiny real checkpoint of each family: random Llama weights, a byte-level BPE tokenizer, the family's special tokens.
+
+It loads as any model of the hub does (`AutoModelForCausalLM`, `AutoTokenizer`), in milliseconds, without a network. The
+tests use it, and so does the smoke run of a new cluster (smoke.py): everything is real but what the model knows.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Family = Literal["chatml", "qwen2.5", "llama3"]
+FAMILIES: tuple[Family, ...] = ("chatml", "qwen2.5", "llama3")
+
+CORPUS = (
+    "Which answer is better? Answer A is better than answer B: the verdict is [[A]].",
+    "Answer B follows the question and answer A does not, so the verdict is [[B]].",
+    "system user reason assistant\n\n",
+)
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Special tokens of one family in the order of their ids, and the roles that the hub's tokenizer gives them."""
+
+    special: tuple[str, ...]
+    bos: str | None
+    eos: str
+    pad: str | None
+    template: str
+
+
+# What an instruct model of the family brings along itself; it knows nothing of a reason role.
+_CHATML_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_LLAMA3_TEMPLATE = (
+    "<|begin_of_text|>{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+    "{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+_TOKENS: dict[Family, _Tokens] = {
+    "chatml": _Tokens(  # as in HuggingFaceTB/SmolLM2-135M-Instruct
+        special=("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<file_sep>"),
+        bos="<|im_start|>",
+        eos="<|im_end|>",
+        pad="<|im_end|>",
+        template=_CHATML_TEMPLATE,
+    ),
+    "qwen2.5": _Tokens(  # as in Qwen/Qwen2.5-7B-Instruct
+        special=(
+            "<|endoftext|>",
+            "<|im_start|>",
+            "<|im_end|>",
+            "<|object_ref_start|>",
+            "<|vision_start|>",
+            "<|fim_prefix|>",
+            "<|fim_pad|>",
+        ),
+        bos=None,
+        eos="<|im_end|>",
+        pad="<|endoftext|>",
+        template=_CHATML_TEMPLATE,
+    ),
+    "llama3": _Tokens(  # as in meta-llama/Llama-3.1-8B-Instruct
+        special=(
+            "<|begin_of_text|>",
+            "<|end_of_text|>",
+            "<|reserved_special_token_0|>",
+            "<|finetune_right_pad_id|>",
+            "<|start_header_id|>",
+            "<|end_header_id|>",
+            "<|eom_id|>",
+            "<|eot_id|>",
+            "<|python_tag|>",
+        ),
+        bos="<|begin_of_text|>",
+        eos="<|eot_id|>",
+        pad=None,
+        template=_LLAMA3_TEMPLATE,
+    ),
+}
+
+
+# How the tokenizers of Llama 3 and Qwen 2.5 cut text into words (the "Split" pattern of their tokenizer.json).
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def tiny_tokenizer(family: Family) -> Any:
+    """A byte-level BPE tokenizer with the family's special tokens and its own chat template."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = _TOKENS[family]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if family != "chatml":  # SmolLM2 splits as GPT-2 did; the others keep a turn opening's line breaks together
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(
+            vocab_size=384,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            special_tokens=list(tokens.special),
+            show_progress=False,
+        ),
+    )
+    if family == "llama3":  # the hub's post-processor puts the first token there by itself
+        first = tokens.special[0]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{first} $A", special_tokens=[(first, tokenizer.token_to_id(first))]
+        )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=tokens.bos,
+        eos_token=tokens.eos,
+        pad_token=tokens.pad,
+        model_max_length=4096,
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = tokens.template
+    return fast
+
+
+def tiny_checkpoint(
+    path: Path, family: Family, *, opening_role: Literal["reason", "assistant"] | None = None, seed: int = 0
+) -> Path:
+    """Write a random Llama (hidden size 32, 2 layers, float32, context 4,096) and its tokenizer; returns `path`.
+
+    Args:
+        path: folder to write; made if it is missing.
+        family: whose special tokens the tokenizer has.
+        opening_role: install ReasonGenRM's chat template, as a trained checkpoint has it; None: the base's own.
+        seed: of the random weights.
+    """
+    import torch
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = tiny_tokenizer(family)
+    if opening_role is not None:
+        from reasongenrm.data.chat import detect_family, install_template
+
+        install_template(tokenizer, detect_family(tokenizer), opening_role)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,  # the smallest that GPU attention kernels know
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        initializer_range=0.3,  # wide enough that the most probable tokens are not all but equal
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
+    )
+    path.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    if opening_role is not None:
+        from reasongenrm.data.chat import save_reasoning_parser
+
+        save_reasoning_parser(path)
+    return path

@@ -1,0 +1,197 @@
+"""deploy_kserve: the InferenceService that serves the winner, and the stage that renders it and brings it out.
+
+In go the decision of the gate and the models it chose from; out comes `inferenceservice.yaml`, and with `deploy.apply` a
+judge that has proven itself. KServe's Standard mode, our own namespaced ServingRuntime, the checkpoint straight from S3, and
+the judge's server in front of it (`transformer`).
+Rendering is pure; `cluster/deploy.py` talks to the cluster.
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from reasongenrm import __version__
+from reasongenrm.config import DeployConfig
+from reasongenrm.deploy.preflight import AUTOSCALER, MODE, check_admission, check_settings
+from reasongenrm.deploy.transformer import PREDICTOR_KEY, render_transformer
+from reasongenrm.errors import InputError
+
+if TYPE_CHECKING:
+    from reasongenrm.store.artifacts import ArtifactRef, Store
+
+MODEL_FORMAT = "huggingface"  # what the runtime says it can serve: a folder as `save_pretrained` writes it
+FILE_NAME = "inferenceservice.yaml"
+
+# Annotations. KServe copies an InferenceService's annotations to its pods, so a change of any of them starts new pods.
+OWN = "reasongenrm.io/"
+VARIANT, DIGEST, DECISION = f"{OWN}variant", f"{OWN}model-digest", f"{OWN}decision"
+REPLACED = f"{OWN}replaced"  # JSON: digest, decision and store object of what this one replaced
+ROLLOUT = f"{OWN}rollout"  # a hash of spec and model: the pods that carry it are the pods of this manifest
+
+_MARK_DIGITS = 16
+
+
+def render_inference_service(config: DeployConfig, model: "ArtifactRef", decision: "ArtifactRef") -> dict[str, Any]:
+    """The InferenceService (serving.kserve.io/v1beta1) that serves one checkpoint.
+
+    Args:
+        config: name, place, runtime, resources and replicas, and the judge's server.
+        model: the checkpoint; its folder becomes `storageUri`, which must end with "/" for S3.
+        decision: the gate's decision, recorded beside the model's digest as an annotation; its winner says how the judge's
+            server asks, its metrics hold the calibration, if there is one.
+
+    Returns:
+        The manifest as plain dicts and lists.
+
+    Raises:
+        ConfigError: settings that do not go together, or what KServe's webhook would refuse (see `preflight`).
+
+    Source: KServe 0.21, config/crd/full and its validating webhook.
+    """
+    check_settings(config)
+    predictor: dict[str, Any] = {
+        "serviceAccountName": config.service_account,
+        "minReplicas": config.min_replicas,
+        "maxReplicas": config.max_replicas,
+        "deploymentStrategy": {"type": config.strategy},
+        "model": _model(config, model),
+    }
+    own = {VARIANT: str(decision.metrics["winner"]), DIGEST: model.digest, DECISION: decision.uri}
+    transformer = {"transformer": render_transformer(config, decision)} if config.judge.enabled else {}
+    own[ROLLOUT] = _mark([predictor, config.autoscaler, model.digest, *transformer.values()])
+    predictor["annotations"] = dict(own)  # said once more for the pods: a canary's are not those of the service
+    predictor["labels"] = {"app.kubernetes.io/version": __version__}
+    service = {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {
+            "name": config.name,
+            "namespace": config.namespace,
+            "labels": {
+                "app.kubernetes.io/name": config.name,
+                "app.kubernetes.io/part-of": "reasongenrm",
+                "app.kubernetes.io/version": __version__,
+                "app.kubernetes.io/managed-by": "reasongenrm",
+            },
+            "annotations": {
+                MODE: "Standard",  # KServe's shipped default is serverless
+                **({AUTOSCALER: config.autoscaler} if config.autoscaler != "hpa" else {}),
+                **own,
+            },
+        },
+        "spec": {"predictor": predictor, **transformer},
+    }
+    check_admission(service)
+    return service
+
+
+def _model(config: DeployConfig, model: "ArtifactRef") -> dict[str, Any]:
+    args = [f"--max-model-len={config.max_model_len}"]
+    if config.server == "vllm" and config.gpu_count > 1:
+        args.append(f"--tensor-parallel-size={config.gpu_count}")
+    resources = {"cpu": config.cpu, "memory": config.memory}
+    if config.gpu_count:
+        resources[config.gpu_resource] = str(config.gpu_count)
+    rendered: dict[str, Any] = {
+        "modelFormat": {"name": MODEL_FORMAT},
+        "runtime": config.runtime,
+        "storageUri": model.uri.rstrip("/") + "/",
+        "args": args,
+        "resources": {"requests": dict(resources), "limits": dict(resources)},
+    }
+    if config.judge_secret is not None:
+        key = {"name": config.judge_secret, "key": PREDICTOR_KEY}
+        rendered["env"] = [{"name": PREDICTOR_KEY, "valueFrom": {"secretKeyRef": key}}]
+    return rendered
+
+
+def _mark(asked: list[Any]) -> str:
+    text = json.dumps(asked, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:_MARK_DIGITS]
+
+
+def mark_of(item: Mapping[str, Any]) -> str | None:
+    """The rollout's mark on a manifest, a pod or a pod template; None if we did not make it."""
+    mark: str | None = item.get("metadata", {}).get("annotations", {}).get(ROLLOUT)
+    return mark
+
+
+def canary_name(service: Mapping[str, Any]) -> str:
+    """What the canary of this manifest is called; once promoted, its pods keep the name."""
+    return f"c{mark_of(service) or ''}"[:9]
+
+
+def as_canary(service: Mapping[str, Any], stable: Mapping[str, Any], percent: int) -> dict[str, Any]:
+    """The object that is there now, with the rendered service as a canary beside it; the stable pods are left alone.
+
+    Source: KServe 0.21: the canary's predictor is laid over the stable one, has fixed replicas, and the CRD asks for an
+    empty `model.name` in it that the webhook wants empty.
+    """
+    predictor = copy.deepcopy(service["spec"]["predictor"])
+    predictor.pop("maxReplicas")
+    predictor["name"], predictor["minReplicas"], predictor["model"]["name"] = canary_name(service), 1, ""
+    beside = copy.deepcopy(dict(stable))
+    beside["spec"]["canary"] = [{"trafficPercent": percent, "predictor": predictor}]
+    return beside
+
+
+def deploy_kserve(
+    store: "Store", config: DeployConfig, decision: "ArtifactRef", models: Mapping[str, "ArtifactRef"]
+) -> "ArtifactRef":
+    """Stage: render the InferenceService of the winner and, with `config.apply`, bring it out (see `cluster.deploy`).
+
+    Args:
+        decision: of select_winner; `metrics["winner"]` names the variant, `metrics["passed"]` says whether to deploy it.
+        models: variant -> checkpoint; holds the winner.
+
+    Returns:
+        The artifact with `inferenceservice.yaml` and, if it was applied, golden.jsonl, golden.json and rollout.json; metrics:
+        variant, model_uri, and changed, golden_agreement, seconds. An artifact that is found again was checked again: a
+        finished stage says nothing about what a cluster serves now.
+
+    Raises:
+        InputError: the gate did not pass, or there is no model of the winner.
+        ConfigError: see `render_inference_service`.
+        ClusterError: the new judge did not start or did not judge as expected; what was served before is back.
+    """
+    from reasongenrm.store.stage import Stage
+
+    winner = str(decision.metrics["winner"])
+    if not decision.metrics["passed"]:
+        raise InputError(
+            f"deploy_kserve: the gate did not pass ({decision.uri}); expected a decision that did. "
+            "Read its decision.md; nothing is deployed."
+        )
+    if winner not in models:
+        raise InputError(
+            f"deploy_kserve: the winner is '{winner}', but only these models are here: {', '.join(sorted(models))}. "
+            "Hand over the winner's model."
+        )
+    model = models[winner]
+    manifest = render_inference_service(config, model, decision)
+    extra: dict[str, Any] = {}
+    files: dict[str, bytes] = {}
+    metrics: dict[str, Any] = {"variant": winner, "model_uri": model.uri}
+    if config.apply:
+        from reasongenrm.deploy.deploy import deploy
+        from reasongenrm.kubernetes.cluster import Cluster
+
+        deployed = deploy(Cluster.connect(), store, config, manifest, model, decision)
+        manifest, files, metrics = deployed.manifest, deployed.files(), metrics | deployed.metrics()
+        extra = {"served_since": deployed.served_since}
+    with Stage(store, "deploy_kserve", config, {"decision": decision, "model": model}, extra) as stage:
+        if stage.done:
+            return stage.done
+        stage.add_bytes(FILE_NAME, as_yaml(manifest, f"The judge '{winner}': kubectl apply -f {FILE_NAME}"))
+        for name, data in files.items():
+            stage.add_bytes(name, data)
+        return stage.finish({"num_in": 1, "num_out": 1}, metrics)
+
+
+def as_yaml(manifest: Mapping[str, Any], comment: str) -> bytes:
+    """A manifest as a file that kubectl takes."""
+    return f"# {comment}\n{yaml.safe_dump(manifest, sort_keys=False)}".encode()

@@ -1,0 +1,158 @@
+"""Go back to a judge that was served before: what there is to go back to, and the way there.
+
+The store knows every judge that was deployed (`served`), and what a deployment found in its place (`replaced`), which may be
+a judge that somebody put there by hand. A rollback is a deployment of an old manifest: waited for, asked, recorded.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from reasongenrm.config import DeployConfig
+from reasongenrm.deploy.change import Deployed, bring_out
+from reasongenrm.deploy.golden import choose_golden
+from reasongenrm.deploy.manifest import DIGEST, OWN, mark_of
+from reasongenrm.deploy.replaced import load_replaced, plain
+from reasongenrm.deploy.rollout import Pace
+from reasongenrm.deploy.runtimes import check_runtime
+from reasongenrm.errors import ClusterError, InputError
+from reasongenrm.kubernetes.cluster import Cluster
+from reasongenrm.kubernetes.kinds import INFERENCE_SERVICE
+from reasongenrm.store.artifacts import Store
+from reasongenrm.store.served import ServedJudge, forget_served, record_served, served_history
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A judge to go back to.
+
+    Attributes:
+        number: 1 is the newest that was ever deployed.
+        judge: its record; None for a judge that was put there by hand.
+        is_served: whether the cluster has its manifest now.
+    """
+
+    number: int
+    manifest: dict[str, Any]
+    judge: ServedJudge | None
+    is_served: bool
+
+    @property
+    def digest(self) -> str:
+        """Of its checkpoint; empty for a judge of unknown origin."""
+        found: str = self.manifest["metadata"].get("annotations", {}).get(DIGEST, "")
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        judge = self.judge
+        return {
+            "number": self.number,
+            "is_served": self.is_served,
+            "variant": judge.variant if judge else None,
+            "digest": self.digest or None,
+            "model_uri": self.manifest["spec"]["predictor"].get("model", {}).get("storageUri"),
+            "served_since": judge.served_since if judge else None,
+            "cause": judge.cause if judge else "by hand",
+        }
+
+
+def choices(cluster: Cluster, store: Store, namespace: str, name: str) -> list[Choice]:
+    """Every judge that was served under this name, newest first, each manifest once; by hand is what ours replaced.
+
+    Raises:
+        StoreError: a record cannot be read.
+    """
+    there = cluster.get(INFERENCE_SERVICE, namespace, name)
+    current = mark_of(there) if there else None
+    found: list[tuple[dict[str, Any], ServedJudge | None]] = []
+    marks: set[str | None] = set()
+    for judge in reversed(served_history(store, namespace, name)):
+        if mark_of(judge.manifest) not in marks:
+            marks.add(mark_of(judge.manifest))
+            found.append((judge.manifest, judge))
+    before = load_replaced(there) if there else None
+    if before is not None and mark_of(before) is None:
+        found.append((before, None))
+    return [
+        Choice(number, manifest, judge, there is not None and current == mark_of(manifest))
+        for number, (manifest, judge) in enumerate(found, start=1)
+    ]
+
+
+def choose(cluster: Cluster, store: Store, namespace: str, name: str, to: str | None) -> Choice:
+    """The judge that `to` names: a number of the list, or the beginning of a digest; None: what the present one replaced.
+
+    Raises:
+        InputError: there is none, several fit, or it is the one that is served.
+    """
+    found = choices(cluster, store, namespace, name)
+    where = f"{namespace}/{name}"
+    if to is not None:
+        digits = to.removeprefix("sha256:")
+        fitting = [
+            choice
+            for choice in found
+            if str(choice.number) == to
+            or (len(digits) >= 6 and choice.digest.removeprefix("sha256:").startswith(digits))
+        ]
+        if len(fitting) != 1:
+            raise InputError(
+                f"{where}: {len(fitting)} judges fit --to {to}; expected one. `reasongenrm rollback --list` shows them: give "
+                "a number, or six digits of a digest at least."
+            )
+        return fitting[0]
+    there = cluster.get(INFERENCE_SERVICE, namespace, name)
+    before = load_replaced(there) if there else None
+    if before is not None:
+        fitting = [choice for choice in found if mark_of(choice.manifest) == mark_of(before)]
+    else:
+        fitting = [choice for choice in found if not choice.is_served][:1] if there is None else []
+    if not fitting:
+        raise InputError(
+            f"{where}: no judge was served before this one; nothing to go back to. Name one with --to, or take it away: "
+            f"kubectl delete inferenceservice {name} -n {namespace}"
+        )
+    return fitting[0]
+
+
+def roll_back(
+    cluster: Cluster,
+    store: Store,
+    config: DeployConfig,
+    choice: Choice,
+    pace: Pace = Pace(),  # noqa: B008 - frozen
+) -> Deployed:
+    """Serve the chosen judge again, prove it, and record it.
+
+    Args:
+        config: name, namespace, time limits and golden settings are used.
+
+    Raises:
+        ConfigError, ClusterError: as `check_runtime` and `bring_out`; what was served before is back.
+    """
+    if choice.is_served and choice.judge is None:
+        raise ClusterError(f"{config.namespace}/{config.name}: this judge is served already.")
+    judge = choice.judge
+    golden = None
+    if judge is not None:
+        check_runtime(cluster, config, choice.manifest, judge.model)
+    if judge is not None and judge.evaluation is not None:
+        golden = choose_golden(judge.evaluation, judge.variant, config)
+    deployed = bring_out(cluster, store, config, _bare(choice.manifest), golden, pace)
+    if judge is None:
+        forget_served(store, config.namespace, config.name)
+        return deployed
+    if deployed.changed:
+        since = datetime.now(UTC).isoformat(timespec="milliseconds")
+        again = judge.model_copy(update={"manifest": deployed.manifest, "served_since": since, "cause": "rollback"})
+        record_served(store, again)
+    return deployed
+
+
+def _bare(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest without the note of what it replaced then, and without the name that a canary gave its pods."""
+    bare = plain(manifest)
+    for part in (bare["metadata"], bare["spec"]["predictor"]):
+        part.get("annotations", {}).pop(f"{OWN}replaced", None)
+    return bare

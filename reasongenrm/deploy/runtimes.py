@@ -1,0 +1,85 @@
+"""What the ServingRuntime of a cluster can do, and whether a model and our settings fit it.
+
+In goes the runtime that a manifest names, as the API server has it; out comes nothing, or what to change. KServe accepts an
+InferenceService whatever its runtime, and then waits for ever, or starts pods that end at once.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from reasongenrm.config import DeployConfig
+from reasongenrm.deploy.manifest import MODEL_FORMAT
+from reasongenrm.deploy.transformer import has_transformer
+from reasongenrm.errors import ClusterError
+from reasongenrm.kubernetes.cluster import Cluster
+from reasongenrm.kubernetes.kinds import SERVING_RUNTIME
+from reasongenrm.store.artifacts import ArtifactRef, open_artifact
+
+_MODEL_DIR = "/mnt/models/"  # where KServe puts the checkpoint. Source: KServe aaac4e294, pkg/constants DefaultModelLocalMountPath
+_PARSER, _PLUGIN = "--reasoning-parser", "--reasoning-parser-plugin"  # of `vllm serve`
+
+
+def check_runtime(cluster: Cluster, config: DeployConfig, manifest: Mapping[str, Any], model: ArtifactRef) -> None:
+    """Refuse a manifest whose runtime is missing or cannot serve this model.
+
+    Raises:
+        ClusterError: with what was found; nothing was written.
+        StoreError: the model is not in the store any more.
+    """
+    name = runtime_of(manifest)
+    runtime = cluster.get(SERVING_RUNTIME, config.namespace, name)
+    where = f"ServingRuntime {config.namespace}/{name}"
+    if runtime is None:
+        found = [item["metadata"]["name"] for item in cluster.list(SERVING_RUNTIME, config.namespace)]
+        raise ClusterError(
+            f"{where}: not there (found: {', '.join(found) or 'none'}). Apply manifests/serving, or set deploy.runtime."
+        )
+    spec = runtime["spec"]
+    formats = [entry["name"] for entry in spec.get("supportedModelFormats", ())]
+    if spec.get("disabled"):
+        raise ClusterError(f"{where}: is disabled. Set its spec.disabled to false, or deploy.runtime to another one.")
+    if MODEL_FORMAT not in formats:
+        raise ClusterError(
+            f"{where}: serves {', '.join(formats) or 'nothing'}, not {MODEL_FORMAT}. Set deploy.runtime to one that does."
+        )
+    if config.server == "vllm" and has_transformer(manifest) and not has_reasoning_parser(runtime):
+        raise ClusterError(
+            f"{where}: starts vLLM without {_PARSER}, so the judge's server would find reason and verdict in one text. Apply "
+            "manifests/serving anew, or set deploy.judge.enabled to false."
+        )
+    _check_plugin(where, runtime, model)
+
+
+def _check_plugin(where: str, runtime: Mapping[str, Any], model: ArtifactRef) -> None:
+    plugin = _argument(runtime, _PLUGIN) or ""
+    if not plugin.startswith(_MODEL_DIR):
+        return
+    name, files = plugin.removeprefix(_MODEL_DIR), [entry.path for entry in open_artifact(model).files]
+    if name not in files:
+        raise ClusterError(
+            f"{where}: starts vLLM with {plugin}, but the model {model.uri} has no {name}: it was made by an older version. "
+            f"Train it anew, or serve it by a runtime without {_PLUGIN} (deploy.runtime), with deploy.judge.enabled false."
+        )
+
+
+def runtime_of(manifest: Mapping[str, Any]) -> str:
+    """The runtime that an InferenceService names; empty if KServe is to choose."""
+    name: str = manifest["spec"]["predictor"].get("model", {}).get("runtime", "")
+    return name
+
+
+def has_reasoning_parser(runtime: Mapping[str, Any] | None) -> bool:
+    """Whether its vLLM gives reason and answer apart, as `message.reasoning` and `message.content`."""
+    return runtime is not None and _argument(runtime, _PARSER) is not None
+
+
+def _argument(runtime: Mapping[str, Any], name: str) -> str | None:
+    """The value of an option on the containers' command lines, --name=value or --name value."""
+    for container in runtime["spec"].get("containers", ()):
+        line = [*container.get("command", ()), *container.get("args", ())]
+        for word, following in zip(line, [*line[1:], ""], strict=True):
+            if word == name:
+                return str(following)
+            if word.startswith(f"{name}="):
+                return str(word.removeprefix(f"{name}="))
+    return None

@@ -1,0 +1,117 @@
+"""The judge's server in an InferenceService: KServe's transformer, in front of the predictor.
+
+In go the deploy settings and the gate's decision, out comes `spec.transformer`. Clients talk to it alone; it holds the
+predictor's key and none of the object store's. Pure, as `serving`.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from reasongenrm import __version__
+from reasongenrm.config import DeployConfig
+from reasongenrm.evaluation.evaluate import VARIANT_STYLES
+
+if TYPE_CHECKING:
+    from reasongenrm.store.artifacts import ArtifactRef
+
+SECRET = "reasongenrm-judge"  # where no other is named; its keys may then be missing
+PREDICTOR_KEY, JUDGE_KEY = "VLLM_API_KEY", "JUDGE_API_KEY"
+CALIBRATION = (
+    "calibration_temperature",
+    "calibration_bias",
+)  # of a decision's metrics, as the evaluation measured them
+
+_PORT = 8080  # KServe's own: it appends `--http_port 8080`
+_USER = 65532  # of our images
+_GRACE_SECONDS = 40  # requests under way get 30 (judge.server.GRACE_SECONDS); closing takes a moment more
+_START_SECONDS = 120  # importing takes some seconds; a busy node more
+
+
+def has_transformer(service: Mapping[str, Any]) -> bool:
+    """Whether clients of this InferenceService talk to a judge's server."""
+    return bool(service["spec"].get("transformer"))
+
+
+def transformer_name(service: str) -> str:
+    """Of the Deployment and the Service of an InferenceService's judge. Source: KServe aaac4e294, pkg/constants."""
+    return f"{service}-transformer"
+
+
+def render_transformer(config: DeployConfig, decision: "ArtifactRef") -> dict[str, Any]:
+    """`spec.transformer` of an InferenceService: how many judges, and how they ask the winner.
+
+    KServe appends `--model_name NAME --predictor_host NAME-predictor.NAMESPACE --http_port 8080` to the arguments; the
+    predictor's Service has port 80 there.
+
+    Args:
+        config: `judge` is enabled.
+        decision: of the gate; its winner says the style, its metrics the calibration, if there is one.
+
+    Source: KServe aaac4e294, pkg/apis/serving/v1beta1/transformer_custom.go.
+    """
+    judge = config.judge
+    arguments: dict[str, Any] = {
+        "host": "0.0.0.0",
+        "style": VARIANT_STYLES[str(decision.metrics["winner"])],
+        "max-tokens": judge.max_tokens,
+        "max-concurrency": judge.max_concurrency,
+        "generation-seconds": judge.generation_seconds,
+        "request-seconds": judge.request_seconds,
+    }
+    for key in CALIBRATION:
+        if key in decision.metrics:
+            arguments[key.replace("_", "-")] = decision.metrics[key]
+    resources = {"cpu": judge.cpu, "memory": judge.memory}
+    container = {
+        "name": "kserve-container",
+        "image": judge.image or _image(),
+        "command": ["reasongenrm", "judge-server"],
+        "args": [f"--{name}={value}" for name, value in arguments.items()],
+        "env": [_key(JUDGE_KEY, config), _key(PREDICTOR_KEY, config)],
+        "ports": [{"name": "http1", "containerPort": _PORT, "protocol": "TCP"}],
+        "startupProbe": _probe("/healthz", 2, _START_SECONDS // 2),
+        # Not ready while no predictor answers: a rollout ends with the first judge that can judge.
+        "readinessProbe": _probe("/readyz", 5, 3),
+        "livenessProbe": _probe("/healthz", 20, 4),
+        "resources": {"requests": dict(resources), "limits": dict(resources)},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "privileged": False,
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+    }
+    return {
+        "serviceAccountName": config.service_account,
+        "automountServiceAccountToken": False,
+        "minReplicas": judge.replicas,
+        "maxReplicas": judge.replicas,
+        "terminationGracePeriodSeconds": _GRACE_SECONDS,
+        "containers": [container],
+        "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}}],
+        "labels": {"app.kubernetes.io/version": __version__},
+    }
+
+
+def _image() -> str:
+    from components.images import image
+
+    return image("cpu")
+
+
+def _key(name: str, config: DeployConfig) -> dict[str, Any]:
+    """A key by its secret's name; a secret that the settings name must have it."""
+    held: dict[str, Any] = {"name": config.judge_secret or SECRET, "key": name}
+    if config.judge_secret is None:
+        held["optional"] = True
+    return {"name": name, "valueFrom": {"secretKeyRef": held}}
+
+
+def _probe(path: str, period_seconds: int, num_failures: int) -> dict[str, Any]:
+    asked = {"path": path, "port": _PORT}
+    return {"httpGet": asked, "periodSeconds": period_seconds, "timeoutSeconds": 5, "failureThreshold": num_failures}

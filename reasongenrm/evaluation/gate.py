@@ -1,0 +1,153 @@
+"""The gate as a stage: evaluations in, the decision and the report out.
+
+`decision.py` decides, `report.py` and `report_page.py` tell; this module reads what they need from the artifacts, and from
+`served.py`'s record who is served now.
+"""
+
+from collections.abc import Mapping
+
+from pydantic import ValidationError
+
+from reasongenrm.config import DeployConfig, GateConfig
+from reasongenrm.data.benchmarks import BenchmarkRow
+from reasongenrm.errors import InputError
+from reasongenrm.evaluation.decision import Champion, check_same_rows, decide, decision_markdown
+from reasongenrm.evaluation.metrics import Difference, Evaluation, RowResult, paired_difference, row_results
+from reasongenrm.evaluation.report import build_report, parse_training_log, trace_lineage
+from reasongenrm.evaluation.report_page import render_html
+from reasongenrm.records import Judgment, parse_records
+from reasongenrm.store.artifacts import ArtifactRef, Store, open_artifact, read_file
+from reasongenrm.store.served import ServedJudge, served_judge
+from reasongenrm.store.stage import Stage
+
+
+def select_winner(
+    store: Store,
+    config: GateConfig,
+    evaluations: Mapping[str, ArtifactRef],
+    trainings: Mapping[str, ArtifactRef],
+    deploy: DeployConfig,
+) -> ArtifactRef:
+    """Stage: lay the variants side by side, choose the best candidate, say whether it is good enough.
+
+    Args:
+        store: where the artifact goes: decision.json, decision.md, report.json, report.html.
+        config: its section.
+        evaluations: by variant, in the order in which the report shows them.
+        trainings: by variant, the trained checkpoints, whose training_log.json gives the curves.
+        deploy: names the InferenceService that the winner would take over; whom it serves now is the champion.
+
+    Returns:
+        The artifact; its metrics have `winner`, `passed`, `summary`, the winner's `accuracy` and, where it was measured,
+        its `calibration_temperature` and `calibration_bias`.
+
+    Raises:
+        ConfigError: a candidate, or the base model that must be beaten, was not evaluated.
+        InputError: the evaluations are of different benchmarks, or a file cannot be read.
+    """
+    inputs = {f"evaluation_{variant}": ref for variant, ref in evaluations.items()}
+    inputs |= {f"training_{variant}": ref for variant, ref in trainings.items()}
+    served = served_judge(store, deploy.namespace, deploy.name)
+    if served:
+        inputs |= {"champion_model": served.model}
+        inputs |= {"champion_evaluation": served.evaluation} if served.evaluation else {}
+    extra = {"replaces": f"{deploy.namespace}/{deploy.name}"} if served else {}
+    with Stage(store, "select_winner", config, inputs, extra) as stage:
+        if stage.done:
+            return stage.done
+        figures = {variant: _read_evaluation(ref) for variant, ref in evaluations.items()}
+        judgments = {
+            variant: parse_records(read_file(ref, "judgments.jsonl"), Judgment, f"{ref.uri}/judgments.jsonl")
+            for variant, ref in evaluations.items()
+        }
+        results = {variant: row_results(judged) for variant, judged in judgments.items()}
+        check_same_rows(figures)
+        differences = differences_to_base(figures, results)
+        champion = _read_champion(served, figures, results) if served else None
+        digests = {variant: open_artifact(ref).inputs.get("model", "") for variant, ref in evaluations.items()}
+        decision = decide(config, figures, differences, champion, digests)
+        first = next(iter(evaluations.values()))
+        report = build_report(
+            figures,
+            judgments,
+            parse_records(read_file(first, "rows.jsonl"), BenchmarkRow, f"{first.uri}/rows.jsonl"),
+            differences=differences,
+            decision=decision,
+            training_logs={
+                variant: parse_training_log(read_file(ref, "training_log.json"), f"{ref.uri}/training_log.json")
+                for variant, ref in trainings.items()
+            },
+            lineage=trace_lineage([*trainings.values(), *evaluations.values()]),
+        )
+        stage.add_bytes("decision.json", decision.model_dump_json(indent=2).encode() + b"\n")
+        stage.add_bytes("decision.md", decision_markdown(decision).encode())
+        stage.add_bytes("report.json", report.model_dump_json(indent=2).encode() + b"\n")
+        stage.add_bytes("report.html", render_html(report).encode())
+        metrics = {
+            "winner": decision.winner,
+            "passed": decision.passed,
+            "summary": decision.summary,
+            "accuracy": report.subject.accuracy,
+        }
+        calibration = figures[decision.winner].calibration
+        if calibration is not None:
+            metrics |= {"calibration_temperature": calibration.temperature, "calibration_bias": calibration.bias}
+        return stage.finish({"num_in": len(evaluations), "num_out": 1}, metrics)
+
+
+def _read_champion(
+    served: ServedJudge, evaluations: Mapping[str, Evaluation], results: Mapping[str, list[RowResult]]
+) -> Champion:
+    """The served judge with its figures, and how far the variants are from it on the same rows."""
+    evaluation = _read_evaluation(served.evaluation) if served.evaluation else None
+    differences = {}
+    if served.evaluation and evaluation:
+        where = f"{served.evaluation.uri}/judgments.jsonl"
+        theirs = row_results(parse_records(read_file(served.evaluation, "judgments.jsonl"), Judgment, where))
+        differences = {
+            variant: paired_difference(
+                found, theirs, confidence=evaluation.confidence, num_bootstrap=evaluation.num_bootstrap, seed=0
+            )
+            for variant, found in results.items()
+            if evaluations[variant].benchmark.rows_digest == evaluation.benchmark.rows_digest
+        }
+    return Champion(
+        service=f"{served.namespace}/{served.name}",
+        variant=served.variant,
+        model_digest=served.model.digest,
+        served_since=served.served_since,
+        evaluation=evaluation,
+        differences=differences,
+    )
+
+
+def differences_to_base(
+    evaluations: Mapping[str, Evaluation], results: Mapping[str, list[RowResult]]
+) -> dict[str, Difference]:
+    """Every variant's accuracy minus the base model's, paired by row; empty without a base model.
+
+    Raises:
+        InputError: two variants judged different rows.
+    """
+    if "base" not in evaluations:
+        return {}
+    base = evaluations["base"]
+    return {
+        variant: paired_difference(
+            found, results["base"], confidence=base.confidence, num_bootstrap=base.num_bootstrap, seed=0
+        )
+        for variant, found in results.items()
+        if variant != "base"
+    }
+
+
+def _read_evaluation(ref: ArtifactRef) -> Evaluation:
+    try:
+        return Evaluation.model_validate_json(read_file(ref, "evaluation.json"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(
+            f"{ref.uri}/evaluation.json: {where}: {first['msg']}; expected an evaluation of this version. "
+            "Run evaluate_rewardbench again."
+        ) from error

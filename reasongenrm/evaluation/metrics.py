@@ -1,0 +1,388 @@
+"""From judgments to figures: accuracy with its interval, per subset, section and overall, and how steady the judge is.
+
+Pure functions over records: `evaluate` turns one judge's judgments into an `Evaluation`, `paired_difference` compares two
+judges on the same rows. `evaluation.py` has the judging itself.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from reasongenrm.config import EvaluateConfig
+from reasongenrm.data.benchmarks import LABELS, ORDERS, Benchmark, rows_digest
+from reasongenrm.data.sections import SECTION_OF, SECTIONS, Coverage, subset_weights
+from reasongenrm.errors import InputError
+from reasongenrm.evaluation.bootstrap import Interval, bootstrap_means, percentile_interval, tidy
+from reasongenrm.evaluation.calibration import Calibration, fit_cross_validated
+from reasongenrm.records import Judgment, Order, Record, Verdict
+
+JudgeStyle = Literal["plain", "verdict", "reason"]
+VARIANT_NAMES = {"base": "base", "genrm": "GenRM", "sft": "ReasonGenRM-sft", "dpo": "ReasonGenRM-dpo"}
+
+# Below so many rows, resampling within a subset understates its spread: the variance comes out by a factor (n - 1) / n.
+SMALL_SUBSET = 10
+
+# Two numbers are fitted, five times over: 20 judgments are 10 rows in both orders, 16 judgments a fit.
+MIN_CALIBRATION_JUDGMENTS = 20
+
+
+class BenchmarkInfo(Record):
+    """Which benchmark an evaluation is of, and how much of it. `coverage` is None for subsets of one's own.
+
+    `digest` is of the whole benchmark, `rows_digest` of the rows that were judged.
+    """
+
+    uri: str
+    name: str
+    digest: str
+    rows_digest: str
+    num_rows: int
+    num_available_rows: int
+    is_rewardbench: bool
+    coverage: Coverage | None
+
+
+class SubsetScore(Record):
+    """Accuracy on one subset, in [0, 1]. `weight`: its share of the overall accuracy."""
+
+    subset: str
+    section: str | None
+    num_rows: int
+    weight: float
+    accuracy: float
+    interval: Interval
+
+
+class SectionScore(Record):
+    """Accuracy on one section, in [0, 1]: the mean of its present subsets, weighted as in `rewardbench.SECTIONS`."""
+
+    section: str
+    num_rows: int
+    subsets: tuple[str, ...]
+    absent_subsets: tuple[str, ...]
+    accuracy: float
+    interval: Interval
+
+
+class Evaluation(Record):
+    """What one judge did on one benchmark. Fractions are of rows or of judgments, in [0, 1].
+
+    Attributes:
+        variant: "base", "genrm", "sft", "dpo", or a name of one's own for a judge outside a run.
+        accuracy: the headline. RewardBench: plain mean of the sections; subsets of one's own: plain mean of the subsets.
+        row_accuracy: plain mean over all rows, whatever their subset.
+        consistent_accuracy: rows with both orders right.
+        consistent_fraction: rows whose two orders name the same answer.
+        flip_fraction: rows whose two orders name different answers (the same letter twice).
+        undecided_fraction: rows with an order that has no verdict: unparsed, or a tie of votes.
+        share_a: share of [[A]] among the parsed judgments; None if none was parsed.
+        unparsed_fraction: judgments without a verdict.
+        truncated_fraction: judgments that the token limit cut off.
+        mean_seconds: wall time a judgment, each in its batch or among its concurrent requests.
+        calibration: of the judge's P([[A]]), with figures before and after, those after from rows held out of the fit;
+            None if the engine gave no probabilities, or of fewer than MIN_CALIBRATION_JUDGMENTS.
+        notes: what a reader must know beside the figures (a partial benchmark, subsets too small for their interval).
+    """
+
+    schema_version: Literal[1] = 1
+    variant: str
+    model: str
+    style: JudgeStyle
+    two_step: bool
+    votes: int
+    benchmark: BenchmarkInfo
+    accuracy: float
+    interval: Interval
+    confidence: float
+    num_bootstrap: int
+    row_accuracy: float
+    sections: tuple[SectionScore, ...]
+    subsets: tuple[SubsetScore, ...]
+    consistent_accuracy: float
+    consistent_fraction: float
+    flip_fraction: float
+    undecided_fraction: float
+    share_a: float | None
+    num_judgments: int
+    unparsed_fraction: float
+    truncated_fraction: float
+    mean_prompt_tokens: float
+    mean_output_tokens: float
+    mean_seconds: float
+    notes: tuple[str, ...]
+    calibration: Calibration | None = None
+
+
+class Difference(Record):
+    """Accuracy of one judge minus that of another on the same rows, with its paired bootstrap interval."""
+
+    accuracy: float
+    interval: Interval
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.interval.low > 0 or self.interval.high < 0
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """One row judged in both orders; a verdict is the majority of the order's votes, None if there is none."""
+
+    row_id: str
+    subset: str
+    verdicts: Mapping[Order, Verdict | None]
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over the two orders of 1 (right), 0 (wrong) or 0.5 (no verdict). Source: METHOD section 7."""
+        return sum(order_accuracy(verdict, LABELS[order]) for order, verdict in self.verdicts.items()) / len(ORDERS)
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether both orders have a verdict."""
+        return None not in self.verdicts.values()
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether both orders name the same answer: the letter changes, as the answers changed places."""
+        return self.is_decided and len(set(self.verdicts.values())) == len(ORDERS)
+
+    @property
+    def is_flipped(self) -> bool:
+        """Whether the orders name different answers: the same letter twice."""
+        return self.is_decided and not self.is_consistent
+
+
+def variant_name(variant: str) -> str:
+    """The variant as reports call it; a name of one's own stays."""
+    return VARIANT_NAMES.get(variant, variant)
+
+
+def order_accuracy(verdict: Verdict | None, label: Verdict) -> float:
+    """1 for the right verdict, 0 for the wrong one, 0.5 for none: what a coin would get."""
+    return 0.5 if verdict is None else float(verdict == label)
+
+
+def majority(verdicts: Iterable[Verdict | None]) -> Verdict | None:
+    """The verdict that most votes name. Unparsed votes abstain; a tie, or no vote left, is no verdict."""
+    votes = Counter(verdict for verdict in verdicts if verdict is not None)
+    if votes["[[A]]"] == votes["[[B]]"]:
+        return None
+    return "[[A]]" if votes["[[A]]"] > votes["[[B]]"] else "[[B]]"
+
+
+def row_results(judgments: Iterable[Judgment]) -> list[RowResult]:
+    """Judgments of one judge put together by row, in the order in which rows first appear.
+
+    Raises:
+        InputError: a row lacks one of its orders.
+    """
+    votes: dict[str, dict[Order, list[Verdict | None]]] = defaultdict(lambda: {order: [] for order in ORDERS})
+    subsets: dict[str, str] = {}
+    for judgment in judgments:
+        votes[judgment.row_id][judgment.order].append(judgment.verdict)
+        subsets[judgment.row_id] = judgment.subset
+    for row_id, orders in votes.items():
+        for order, found in orders.items():
+            if not found:
+                raise InputError(
+                    f"row {row_id}: no judgment in the order {order}; expected both orders. Run the evaluation again."
+                )
+    return [
+        RowResult(row_id, subsets[row_id], {order: majority(found) for order, found in orders.items()})
+        for row_id, orders in votes.items()
+    ]
+
+
+def evaluate(
+    judgments: Sequence[Judgment],
+    benchmark: Benchmark,
+    config: EvaluateConfig,
+    *,
+    variant: str,
+    model: str,
+    style: JudgeStyle,
+    model_digest: str | None = None,
+) -> Evaluation:
+    """Figures of one judge on one benchmark.
+
+    Intervals are percentile bootstraps over rows, drawn anew within each subset, so that a section's mix of subsets stays as
+    it is.
+
+    Args:
+        judgments: both orders and all votes of every row of the benchmark.
+        benchmark: the rows that were judged.
+        config: votes, confidence, num_bootstrap and seed are used.
+        variant: who judged, as the report calls it.
+        model: the checkpoint's URI or the endpoint's model name.
+        style: how it was asked.
+        model_digest: of the checkpoint, for its calibration.
+
+    Raises:
+        InputError: the judgments are not those of the benchmark's rows.
+    """
+    results = row_results(judgments)
+    _check_rows(results, benchmark)
+    subsets = benchmark.subsets()
+    weights = subset_weights(subsets)
+    values = _by_subset(results, subsets)
+    resampled_RS = bootstrap_means([values[s] for s in subsets], config.num_bootstrap, config.seed)
+    means = [_mean(values[subset]) for subset in subsets]
+
+    def scored(shares: Sequence[float]) -> tuple[float, Interval]:
+        point = sum(share * mean for share, mean in zip(shares, means, strict=True))
+        return tidy(point), percentile_interval(resampled_RS @ list(shares), config.confidence)
+
+    sections = []
+    for section in dict.fromkeys(SECTION_OF[subset] for subset in subsets) if benchmark.is_rewardbench else ():
+        inside = {s: float(SECTIONS[section][s]) for s in subsets if SECTION_OF[s] == section}
+        accuracy, interval = scored([inside.get(subset, 0.0) / sum(inside.values()) for subset in subsets])
+        sections.append(
+            SectionScore(
+                section=section,
+                num_rows=sum(len(values[subset]) for subset in inside),
+                subsets=tuple(inside),
+                absent_subsets=tuple(subset for subset in SECTIONS[section] if subset not in inside),
+                accuracy=accuracy,
+                interval=interval,
+            )
+        )
+    subset_scores = []
+    for place, subset in enumerate(subsets):
+        accuracy, interval = scored([float(other == place) for other in range(len(subsets))])
+        subset_scores.append(
+            SubsetScore(
+                subset=subset,
+                section=SECTION_OF.get(subset),
+                num_rows=len(values[subset]),
+                weight=weights[subset],
+                accuracy=accuracy,
+                interval=interval,
+            )
+        )
+    accuracy, interval = scored([weights[subset] for subset in subsets])
+    parsed = [judgment.verdict for judgment in judgments if judgment.verdict is not None]
+    return Evaluation(
+        variant=variant,
+        model=model,
+        style=style,
+        two_step=config.two_step and style == "reason",
+        votes=config.votes,
+        benchmark=benchmark_info(benchmark),
+        accuracy=accuracy,
+        interval=interval,
+        confidence=config.confidence,
+        num_bootstrap=config.num_bootstrap,
+        row_accuracy=tidy(_mean([result.accuracy for result in results])),
+        sections=tuple(sections),
+        subsets=tuple(subset_scores),
+        consistent_accuracy=_mean([float(result.accuracy == 1) for result in results]),
+        consistent_fraction=_mean([float(result.is_consistent) for result in results]),
+        flip_fraction=_mean([float(result.is_flipped) for result in results]),
+        undecided_fraction=_mean([float(not result.is_decided) for result in results]),
+        share_a=_mean([float(verdict == "[[A]]") for verdict in parsed]) if parsed else None,
+        num_judgments=len(judgments),
+        unparsed_fraction=1 - len(parsed) / len(judgments),
+        truncated_fraction=_mean([float(judgment.truncated) for judgment in judgments]),
+        mean_prompt_tokens=_mean([judgment.num_prompt_tokens for judgment in judgments]),
+        mean_output_tokens=_mean([judgment.num_output_tokens for judgment in judgments]),
+        mean_seconds=_mean([judgment.seconds for judgment in judgments]),
+        notes=_notes(benchmark, subset_scores),
+        calibration=calibrate(judgments, model_digest),
+    )
+
+
+def calibrate(judgments: Iterable[Judgment], model_digest: str | None) -> Calibration | None:
+    """Fit the judge's P([[A]]) to the labels; rows are held out whole, both orders and all votes.
+
+    Returns:
+        None if fewer than MIN_CALIBRATION_JUDGMENTS have a probability.
+    """
+    known = [(judgment.p_a, judgment) for judgment in judgments if judgment.p_a is not None]
+    if len(known) < MIN_CALIBRATION_JUDGMENTS or len({judgment.row_id for _, judgment in known}) < 2:
+        return None
+    found = fit_cross_validated(
+        [probability for probability, _ in known],
+        [judgment.label == "[[A]]" for _, judgment in known],
+        [judgment.row_id for _, judgment in known],
+    )
+    return found.model_copy(update={"model_digest": model_digest})
+
+
+def benchmark_info(benchmark: Benchmark) -> BenchmarkInfo:
+    """What is remembered of a benchmark beside its rows."""
+    return BenchmarkInfo(
+        uri=benchmark.uri,
+        name=benchmark.name,
+        digest=benchmark.digest,
+        rows_digest=rows_digest(benchmark.rows),
+        num_rows=len(benchmark.rows),
+        num_available_rows=benchmark.num_available_rows,
+        is_rewardbench=benchmark.is_rewardbench,
+        coverage=benchmark.coverage(),
+    )
+
+
+def paired_difference(
+    ours: Sequence[RowResult], theirs: Sequence[RowResult], *, confidence: float, num_bootstrap: int, seed: int
+) -> Difference:
+    """Overall accuracy of `ours` minus `theirs`, row by row: rows that are hard for both cancel out.
+
+    Raises:
+        InputError: the two did not judge the same rows.
+    """
+    other = {result.row_id: result for result in theirs}
+    if other.keys() != {result.row_id for result in ours}:
+        raise InputError(
+            f"the judges were given different rows ({len(ours)} and {len(other)}); expected the same benchmark, limit and seed. "
+            "Evaluate both on one benchmark."
+        )
+    present = {result.subset for result in ours}
+    subsets = [s for s in SECTION_OF if s in present] or sorted(present)
+    values: dict[str, list[float]] = {subset: [] for subset in subsets}
+    for result in ours:
+        values[result.subset].append(result.accuracy - other[result.row_id].accuracy)
+    weights = [subset_weights(subsets)[subset] for subset in subsets]
+    means_R = bootstrap_means([values[s] for s in subsets], num_bootstrap, seed) @ weights
+    point = sum(weight * _mean(values[subset]) for weight, subset in zip(weights, subsets, strict=True))
+    return Difference(accuracy=tidy(point), interval=percentile_interval(means_R, confidence))
+
+
+def _check_rows(results: Sequence[RowResult], benchmark: Benchmark) -> None:
+    judged, expected = {result.row_id for result in results}, {row.row_id for row in benchmark.rows}
+    if judged == expected:
+        return
+    odd = sorted(judged ^ expected)[0]
+    raise InputError(
+        f"{benchmark.uri}: {len(judged)} rows were judged, {len(expected)} were expected; the first that differs is {odd}. "
+        "Evaluate with the same benchmark, limit and seed as the judging."
+    )
+
+
+def _by_subset(results: Iterable[RowResult], subsets: Iterable[str]) -> dict[str, list[float]]:
+    values: dict[str, list[float]] = {subset: [] for subset in subsets}
+    for result in results:
+        values[result.subset].append(result.accuracy)
+    return values
+
+
+def _notes(benchmark: Benchmark, subsets: Sequence[SubsetScore]) -> tuple[str, ...]:
+    coverage = benchmark.coverage()
+    notes = list(coverage.sentences()) if coverage else []
+    if len(benchmark.rows) < benchmark.num_available_rows:
+        notes.append(
+            f"A limit chose {len(benchmark.rows):,} of the {benchmark.num_available_rows:,} rows in {benchmark.name}."
+        )
+    small = [score.subset for score in subsets if score.num_rows < SMALL_SUBSET]
+    if small:
+        notes.append(
+            f"{len(small)} of {len(subsets)} subsets have fewer than {SMALL_SUBSET} rows: intervals come from resampling within "
+            "subsets and are too narrow there."
+        )
+    return tuple(notes)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,197 @@
+"""The report as one self-contained HTML page: no script, no request, light and dark, readable on a phone.
+
+In goes a `Report`, out comes HTML. Texts of questions, answers and judges are hostile input: the template escapes
+everything, and the page's own policy forbids scripts and requests besides.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+from jinja2 import Environment, StrictUndefined, Template
+
+from reasongenrm.data.sections import SECTIONS
+from reasongenrm.evaluation.gallery import KINDS, Case
+from reasongenrm.evaluation.metrics import VARIANT_NAMES, variant_name
+from reasongenrm.evaluation.reference import FOOTNOTE
+from reasongenrm.evaluation.report import Curve, Report
+
+SHOWN_CHARS = 600  # of a long text before the fold
+KEPT_CHARS = 8000  # of a long text in the page; the rest is in the evaluation's own files
+MAX_POINTS = 300  # of one curve
+
+_CURVE_TITLES = {
+    "loss": "loss",
+    "margin": "reward margin, chosen minus rejected",
+    "accuracy": "share of pairs ordered rightly",
+}
+# Where a policy stands that prefers neither reason: sigmoid DPO loss log 2, no margin, half of the pairs by chance.
+_DPO_BASELINES = {"loss": math.log(2), "margin": 0.0, "accuracy": 0.5}
+_KIND_TITLES = {
+    "flipped": "order flips the verdict",
+    "wrong": "wrong in both orders",
+    "unparsed": "no verdict",
+    "truncated": "cut off before a verdict",
+}
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A line of a plot's grid: its place in percent of the height from the top, and its label."""
+
+    place: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One curve in a box of 100 by 100, which the page stretches.
+
+    Attributes:
+        title: what is plotted.
+        points: "x,y x,y ..." of the logged values.
+        smooth: the same of their trailing mean, "" if there are too few.
+        window: how many steps that mean takes in.
+        ticks: of the y axis.
+        baseline: place of the value before training, if that is known and within the box.
+    """
+
+    variant: str
+    title: str
+    points: str
+    smooth: str
+    window: int
+    ticks: tuple[Tick, ...]
+    baseline: float | None
+    first_step: int
+    last_step: int
+    first: float
+    last: float
+
+
+def render_html(report: Report) -> str:
+    """The page."""
+    sections = [section.section for section in report.subject.sections]
+    return _template().render(
+        report=report,
+        subject=report.subject,
+        benchmark=report.subject.benchmark,
+        sections=sections,
+        section_weights=SECTIONS,
+        groups=_subset_groups(report),
+        plots=[plot(curve) for curve in report.curves],
+        cases={variant: [c for c in report.cases if c.variant == variant] for variant in report.case_counts},
+        kinds=KINDS,
+        kind_titles=_KIND_TITLES,
+        published=_by_backbone(report),
+        footnote=FOOTNOTE,
+        shown_chars=SHOWN_CHARS,
+        kept_chars=KEPT_CHARS,
+    )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "percent": _percent,
+        "points": _points,
+        "variant_name": variant_name,
+        "short_name": lambda variant: variant_name(variant).removeprefix("ReasonGenRM-"),
+        "excerpt": _excerpt,
+        "unbroken": lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%"),
+    }
+    environment.globals |= {"verdict_in_words": _verdict_in_words, "is_known": lambda variant: variant in VARIANT_NAMES}
+    source = resources.files("reasongenrm.evaluation") / "report_templates" / "report.html.j2"
+    return environment.from_string(source.read_text(encoding="utf-8"))
+
+
+def plot(curve: Curve) -> Plot:
+    """Geometry of one curve."""
+    stride = max(1, math.ceil(len(curve.steps) / MAX_POINTS))
+    steps, values = curve.steps[::stride], curve.values[::stride]
+    baseline = _DPO_BASELINES[curve.name] if curve.variant == "dpo" else None
+    shown = [*values, *([baseline] if baseline is not None else [])]
+    ticks = nice_ticks(min(shown), max(shown))
+    low, high = ticks[0], ticks[-1]
+
+    def place(value: float) -> float:
+        return round(100 * (high - value) / (high - low), 2)
+
+    def path(heights: Sequence[float]) -> str:
+        width = max(steps[-1] - steps[0], 1)
+        return " ".join(
+            f"{round(100 * (step - steps[0]) / width, 2):g},{place(value):g}"
+            for step, value in zip(steps, heights, strict=True)
+        )
+
+    window = len(values) // 12
+    return Plot(
+        variant=curve.variant,
+        title=_CURVE_TITLES[curve.name],
+        points=path(values),
+        smooth=path(trailing_mean(values, window)) if window > 1 else "",
+        window=window * stride,
+        ticks=tuple(Tick(place(tick), f"{tick:.6g}") for tick in ticks),
+        baseline=None if baseline is None else place(baseline),
+        first_step=curve.steps[0],
+        last_step=curve.steps[-1],
+        first=curve.values[0],
+        last=curve.values[-1],
+    )
+
+
+def nice_ticks(low: float, high: float) -> list[float]:
+    """Three to six round numbers, evenly spaced, that take `low` and `high` in."""
+    span = high - low or abs(high) or 1.0
+    unit = 10.0 ** math.floor(math.log10(span / 4))
+    step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor * 4 >= span * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
+
+
+def trailing_mean(values: Sequence[float], window: int) -> list[float]:
+    """Mean of each value and those before it, `window` values in all."""
+    return [sum(values[max(0, end - window) : end]) / (end - max(0, end - window)) for end in range(1, len(values) + 1)]
+
+
+def _subset_groups(report: Report) -> list[tuple[str, list[str]]]:
+    """Subsets under their sections, or all under one heading for a benchmark without sections."""
+    if report.subject.sections:
+        return [(section.section, list(section.subsets)) for section in report.subject.sections]
+    return [("", [score.subset for score in report.subject.subsets])]
+
+
+def _by_backbone(report: Report) -> dict[str, list[object]]:
+    grouped: dict[str, list[object]] = {}
+    for result in report.published:
+        grouped.setdefault(result.backbone, []).append(result)
+    return grouped
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "\N{EN DASH}" if value is None else f"{100 * value:.{digits}f}"
+
+
+def _points(value: float) -> str:
+    """A difference of accuracies in percentage points, with its sign (a real minus sign)."""
+    return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _excerpt(text: str) -> tuple[str, str, int]:
+    """A text's beginning, its continuation behind the fold, and how many characters were left out of the page."""
+    if len(text) <= SHOWN_CHARS * 1.25:
+        return text, "", 0
+    cut = text.rfind(" ", SHOWN_CHARS // 2, SHOWN_CHARS)
+    cut = SHOWN_CHARS if cut < 0 else cut
+    return text[:cut], text[cut:KEPT_CHARS], max(0, len(text) - KEPT_CHARS)
+
+
+def _verdict_in_words(case: Case, number: int) -> str:
+    """What the judge said about one order, in terms of the answers."""
+    order = case.orders[number]
+    if order.verdict is None:
+        return "cut off before a verdict" if order.truncated else "no verdict"
+    return "chose the better answer" if order.verdict == order.label else "chose the other answer"

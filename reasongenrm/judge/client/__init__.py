@@ -1,0 +1,1 @@
+"""Clients of the judge's server: Python objects and files of pairs."""

@@ -1,0 +1,243 @@
+"""The client's HTTP: one pool of connections, retries, and replies turned into JSON or errors."""
+
+import email.utils
+import logging
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import anyio
+import httpx
+from pydantic import BaseModel, ValidationError
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
+
+from reasongenrm.errors import ConfigError
+from reasongenrm.judge.api import ErrorDetail, OrderJudgment, PairwiseResponse
+from reasongenrm.judge.client.client_errors import (
+    JudgeClientError,
+    JudgeUnavailableError,
+    NotAJudgeError,
+    error_of_detail,
+    error_of_reply,
+    first_problem,
+)
+from reasongenrm.judge.client.client_stream import ReasonDelta, read_events
+
+logger = logging.getLogger(__name__)
+
+KEY_VARIABLE = "JUDGE_API_KEY"
+FIRST_WAIT_SECONDS = 0.25  # doubled at every retry: six retries wait 16 s in all, as long as a predictor restarts
+MAX_WAIT_SECONDS = 60.0  # also of a server's Retry-After
+JITTER = 0.25  # of a wait: clients that were refused together do not come back together
+CONNECT_SECONDS = 10.0
+MAX_CONNECTIONS = 512
+
+_EVENTS: dict[str, type[BaseModel]] = {
+    "reason": ReasonDelta,
+    "judgment": OrderJudgment,
+    "result": PairwiseResponse,
+    "error": ErrorDetail,
+}
+
+
+class _Transient(Exception):
+    """A failure that may pass; `error` is what it becomes if it does not."""
+
+    def __init__(self, error: JudgeClientError, retry_after_seconds: float = 0.0) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.retry_after_seconds = retry_after_seconds
+
+
+class JudgeHttp:
+    """Requests to one judge (see `AsyncJudge` for the arguments)."""
+
+    def __init__(self, url: str, api_key: str | None, timeout: float, max_retries: int) -> None:
+        self.url = _root(url)
+        self._timeout = timeout
+        self._max_retries = max_retries
+        key = os.environ.get(KEY_VARIABLE, "") if api_key is None else api_key
+        if not (key.isascii() and key.isprintable()):  # httpx's own error would print the key
+            raise ConfigError(
+                f"the judge's key (api_key or {KEY_VARIABLE}) holds a line break or another character that no HTTP "
+                "header can carry; expected a key. Set it again without what was copied along with it."
+            )
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._client: httpx.AsyncClient | None = None
+
+    async def post(self, path: str, body: Mapping[str, Any], request_id: str | None = None) -> Any:
+        """POST with retries; the JSON of the reply."""
+        return await self._retrying(self._post, path, body, request_id)
+
+    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[Any]:
+        """POST, retried until the stream begins; the records of its events, up to and including the result."""
+        response = await self._retrying(self._open_stream, path, body)
+        where = self.url + path
+        request_id = response.headers.get("x-request-id")
+        try:
+            async for event in read_events(response.aiter_bytes()):
+                if event.name not in _EVENTS:
+                    continue
+                try:
+                    record = _EVENTS[event.name].model_validate_json(event.data)
+                except ValidationError as error:
+                    raise _not_a_judge(
+                        where, f"its event {event.name!r} is wrong: {first_problem(error)[0]}"
+                    ) from error
+                if isinstance(record, ErrorDetail):
+                    raise error_of_detail(where, record, None, record.request_id or request_id)
+                yield record
+                if isinstance(record, PairwiseResponse):
+                    return
+        except httpx.RequestError as error:
+            raise _unavailable(where, f"the stream broke off ({type(error).__name__}: {error})", request_id) from error
+        finally:
+            with anyio.CancelScope(shield=True):
+                await response.aclose()
+        raise _unavailable(where, "the stream ended without a result", request_id)
+
+    async def ready(self) -> bool:
+        """GET /readyz, once."""
+        try:
+            response = await self._opened().get("/readyz")
+        except httpx.RequestError:
+            return False
+        return response.status_code == 200
+
+    async def aclose(self) -> None:
+        """Close the connections; the next request opens new ones."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    def _opened(self) -> httpx.AsyncClient:
+        if self._client is None:
+            self._client = httpx.AsyncClient(
+                base_url=self.url,
+                headers=self._headers,
+                # Waiting for a free connection is no failure: as many requests as the caller wants.
+                timeout=httpx.Timeout(self._timeout, connect=min(CONNECT_SECONDS, self._timeout), pool=None),
+                limits=httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS),
+            )
+        return self._client
+
+    async def _retrying(self, attempt: Any, path: str, *rest: Any) -> Any:
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(_Transient),
+            stop=stop_after_attempt(self._max_retries + 1),
+            wait=_wait_seconds,
+            before_sleep=_log_retry,
+            reraise=True,
+        )
+        try:
+            return await retrying(attempt, path, *rest)
+        except _Transient as failure:
+            raise failure.error from failure.__cause__
+
+    async def _post(self, path: str, body: Mapping[str, Any], request_id: str | None) -> Any:
+        where = self.url + path
+        headers = {"X-Request-ID": request_id} if request_id else None
+        try:
+            with anyio.fail_after(self._timeout), _lost_connections(where):
+                response = await self._opened().post(path, json=body, headers=headers)
+        except TimeoutError:
+            raise _unavailable(where, f"no reply within {self._timeout:g} s", request_id) from None
+        _raise_for_status(where, response)
+        try:
+            return response.json()
+        except ValueError as error:
+            raise _not_a_judge(where, f"the reply is not JSON: {response.text[:200]!r}") from error
+
+    async def _open_stream(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
+        where = self.url + path
+        client = self._opened()
+        with _lost_connections(where):
+            response = await client.send(client.build_request("POST", path, json=body), stream=True)
+            if response.status_code != 200 or not response.headers.get("content-type", "").startswith(
+                "text/event-stream"
+            ):
+                try:
+                    await response.aread()
+                finally:
+                    await response.aclose()
+        _raise_for_status(where, response)
+        if response.is_closed:
+            raise _not_a_judge(where, "the reply is no stream of events")
+        return response
+
+
+@contextmanager
+def _lost_connections(where: str) -> Iterator[None]:
+    """What httpx raises, sorted: what may pass, what is the URL's fault, what took too long."""
+    try:
+        yield
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        raise _not_a_judge(where, str(error)) from error
+    except httpx.ConnectTimeout as error:
+        raise _Transient(_unavailable(where, "no connection in time")) from error
+    except httpx.TimeoutException as error:
+        raise _unavailable(where, f"no reply in time ({type(error).__name__})") from error
+    except httpx.RequestError as error:
+        raise _Transient(_unavailable(where, f"{type(error).__name__}: {error}")) from error
+
+
+def _raise_for_status(where: str, response: httpx.Response) -> None:
+    if response.status_code == 200:
+        return
+    error = error_of_reply(where, response)
+    if response.status_code in (429, 503):
+        raise _Transient(error, _retry_after_seconds(response.headers.get("retry-after", "")))
+    raise error
+
+
+def _unavailable(where: str, what: str, request_id: str | None = None) -> JudgeUnavailableError:
+    return JudgeUnavailableError(
+        f"{where}: {what}. Is the judge running (`reasongenrm judge-server`), and is this its address?",
+        code="unavailable",
+        request_id=request_id,
+    )
+
+
+def _not_a_judge(where: str, what: str) -> NotAJudgeError:
+    return NotAJudgeError(
+        f"{where}: {what}; expected a judge of this version of reasongenrm. Check the URL and the server's version.",
+        code="not_a_judge",
+    )
+
+
+def _root(url: str) -> str:
+    root = url.rstrip("/")
+    if not root.startswith(("http://", "https://")) or root.endswith("/v1"):
+        raise ConfigError(
+            f"{url!r} is no judge's address; expected its root, such as http://127.0.0.1:8080, without /v1. Mend it."
+        )
+    return root
+
+
+def _wait_seconds(state: RetryCallState) -> float:
+    """Doubling waits, or what the server asked for, whichever is longer, bounded, and a little at random."""
+    assert state.outcome is not None
+    failure = state.outcome.exception()
+    assert isinstance(failure, _Transient)
+    growing = FIRST_WAIT_SECONDS * 2 ** (state.attempt_number - 1)
+    return min(MAX_WAIT_SECONDS, max(growing, failure.retry_after_seconds)) * random.uniform(1.0, 1.0 + JITTER)
+
+
+def _log_retry(state: RetryCallState) -> None:
+    assert state.outcome is not None
+    assert state.next_action is not None
+    logger.info("%s; again in %.1f s", state.outcome.exception(), state.next_action.sleep)
+
+
+def _retry_after_seconds(value: str) -> float:
+    """The Retry-After header, a number of seconds or a date (RFC 9110, section 10.2.3); 0 if it is neither."""
+    text = value.strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except ValueError:
+        return 0.0

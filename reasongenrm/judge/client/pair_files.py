@@ -1,0 +1,189 @@
+"""A file of pairs, judged: JSON Lines in, a judge service asked, JSON Lines out.
+
+A line in is {"question", "answer_a", "answer_b"}, with any other option of `api.JudgeOptions` and an "id" if wanted; a
+line out is a `JudgedPair`. Judgments are added to OUTPUT.partial as they come; a run that is killed and started again
+reads them there. When all are there, they become OUTPUT in the order of the pairs, in one step.
+"""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from reasongenrm.errors import EmptyStageError, InputError
+from reasongenrm.judge.api import AnswerPair, ErrorDetail, PairwiseRequest, PairwiseResponse
+from reasongenrm.judge.client.client import Judge
+from reasongenrm.judge.client.client_errors import JudgeClientError, JudgeRequestError, first_problem
+from reasongenrm.progress import track
+
+logger = logging.getLogger(__name__)
+
+
+class _PairLine(AnswerPair):
+    id: str | int | None = None
+
+
+class JudgedPair(BaseModel):
+    """One line of the output: a judgment, or why there is none.
+
+    Attributes:
+        id: the pair's own, or "line N".
+        asked: SHA-256 of the request: a judgment of an earlier run is used again only for the same one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    asked: str
+    result: PairwiseResponse | None = None
+    error: ErrorDetail | None = None
+
+
+class FileSummary(BaseModel):
+    """What became of a file's pairs; every pair is counted once."""
+
+    num_in: int
+    num_a: int
+    num_b: int
+    num_tie: int
+    num_unread: int
+    num_dropped: dict[str, int]
+    num_inconsistent: int
+    mean_p_a: float | None
+
+    def line(self) -> str:
+        """The counts, for people."""
+        mean = "" if self.mean_p_a is None else f", mean P(A better) {self.mean_p_a:.3f}"
+        dropped = "".join(f", {count} refused as {code}" for code, count in sorted(self.num_dropped.items()))
+        return (
+            f"{self.num_in} pairs: {self.num_a} A, {self.num_b} B, {self.num_tie} ties "
+            f"({self.num_inconsistent} with orders that disagree), {self.num_unread} unread{dropped}{mean}"
+        )
+
+
+def judge_file(judge: Judge, pairs: Path, output: Path, options: Mapping[str, Any], concurrency: int) -> FileSummary:
+    """Have each pair of a file judged.
+
+    A pair that the judge refuses stands in the output with its error; any other failure ends the run, and what was judged
+    is kept for the next one.
+
+    Args:
+        options: for pairs that do not set them themselves.
+
+    Raises:
+        InputError: a line is no pair, an id comes twice, or there is none.
+        JudgeClientError: the judge cannot be reached, fails, or refuses the key.
+        EmptyStageError: every pair was refused.
+    """
+    asked = _read_pairs(pairs, options)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(output.name + ".partial")
+    judged = _read_partial(partial, {name: _digest(request) for name, request in asked.items()})
+    left = [name for name in asked if name not in judged]
+    with track("judge", len(asked), "pair") as tracker, partial.open("ab") as file:
+        tracker.start_at(len(asked) - len(left))
+
+        def keep(number: int, answer: Any) -> None:
+            name = left[number]
+            refused = isinstance(answer, JudgeClientError)
+            line = JudgedPair(
+                id=name,
+                asked=_digest(asked[name]),
+                result=None if refused else answer,
+                error=_detail(answer) if refused else None,
+            )
+            judged[name] = line
+            file.write(line.model_dump_json().encode() + b"\n")
+            file.flush()
+            tracker.advance()
+
+        judge.ask_many(
+            [asked[name] for name in left], concurrency=concurrency, return_errors=JudgeRequestError, on_done=keep
+        )
+    lines = [judged[name] for name in asked]
+    whole = output.with_name(output.name + ".new")
+    whole.write_bytes(b"".join(line.model_dump_json().encode() + b"\n" for line in lines))
+    whole.replace(output)
+    partial.unlink()
+    summary = _summary(lines)
+    if all(line.result is None for line in lines):
+        raise EmptyStageError(f"{pairs}: {summary.line()}; expected judgments. {output} has the judge's words on each.")
+    return summary
+
+
+def _read_pairs(path: Path, options: Mapping[str, Any]) -> dict[str, PairwiseRequest]:
+    """The requests by id."""
+    if not path.is_file():
+        raise InputError(f"{path}: is no file; expected JSON Lines with question, answer_a and answer_b. Mend --file.")
+    found: dict[str, PairwiseRequest] = {}
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            pair = _PairLine.model_validate_json(line)
+            own = pair.model_dump(exclude_unset=True, exclude={"id"})
+            request = PairwiseRequest.model_validate({**options, **own})
+        except ValidationError as error:
+            problem, _ = first_problem(error)
+            raise InputError(
+                f"{path.name} line {number}: {problem}; expected question, answer_a, answer_b and, if wanted, id and the "
+                "judge's options. Mend the line."
+            ) from error
+        name = f"line {number}" if pair.id is None else str(pair.id)
+        if name in found:
+            raise InputError(f"{path.name} line {number}: id {name!r} came before; expected ids that differ. Mend it.")
+        found[name] = request
+    if not found:
+        raise InputError(f"{path.name}: has no lines; expected JSON Lines with question, answer_a and answer_b.")
+    return found
+
+
+def _read_partial(path: Path, digests: Mapping[str, str]) -> dict[str, JudgedPair]:
+    """Judgments of an earlier run for the same requests; the file is left with whole lines only."""
+    if not path.is_file():
+        return {}
+    raw = path.read_bytes()
+    whole = raw[: raw.rfind(b"\n") + 1]  # a killed run may have left half a line
+    path.write_bytes(whole)
+    found = {}
+    for line in whole.split(b"\n")[:-1]:
+        try:
+            judged = JudgedPair.model_validate_json(line)
+        except ValidationError as error:
+            raise InputError(
+                f"{path}: is not what an earlier run leaves: {first_problem(error)[0]}. Remove it to judge all pairs anew."
+            ) from error
+        if digests.get(judged.id) == judged.asked:
+            found[judged.id] = judged
+    logger.info("%s: %d of %d pairs were judged before", path.name, len(found), len(digests))
+    return found
+
+
+def _digest(request: PairwiseRequest) -> str:
+    text = json.dumps(request.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _detail(error: JudgeClientError) -> ErrorDetail:
+    return ErrorDetail(message=str(error), code=error.code, param=error.param, request_id=error.request_id)
+
+
+def _summary(lines: list[JudgedPair]) -> FileSummary:
+    results = [line.result for line in lines if line.result is not None]
+    preferred = Counter(result.preferred for result in results)
+    p_a = [result.p_a for result in results if result.p_a is not None]
+    return FileSummary(
+        num_in=len(lines),
+        num_a=preferred["A"],
+        num_b=preferred["B"],
+        num_tie=preferred["tie"],
+        num_unread=preferred[None],
+        num_dropped=Counter(line.error.code for line in lines if line.error is not None),
+        num_inconsistent=sum(result.consistent is False for result in results),
+        mean_p_a=sum(p_a) / len(p_a) if p_a else None,
+    )

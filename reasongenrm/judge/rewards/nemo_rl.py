@@ -1,0 +1,201 @@
+"""NeMo RL: the GenRM behind NeMo Gym's resources server `genrm_compare`.
+
+`genrm_compare` pairs the rollouts of a prompt and asks its GenRM for each pair through OpenAI's Responses API:
+{"input": [the conversation], "metadata": {"response_1", "response_2", "principle"?}}. It reads the last JSON object with
+"score_1" and "score_2" (1 to 5) and "ranking" (1: the first is much better, 6: the second) from the reply's text, and
+makes rewards of them. NeMo Gym's `openai_model` hands requests on as they are, so a config names the judge like this:
+
+    genrm_model:
+      responses_api_models:
+        openai_model:
+          entrypoint: app.py
+          openai_base_url: http://JUDGE:8080/nemo_gym/v1
+          openai_api_key: ${judge_api_key}
+          openai_model: reasongenrm
+
+Both orders are judged; score_1 = 1 + 4 p, score_2 = 5 - 4 p and ranking = 6 - 5 p, where p = P(the first is better). A
+verdict that could not be read is p = 1/2, with "verdict": "none" in the reply's metadata. The reasons come as items of
+type "reasoning", which `genrm_compare` leaves out. Sampling parameters in the request are not used: the judge has its own.
+
+Source of the contract: NVIDIA-NeMo/Gym, resources_servers/genrm_compare/{app,utils}.py,
+responses_api_models/{genrm_model,openai_model}/app.py at commit 07d6b0d07b22fcf530b4c211dae2ee23100428e4, the same in
+nemo-gym 0.4.0 on PyPI.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from reasongenrm.judge.api import MAX_TURNS, PairwiseRequest, PairwiseResponse, Text, Turn
+from reasongenrm.judge.server.routes import JUDGING, request_id
+from reasongenrm.judge.service import JudgeService
+
+
+class InputText(BaseModel):
+    """A piece of a message's text."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: Literal["input_text", "output_text"]
+    text: Text
+
+
+class InputMessage(BaseModel):
+    """A message of the conversation, in the shape of the Responses API."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | list[InputText]
+
+    def turn(self) -> Turn:
+        """The message as a turn."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return Turn(role="system" if self.role == "developer" else self.role, content=text)
+
+
+class Compared(BaseModel):
+    """The two rollouts, and what to judge them by."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    response_1: Text
+    response_2: Text
+    principle: Annotated[str, Field(max_length=20_000)] | None = None
+
+
+class CreateResponse(BaseModel):
+    """`POST /v1/responses` as genrm_compare sends it; what the judge does not use is taken and left."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    input: Text | Annotated[list[InputMessage], Field(min_length=1, max_length=MAX_TURNS)]
+    metadata: Compared
+    model: str | None = None
+
+
+class SummaryText(BaseModel):
+    """A reason's text."""
+
+    type: Literal["summary_text"] = "summary_text"
+    text: str
+
+
+class ReasoningItem(BaseModel):
+    """One order's reason."""
+
+    id: str
+    type: Literal["reasoning"] = "reasoning"
+    summary: list[SummaryText]
+
+
+class OutputText(BaseModel):
+    """The scores, as JSON."""
+
+    type: Literal["output_text"] = "output_text"
+    text: str
+    annotations: list[str] = []
+
+
+class MessageItem(BaseModel):
+    """The answer's message."""
+
+    id: str
+    type: Literal["message"] = "message"
+    role: Literal["assistant"] = "assistant"
+    status: Literal["completed"] = "completed"
+    content: list[OutputText]
+
+
+class InputDetails(BaseModel):
+    """Of which the predictor may have cached some; it is not asked."""
+
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+
+
+class OutputDetails(BaseModel):
+    """The predictor does not tell reasons' tokens from verdicts'."""
+
+    reasoning_tokens: int = 0
+
+
+class ResponseUsage(BaseModel):
+    """Tokens of both orders."""
+
+    input_tokens: int
+    input_tokens_details: InputDetails = InputDetails()
+    output_tokens: int
+    output_tokens_details: OutputDetails = OutputDetails()
+    total_tokens: int
+
+
+class Response(BaseModel):
+    """A response of OpenAI's Responses API."""
+
+    id: str
+    object: Literal["response"] = "response"
+    created_at: float
+    model: str
+    status: Literal["completed"] = "completed"
+    output: list[ReasoningItem | MessageItem]
+    parallel_tool_calls: bool = False
+    tool_choice: Literal["none"] = "none"
+    tools: list[str] = []
+    metadata: dict[str, str]
+    usage: ResponseUsage
+
+
+def nemo_gym_router(service: Callable[[], JudgeService]) -> APIRouter:
+    """The route `POST /nemo_gym/v1/responses`."""
+    router = APIRouter(prefix="/nemo_gym/v1")
+
+    @router.post("/responses", responses=JUDGING)
+    async def responses(body: CreateResponse, request: Request) -> Response:
+        """The GenRM of NeMo Gym's genrm_compare: scores of two rollouts as JSON, with the judge's reasons."""
+        asked = body.input if isinstance(body.input, str) else [message.turn() for message in body.input]
+        pair = PairwiseRequest(
+            question=asked,
+            answer_a=body.metadata.response_1,
+            answer_b=body.metadata.response_2,
+            rubric=body.metadata.principle,
+            when_too_long="truncate",
+        )
+        return _response(await service().pairwise(pair, request_id(request)))
+
+    return router
+
+
+def scores_of(found: PairwiseResponse) -> dict[str, float]:
+    """genrm_compare's three numbers: score_1 and score_2 in [1, 5], ranking in [1, 6], low if the first is better."""
+    p = found.p_a
+    if p is None:  # no log-probabilities: the verdict alone
+        p = {"A": 1.0, "B": 0.0, "tie": 0.5, None: 0.5}[found.preferred]
+    return {"score_1": 1 + 4 * p, "score_2": 5 - 4 * p, "ranking": 6 - 5 * p}
+
+
+def _response(found: PairwiseResponse) -> Response:
+    reasons = [
+        ReasoningItem(id=f"rs-{found.id}-{number}", summary=[SummaryText(text=one.reason)])
+        for number, one in enumerate(found.judgments)
+        if one.reason
+    ]
+    scores = OutputText(text=json.dumps(scores_of(found)))
+    used = found.usage
+    return Response(
+        id=found.id,
+        created_at=time.time(),
+        model=found.model,
+        output=[*reasons, MessageItem(id=f"msg-{found.id}", content=[scores])],
+        metadata={"verdict": found.preferred or "none", "consistent": str(found.consistent).lower()},
+        usage=ResponseUsage(
+            input_tokens=used.prompt_tokens,
+            output_tokens=used.completion_tokens,
+            total_tokens=used.prompt_tokens + used.completion_tokens,
+        ),
+    )

@@ -1,0 +1,1 @@
+"""The judge as a server: REST, KServe's protocols, limits, metrics."""

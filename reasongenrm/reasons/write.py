@@ -1,0 +1,262 @@
+"""Reasons are written: by a teacher that is told the right verdict, and by the SFT model, which is not (METHOD 1 and 4).
+
+In: judge prompts and a model. Out: reasons that can be trained on: whole, of some length, no two alike for a prompt, without
+a verdict's mark, and without a word of having been told the verdict. What is dropped is counted by cause.
+"""
+
+import contextlib
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from reasongenrm.config import DistillConfig, ModelConfig, SampleConfig
+from reasongenrm.data.prompts import judge_messages, teacher_prompt
+from reasongenrm.errors import ConfigError
+from reasongenrm.generation import Engine, Generation, GenerationRequest, Sampling, is_endpoint, open_engine
+from reasongenrm.progress import track
+from reasongenrm.records import Drops, JudgePrompt, Reason, dump_records, parse_records
+from reasongenrm.store.artifacts import ArtifactRef, Store, download, open_artifact, read_file
+from reasongenrm.store.stage import Stage
+
+_MARK = re.compile(r"\[\[\s*[AB]\s*\]\]")
+_HEADING = re.compile(r"\W*(?:the\s+)?(?:final\s+)?(?:verdict|answer|decision)\W*", re.IGNORECASE)
+# A teacher that lets slip that it was told. Narrow on purpose: "the correct result", "we are given a triangle" and "the
+# better answer given these limits" are what honest reasons say.
+_TOLD = re.compile(
+    r"\b(?:given|provided|supplied|known|stated|predetermined)\s+(?:correct\s+|right\s+)?(?:verdict|judge?ment)\b"
+    r"|\bverdict\s+(?:(?:that\s+)?(?:is|was|has\s+been|had\s+been)\s+)?(?:already\s+)?(?:given|provided|supplied|known|told)\b"
+    r"|\b(?:better|preferred)\s+answer\s+(?:is|was|has\s+been)\s+(?:already\s+)?(?:known|given|provided)\b(?!\s+by)"
+    r"|\bknown\s+to\s+be\s+(?:the\s+)?better\b"
+    r"|\b(?:I|we)(?:'ve|\s+was|\s+were|\s+am|\s+are|\s+have|\s+had)(?:\s+been)?\s+(?:already\s+)?(?:told|informed)\b",
+    re.IGNORECASE,
+)
+
+
+def without_verdict_line(text: str) -> str:
+    """A reason without a last line that gives the verdict's mark, and without the heading above that line.
+
+    "A is right.\\n\\nVerdict:\\n[[A]]" becomes "A is right."; a mark anywhere else is left where it is.
+    """
+    lines = text.rstrip().split("\n")
+    if not _MARK.search(lines[-1]):
+        return text.strip()
+    rest = "\n".join(lines[:-1]).rstrip()
+    above, _, last = rest.rpartition("\n")
+    return (above if _HEADING.fullmatch(last) else rest).strip()
+
+
+def tells_that_it_was_told(text: str) -> bool:
+    """Whether a reason speaks of the verdict as something that was given to its writer."""
+    return _TOLD.search(text) is not None
+
+
+def clean_reasons(
+    written: Sequence[Reason], min_reason_chars: int, *, told_verdict: bool
+) -> tuple[list[Reason], Drops, int]:
+    """Keep the reasons that can be trained on.
+
+    Dropped, under the first cause that applies: cut_off (the writer was stopped by its token limit), tells_that_it_was_told,
+    verdict_mark (a [[A]] or [[B]] in the text), too_short, duplicate (of an earlier reason of the same prompt).
+
+    Args:
+        written: as generated, in order.
+        min_reason_chars: of a reason without the white space round it.
+        told_verdict: the writer is the teacher: what it lets slip is looked for, and a last line that is a verdict is cut
+            off. The policy's own reasons are taken as they are or not at all.
+
+    Returns:
+        The reasons kept, in order; the counts; how many of those kept lost a last line with a verdict.
+    """
+    kept: list[Reason] = []
+    drops = Drops()
+    num_cut = 0
+    seen: set[tuple[str, str]] = set()
+    for reason in written:
+        drops.num_in += 1
+        stripped = reason.reason.strip()
+        text = without_verdict_line(stripped) if told_verdict else stripped
+        cause = None
+        if reason.finish_reason == "length":
+            cause = "cut_off"
+        elif told_verdict and tells_that_it_was_told(text):
+            cause = "tells_that_it_was_told"
+        elif _MARK.search(text):
+            cause = "verdict_mark"
+        elif len(text) < min_reason_chars:
+            cause = "too_short"
+        elif (reason.prompt_id, text) in seen:
+            cause = "duplicate"
+        if cause:
+            drops.drop(cause, f"prompt {reason.prompt_id} sample {reason.sample}: {stripped[:80]!r}")
+            continue
+        seen.add((reason.prompt_id, text))
+        num_cut += text != stripped
+        kept.append(reason.model_copy(update={"reason": text}))
+        drops.num_out += 1
+    return kept, drops, num_cut
+
+
+def take_prompts(prompts: Sequence[JudgePrompt], limit: int | None, seed: int) -> list[JudgePrompt]:
+    """At most `limit` prompts: the first after a seeded shuffle, in their old order."""
+    places = list(range(len(prompts)))
+    random.Random(seed).shuffle(places)
+    return [prompts[place] for place in sorted(places[:limit])]
+
+
+def distill_reasons(store: Store, config: DistillConfig, prompts: ArtifactRef, teacher_uri: str) -> ArtifactRef:
+    """Stage: the teacher, who is told the right verdict, writes reasons for each judge prompt (reasons.jsonl).
+
+    Args:
+        prompts: of prepare_pairs.
+        teacher_uri: the http(s):// address of an OpenAI-compatible endpoint, or a model as `import_model` takes it. A teacher
+            uses its own chat template. With `config.teacher_model` the model's name stands for the teacher, and the same
+            model at another address gives the same artifact.
+
+    Raises:
+        ConfigError: `teacher_model` for a teacher that is no endpoint.
+        InputError: the teacher's model is not what was expected.
+        EngineError: the teacher failed for good.
+        EmptyStageError: no reason is left.
+    """
+    inputs: dict[str, ArtifactRef | str] = {"prompts": prompts}
+    extra: dict[str, Any] = {}
+    teacher = None if is_endpoint(teacher_uri) else _teacher_artifact(store, config, teacher_uri)
+    if teacher:
+        inputs["teacher"] = teacher
+    elif config.teacher_model is None:
+        extra["teacher"] = teacher_uri
+    with Stage(store, "distill_reasons", config, inputs, extra) as stage:
+        if stage.done:
+            return stage.done
+        judge_prompts = parse_records(read_file(prompts, "prompts.jsonl"), JudgePrompt, "prompts.jsonl")
+        requests = [
+            GenerationRequest(prompt.prompt_id, ({"role": "user", "content": teacher_prompt(prompt)},))
+            for prompt in judge_prompts
+        ]
+        address = download(teacher, stage.work_dir / "teacher") if teacher else teacher_uri
+        name = _name(teacher) if teacher else config.teacher_model
+        with contextlib.closing(open_engine(address, config.engine, model_name=name)) as engine:
+            written = _write(stage, engine, requests, _sampling(config), lambda generation: generation.answer)
+        return _finish(stage, config, written, told_verdict=True)
+
+
+def _teacher_artifact(store: Store, config: DistillConfig, teacher_uri: str) -> ArtifactRef:
+    """The teacher's checkpoint in the store: an artifact as it is, any other model imported."""
+    if config.teacher_model is not None:
+        raise ConfigError(
+            f"distill.teacher_model is '{config.teacher_model}', which only an endpoint is asked for, but the teacher is "
+            f"{teacher_uri}. Leave it out, or give the teacher's http(s):// address."
+        )
+    if teacher_uri.startswith("s3://") and Store(teacher_uri).exists("manifest.json"):
+        return open_artifact(teacher_uri).ref()
+    from reasongenrm.data.import_model import import_model
+
+    return import_model(store, ModelConfig(), teacher_uri)
+
+
+def sample_reasons(store: Store, config: SampleConfig, model: ArtifactRef, prompts: ArtifactRef) -> ArtifactRef:
+    """Stage: the SFT model writes reasons for judge prompts without seeing the verdict (reasons.jsonl).
+
+    Args:
+        model: a ReasonGenRM checkpoint of train_sft.
+        prompts: of prepare_pairs; `config.limit` of them are taken.
+
+    Raises:
+        EngineError: the engine failed for good.
+        EmptyStageError: no reason is left.
+    """
+    with Stage(store, "sample_reasons", config, {"model": model, "prompts": prompts}) as stage:
+        if stage.done:
+            return stage.done
+        judge_prompts = parse_records(read_file(prompts, "prompts.jsonl"), JudgePrompt, "prompts.jsonl")
+        requests = [
+            GenerationRequest(
+                prompt.prompt_id, judge_messages(prompt, "trained"), opening_role="reason", stop_at="turn"
+            )
+            for prompt in take_prompts(judge_prompts, config.limit, config.seed)
+        ]
+        folder = download(model, stage.work_dir / "model")
+        with contextlib.closing(open_engine(folder, config.engine, model_name=_name(model))) as engine:
+            written = _write(stage, engine, requests, _sampling(config), lambda generation: generation.reason or "")
+        return _finish(stage, config, written, told_verdict=False)
+
+
+def _name(model: ArtifactRef) -> str:
+    """What the records call a model: the same for the same artifact, wherever it was downloaded to."""
+    return f"{model.stage}/{model.key}"
+
+
+def _sampling(config: DistillConfig | SampleConfig) -> Sampling:
+    return Sampling(
+        max_tokens=config.max_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        num_samples=config.num_samples,
+        seed=config.seed,
+    )
+
+
+def _write(
+    stage: Stage,
+    engine: Engine,
+    requests: Sequence[GenerationRequest],
+    sampling: Sampling,
+    text_of: Callable[[Generation], str],
+) -> list[Reason]:
+    """All reasons as generated, in the order of the requests; each batch is kept as a part, and not made again."""
+    parts = stage.parts()
+    written: dict[str, list[Reason]] = {}
+    for name, data in parts.items():
+        _add(written, parse_records(data, Reason, name))
+    with track(stage.name, total=len(requests) * sampling.num_samples, unit="reason") as progress:
+        progress.start_at(len(written) * sampling.num_samples)
+        for number, batch in enumerate(engine.generate(requests, sampling, skip=list(written)), start=len(parts)):
+            reasons = [_reason(generation, text_of(generation), engine.model_name) for generation in batch]
+            stage.put_part(f"{number:06}.jsonl", dump_records(reasons))
+            _add(written, reasons)
+            progress.advance(len(reasons))
+    return [reason for request in requests for reason in written[request.request_id]]
+
+
+def _add(written: dict[str, list[Reason]], batch: Sequence[Reason]) -> None:
+    """File a batch by prompt, samples in order; a batch holds all samples of its prompts."""
+    by_prompt: dict[str, list[Reason]] = {}
+    for reason in sorted(batch, key=lambda reason: reason.sample):
+        by_prompt.setdefault(reason.prompt_id, []).append(reason)
+    written.update(by_prompt)
+
+
+def _reason(generation: Generation, text: str, model: str) -> Reason:
+    return Reason(
+        prompt_id=generation.request_id,
+        sample=generation.sample,
+        reason=text,
+        model=model,
+        num_tokens=generation.num_output_tokens,
+        finish_reason=generation.finish_reason,
+    )
+
+
+def _finish(
+    stage: Stage, config: DistillConfig | SampleConfig, written: Sequence[Reason], *, told_verdict: bool
+) -> ArtifactRef:
+    """Clean what was written and close the stage."""
+    kept, drops, num_cut = clean_reasons(written, config.min_reason_chars, told_verdict=told_verdict)
+    drops.require_some(
+        stage.name,
+        f"Read what the model wrote (the examples above); look at max_tokens ({config.max_tokens:,}) and min_reason_chars "
+        f"({config.min_reason_chars:,}).",
+    )
+    stage.add_bytes("reasons.jsonl", dump_records(kept))
+    counts: Mapping[str, int] = {
+        **drops.counts(),
+        "num_prompts": len({reason.prompt_id for reason in written}),
+        "num_prompts_without_reason": len({reason.prompt_id for reason in written} - {r.prompt_id for r in kept}),
+        **({"num_verdict_lines_cut": num_cut} if told_verdict else {}),
+    }
+    metrics = {
+        "tokens_mean": sum(reason.num_tokens for reason in kept) / len(kept),
+        "chars_mean": sum(len(reason.reason) for reason in kept) / len(kept),
+    }
+    return stage.finish(counts, metrics)

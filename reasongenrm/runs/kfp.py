@@ -1,0 +1,425 @@
+"""Kubeflow Pipelines' API server: pipeline versions, runs with their tasks, logs. `submit`, `runs`, `logs` and `cancel` use it.
+
+Built on kfp_server_api, the generated client below kfp.Client. kfp.Client itself is not used: it prints to stdout, keeps its
+namespace in a file below the home folder (which a pod may not write), and waits 25 s before it says that nobody answers.
+"""
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+from reasongenrm.errors import ClusterError, ConfigError
+from reasongenrm.runs.kfp_runs import ClusterRun, read_run, read_tasks
+
+log = logging.getLogger(__name__)
+
+# kfp's own names (kubeflow/pipelines, sdk/python/kfp/client/client.py and set_volume_credentials.py at 2.17.0), but for the
+# first: kfp takes a token from the caller only.
+TOKEN_ENV = "KF_PIPELINES_TOKEN"
+COOKIE_ENV = "KF_PIPELINES_COOKIE"
+HOST_ENV = "KF_PIPELINES_ENDPOINT"
+UI_ENV = "KF_PIPELINES_UI_ENDPOINT"
+TOKEN_PATH_ENV = "KF_PIPELINES_SA_TOKEN_PATH"
+TOKEN_PATH = "/var/run/secrets/kubeflow/pipelines/token"
+
+_PAGE_SIZE = 50
+_NUM_RETRIES = (
+    4  # of what only reads: 429, 502 to 504 and broken connections, after 0, 1, 2 and 4 s, or as Retry-After says
+)
+_CONNECT_SECONDS, _READ_SECONDS = 10.0, 60.0
+POLL_SECONDS = 5.0
+OUTAGE_SECONDS = 600.0  # how long a run is followed without an answer
+
+T = TypeVar("T")
+
+
+class ServerAwayError(ClusterError):
+    """Nobody answers, or the server is not able to just now; the same call may succeed later."""
+
+
+class NotThereError(ClusterError):
+    """The server knows no such run, pipeline or log."""
+
+
+@dataclass(frozen=True)
+class PipelineVersion:
+    """A version of a pipeline on the server."""
+
+    pipeline_id: str
+    version_id: str
+    name: str
+
+
+class PipelineServer:
+    """One API server of Kubeflow Pipelines.
+
+    Args:
+        host: its address, or that of the KFP UI, which hands the API through.
+        namespace: the profile, where KFP has several users; None for a KFP of one user.
+    """
+
+    def __init__(self, host: str, namespace: str | None) -> None:
+        import kfp_server_api as api
+        from urllib3 import Retry
+
+        self.host, self.namespace = host.rstrip("/"), namespace
+        configuration = api.Configuration(host=self.host)
+        configuration.ssl_ca_cert = os.environ.get("SSL_CERT_FILE")
+        configuration.retries = Retry(
+            _NUM_RETRIES, connect=2, backoff_factor=0.5, status_forcelist=(429, 502, 503, 504), raise_on_status=False
+        )
+        configuration.api_key_prefix["authorization"] = "Bearer"
+        configuration.refresh_api_key_hook = _read_token
+        _read_token(configuration)  # without a first token the client never asks for the next
+        self._api = api
+        self._client = api.ApiClient(configuration, cookie=os.environ.get(COOKIE_ENV))
+        self._runs, self._experiments = api.RunServiceApi(self._client), api.ExperimentServiceApi(self._client)
+        self._pipelines, self._uploads = (
+            api.PipelineServiceApi(self._client),
+            api.PipelineUploadServiceApi(self._client),
+        )
+        self._specs: dict[str, Any] = {}
+
+    @classmethod
+    def connect(cls, host: str | None, namespace: str | None = None) -> "PipelineServer":
+        """Find the server and see that it lets us in.
+
+        Args:
+            host: http(s)://..., of the API or the UI; None: the environment's KF_PIPELINES_ENDPOINT.
+            namespace: where KFP has several users, the profile; else it is ignored.
+
+        Raises:
+            ConfigError: no host, or not a URL.
+            ClusterError: nobody answers, something else answers, or we are not let in; says what to do.
+        """
+        from kfp_server_api import HealthzServiceApi
+
+        host = host or os.environ.get(HOST_ENV)
+        if not host:
+            raise ConfigError(
+                f"no Kubeflow Pipelines host. Give --host URL or set {HOST_ENV}; from outside the cluster, "
+                "`kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80` makes it http://127.0.0.1:8080."
+            )
+        if not host.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"--host {host}: expected a URL such as http://127.0.0.1:8080. Put http:// or https:// before it."
+            )
+        server = cls(host, namespace)
+        health = server._ask("see whether it is well", HealthzServiceApi(server._client).healthz_service_get_healthz)
+        kind = server._client.last_response.getheader("content-type") or "no content type"
+        if not kind.startswith("application/json"):
+            raise ClusterError(
+                f"{server.host}: answers with {kind}, expected the API of Kubeflow Pipelines; most often it is a login page. "
+                f"Give the host that serves /apis/v2beta1, and a token in {TOKEN_ENV} or a session's cookie in {COOKIE_ENV}."
+            )
+        if health.multi_user and not namespace:
+            raise ConfigError(
+                f"{server.host}: this KFP has several users. Say with --namespace in whose profile to work."
+            )
+        server.namespace = namespace if health.multi_user else None
+        return server
+
+    # Starting runs.
+
+    def ensure_version(self, pipeline_name: str, version_name: str, ir: str) -> PipelineVersion:
+        """Find a version of a pipeline by its name, or upload it.
+
+        Args:
+            pipeline_name: is made if it is not there.
+            version_name: changes with the content, so that a version of this name is this version.
+            ir: the compiled pipeline as YAML.
+        """
+        pipeline_id = self._found_or_made(
+            lambda: self._find_pipeline(pipeline_name), lambda: self._make_pipeline(pipeline_name)
+        )
+        version_id = self._found_or_made(
+            lambda: self._find_version(pipeline_id, version_name), lambda: self._upload(pipeline_id, version_name, ir)
+        )
+        return PipelineVersion(pipeline_id, version_id, version_name)
+
+    def start(self, version: PipelineVersion, experiment: str, name: str, arguments: Mapping[str, Any]) -> str:
+        """Start a run and return its id. An experiment that is not there is made."""
+        experiment_id = self._found_or_made(
+            lambda: self._find_experiment(experiment), lambda: self._make_experiment(experiment)
+        )
+        reference = self._api.V2beta1PipelineVersionReference(
+            pipeline_id=version.pipeline_id, pipeline_version_id=version.version_id
+        )
+        body = self._api.V2beta1Run(
+            experiment_id=experiment_id,
+            display_name=name,
+            pipeline_version_reference=reference,
+            runtime_config=self._api.V2beta1RuntimeConfig(parameters=dict(arguments)),
+        )
+        return str(self._ask(f"start run '{name}'", self._runs.run_service_create_run, run=body).run_id)
+
+    def link(self, run_id: str) -> str:
+        """The run's page in the UI."""
+        return f"{os.environ.get(UI_ENV, self.host).rstrip('/')}/#/runs/details/{run_id}"
+
+    # Runs.
+
+    def runs(self, pipeline_name: str, limit: int) -> list[ClusterRun]:
+        """The newest runs of a pipeline, newest first, at most `limit`."""
+        pipeline_id = self._find_pipeline(pipeline_name)
+        found: list[ClusterRun] = []
+        token = ""
+        while pipeline_id is not None and len(found) < limit:
+            page = self._ask(
+                "list its runs",
+                self._runs.run_service_list_runs,
+                page_token=token,
+                page_size=_PAGE_SIZE,
+                sort_by="created_at desc",
+                **self._place(),
+            )
+            found += [read_run(run) for run in page.runs or [] if _pipeline_of(run) == pipeline_id]
+            token = page.next_page_token or ""
+            if not token:
+                break
+        return found[:limit]
+
+    def run(self, name_or_id: str) -> ClusterRun:
+        """One run with its tasks, by its id or by its name.
+
+        Raises:
+            NotThereError: there is none.
+            ClusterError: several have this name; lists their ids.
+        """
+        if re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", name_or_id):
+            return self._with_tasks(self._get_run(name_or_id))
+        page = self._ask(
+            f"look for run '{name_or_id}'",
+            self._runs.run_service_list_runs,
+            page_size=_PAGE_SIZE,
+            filter=_filter("display_name", name_or_id),
+            **self._place(),
+        )
+        found = page.runs or []
+        if not found:
+            raise NotThereError(
+                f"{self.host}: no run '{name_or_id}'. `reasongenrm runs --host` lists those that there are."
+            )
+        if len(found) > 1:
+            ids = ", ".join(run.run_id for run in found)
+            raise ClusterError(f"{self.host}: {len(found)} runs are called '{name_or_id}'. Give the id of one: {ids}.")
+        return self._with_tasks(self._get_run(found[0].run_id))
+
+    def follow(self, run_id: str) -> Iterator[ClusterRun]:
+        """The run, every POLL_SECONDS, until it has ended; the last one has.
+
+        Raises:
+            ServerAwayError: nobody has answered for OUTAGE_SECONDS; the run goes on all the same.
+            ClusterError: refused.
+        """
+        away_since: float | None = None
+        while True:
+            try:
+                run = self._with_tasks(self._get_run(run_id))
+            except ServerAwayError as error:
+                away_since = away_since or time.monotonic()
+                if time.monotonic() - away_since > OUTAGE_SECONDS:
+                    raise
+                log.warning("still following the run: %s", error)
+            else:
+                away_since = None
+                yield run
+                if run.has_ended:
+                    return
+            time.sleep(POLL_SECONDS)
+
+    def cancel(self, run_id: str) -> None:
+        """Have a run's workflow end; its pods get SIGTERM."""
+        self._ask(f"cancel run {run_id}", self._runs.run_service_terminate_run, run_id=run_id)
+
+    def log(self, run_id: str, node: str) -> str:
+        """The log of a pod by its name, or the archived one by the pod's name or the node's id.
+
+        Raises:
+            NotThereError: there is no such pod, and KFP has archived nothing of it.
+        """
+        response = self._ask(
+            f"read the log of {node}",
+            self._client.call_api,
+            "/apis/v1alpha1/runs/{run_id}/nodes/{node_id}/log",
+            "GET",
+            {"run_id": run_id, "node_id": node},
+            auth_settings=["Bearer"],
+            _return_http_data_only=True,
+            _preload_content=False,
+        )
+        if response.status != 200:
+            raise self._refused(f"read the log of {node}", response.status, response.data.decode("utf-8", "replace"))
+        text = str(response.data.decode("utf-8", "replace"))
+        # The server has said 200 before it looks: an error is one more line, of JSON (kubeflow/pipelines,
+        # backend/src/apiserver/server/run_log_server.go at 2.17.0).
+        if re.search(r'(^|\n)\{"error_message":.*\}\s*$', text):
+            raise NotThereError(f"{self.host}: no log of {node}: {_message(text.splitlines()[-1])}")
+        return text
+
+    # What the above is made of.
+
+    def _find_pipeline(self, name: str) -> str | None:
+        page = self._ask(
+            f"look for pipeline '{name}'",
+            self._pipelines.pipeline_service_list_pipelines,
+            filter=_filter("display_name", name),
+            **self._place(),
+        )
+        return page.pipelines[0].pipeline_id if page.pipelines else None
+
+    def _make_pipeline(self, name: str) -> str:
+        body = self._api.V2beta1Pipeline(display_name=name, name=name, namespace=self.namespace)
+        made = self._ask(f"make pipeline '{name}'", self._pipelines.pipeline_service_create_pipeline, pipeline=body)
+        return str(made.pipeline_id)
+
+    def _find_version(self, pipeline_id: str, name: str) -> str | None:
+        page = self._ask(
+            f"look for version '{name}'",
+            self._pipelines.pipeline_service_list_pipeline_versions,
+            pipeline_id=pipeline_id,
+            filter=_filter("display_name", name),
+        )
+        return page.pipeline_versions[0].pipeline_version_id if page.pipeline_versions else None
+
+    def _upload(self, pipeline_id: str, name: str, ir: str) -> str:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "pipeline.yaml"
+            path.write_text(ir, encoding="utf-8")
+            made = self._ask(
+                f"upload version '{name}'",
+                self._uploads.upload_pipeline_version,
+                str(path),
+                name=name,
+                display_name=name,
+                pipelineid=pipeline_id,
+            )
+        return str(made.pipeline_version_id)
+
+    def _find_experiment(self, name: str) -> str | None:
+        page = self._ask(
+            f"look for experiment '{name}'",
+            self._experiments.experiment_service_list_experiments,
+            filter=_filter("display_name", name),
+            **self._place(),
+        )
+        return page.experiments[0].experiment_id if page.experiments else None
+
+    def _make_experiment(self, name: str) -> str:
+        body = self._api.V2beta1Experiment(display_name=name, namespace=self.namespace)
+        made = self._ask(
+            f"make experiment '{name}'", self._experiments.experiment_service_create_experiment, experiment=body
+        )
+        return str(made.experiment_id)
+
+    def _found_or_made(self, find: Callable[[], str | None], make: Callable[[], str]) -> str:
+        """Find a thing by its name or make it; if another process makes it at the same time, theirs is ours."""
+        found = find()
+        if found is not None:
+            return found
+        try:
+            return make()
+        except ClusterError:
+            found = find()
+            if found is None:
+                raise
+            return found
+
+    def _get_run(self, run_id: str) -> Any:
+        return self._ask(f"find run {run_id}", self._runs.run_service_get_run, run_id=run_id)
+
+    def _with_tasks(self, run: Any) -> ClusterRun:
+        found = read_run(run)
+        return replace(found, tasks=read_tasks(run, self._spec_of(run), found.state))
+
+    def _spec_of(self, run: Any) -> Any:
+        """The spec of the run's pipeline version, which has its tasks' names."""
+        reference = run.pipeline_version_reference
+        if reference is None:
+            return run.pipeline_spec
+        if reference.pipeline_version_id not in self._specs:
+            version = self._ask(
+                "read the run's pipeline version",
+                self._pipelines.pipeline_service_get_pipeline_version,
+                pipeline_id=reference.pipeline_id,
+                pipeline_version_id=reference.pipeline_version_id,
+            )
+            self._specs[reference.pipeline_version_id] = version.pipeline_spec
+        return self._specs[reference.pipeline_version_id]
+
+    def _place(self) -> dict[str, str]:
+        return {"namespace": self.namespace} if self.namespace else {}
+
+    def _ask(self, doing: str, call: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """Make a call; every way that it can fail becomes a ClusterError.
+
+        Args:
+            doing: what the call is for, in words that go behind "cannot".
+        """
+        from urllib3.exceptions import HTTPError, MaxRetryError
+
+        try:
+            return call(*arguments, **options, _request_timeout=(_CONNECT_SECONDS, _READ_SECONDS))
+        except self._api.ApiException as error:
+            raise self._refused(doing, error.status, error.body or str(error.reason)) from error
+        except HTTPError as error:
+            why = error.reason if isinstance(error, MaxRetryError) and error.reason else error
+            raise ServerAwayError(
+                f"{self.host}: cannot {doing}: {str(why).partition(': ')[2] or why}. Is it the right --host, and does the port-forward "
+                "(or the VPN) still stand?"
+            ) from error
+
+    def _refused(self, doing: str, status: int, body: str) -> ClusterError:
+        message = f"{self.host}: cannot {doing} ({status}): {_message(body)}"
+        if status == 401:
+            return ClusterError(
+                f"{message} Log in: put a token into {TOKEN_ENV} or a session's cookie into {COOKIE_ENV}; in a pod, mount a "
+                f"service account token with the audience pipelines.kubeflow.org at {TOKEN_PATH}."
+            )
+        if status == 403:
+            place = f"namespace {self.namespace}" if self.namespace else "this KFP"
+            return ClusterError(
+                f"{message} Ask whoever runs {place} for the role kubeflow-pipelines-edit, or give another --namespace."
+            )
+        if status == 404:
+            return NotThereError(f"{message} Check the name, and that --host is the API of Kubeflow Pipelines 2.")
+        if status == 429 or status >= 500:
+            return ServerAwayError(
+                f"{message} Try again in a while; see the log of deployment ml-pipeline if it stays so."
+            )
+        return ClusterError(message)
+
+
+def _read_token(configuration: Any) -> None:
+    """Before each call: the token from the environment, or of the pod's service account, which is renewed in its file."""
+    path = Path(os.environ.get(TOKEN_PATH_ENV, TOKEN_PATH))
+    token = os.environ.get(TOKEN_ENV) or (path.read_text(encoding="utf-8").strip() if path.is_file() else "")
+    if token:
+        configuration.api_key["authorization"] = token
+
+
+def _filter(key: str, value: str) -> str:
+    return json.dumps({"predicates": [{"operation": "EQUALS", "key": key, "stringValue": value}]})
+
+
+def _message(body: str) -> str:
+    """What an error's body says, on one line that ends with a period."""
+    try:
+        said = json.loads(body)
+    except ValueError:
+        said = body
+    if isinstance(said, dict):
+        said = said.get("error") or said.get("message") or said.get("error_message") or body
+    line = " ".join(str(said).split())[:500]
+    return line if line.endswith(".") else f"{line}."
+
+
+def _pipeline_of(run: Any) -> str | None:
+    return run.pipeline_version_reference.pipeline_id if run.pipeline_version_reference else None

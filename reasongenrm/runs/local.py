@@ -1,0 +1,291 @@
+"""Runs the whole pipeline on this machine and says how it goes: what `reasongenrm run` does.
+
+The pipeline runs in a process of its own (pipelines/local.py), its tasks below that. KFP keeps no word of why a task failed, and
+goes on with what does not depend on it; so each task leaves an `outcome.json` (reasongenrm/runs/task.py), and the first that
+failed stops everything with its own message and exit code.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from reasongenrm.config import RunConfig
+from reasongenrm.errors import ReasonGenRMError, StoreError
+from reasongenrm.runs.task import DEFECT, ENDED, OUTCOME, STARTED, TaskOutcome
+from reasongenrm.store.artifacts import Store
+from reasongenrm.store.run_records import RunInputs, RunRecord, TaskRecord, end_run, new_run, save_run
+
+PIPELINE = ("-u", "-m", "pipelines.local")  # what Python runs; one argument follows, the file with the arguments
+STOP_SECONDS = 10.0  # for tasks to clean up after SIGTERM, before SIGKILL
+_TAIL_LINES = 15
+
+
+class RunView(Protocol):
+    """Who wants to know how a run goes."""
+
+    def task_started(self, name: str, number: int, total: int) -> None:
+        """A task has started, the `number`th of at most `total`."""
+        ...
+
+    def task_line(self, line: str) -> None:
+        """The running task wrote a line."""
+        ...
+
+    def task_ended(self, task: TaskRecord) -> None:
+        """The running task ended well."""
+        ...
+
+
+class TaskFailedError(ReasonGenRMError):
+    """A task failed; the message is the stage's own, and so is the exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@contextmanager
+def open_store(store: str) -> Iterator[Store]:
+    """Open the store that --store names: an s3:// URI, or a folder, whose own server runs as long as the context.
+
+    Args:
+        store: s3://bucket/prefix (the AWS variables say where and who), or a local folder.
+
+    Raises:
+        ConfigError: an s3:// URI without a bucket.
+        StoreError: nobody answers, wrong credentials, no such bucket; or another process has the folder.
+    """
+    if store.startswith("s3://"):
+        opened = Store(store)
+        opened.check()
+        yield opened
+        return
+    from reasongenrm.store.seaweed import embedded_store
+
+    with embedded_store(local_folder(store) / "store") as server:
+        before = {name: os.environ.get(name) for name in server.env}
+        os.environ.update(server.env)
+        try:
+            yield Store(server.uri)
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def local_folder(store: str) -> Path:
+    """Where a store's logs, scratch and reports go: the folder itself, or ./.reasongenrm for an s3:// store."""
+    return (Path(".reasongenrm") if store.startswith("s3://") else Path(store).expanduser()).resolve()
+
+
+def run_local(inputs: RunInputs, config: RunConfig, store: Store, folder: Path, view: RunView) -> RunRecord:
+    """Run the pipeline; what earlier runs finished is reused, what they began goes on.
+
+    Args:
+        folder: for scratch (removed at the end) and `logs/<run_id>.log`.
+
+    Returns:
+        The record, also kept in the store.
+
+    Raises:
+        TaskFailedError: a task failed.
+        KeyboardInterrupt, SystemExit: the run was stopped; so are all its processes by then.
+    """
+    record = new_run(inputs, config)
+    save_run(store, record)
+    log_path = folder / "logs" / f"{record.run_id}.log"
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    sections = {name: values.model_dump(mode="json", exclude_none=True) for name, values in config.stages().items()}
+    with _workspace(folder) as work_dir, log_path.open("w", encoding="utf-8") as log:
+        root = work_dir / "pipeline"
+        root.mkdir()
+        arguments = {"store_uri": store.uri, **inputs.model_dump(), **sections}
+        arguments_path = work_dir / "arguments.json"
+        arguments_path.write_text(json.dumps({"pipeline_root": str(root), "arguments": arguments}), encoding="utf-8")
+        follower = _Follower(record, store, root, log, view)
+        try:
+            with _pipeline_process(arguments_path, work_dir) as process:
+                assert process.stdout
+                follower.follow(process.stdout)
+                exit_code = process.wait()
+            follower.check_end(exit_code)
+        except BaseException as error:
+            if isinstance(error, Exception):
+                exit_code = error.exit_code if isinstance(error, ReasonGenRMError) else 1
+                ended = end_run(follower.record, "failed", exit_code, str(error))
+            else:
+                ended = end_run(follower.record, "stopped", 130)
+            with contextlib.suppress(StoreError):  # a full or dead store is often why the run failed
+                save_run(store, ended)
+            raise
+    record = end_run(follower.record, "finished", 0)
+    save_run(store, record)
+    return record
+
+
+class _Follower:
+    """Reads the pipeline's output and the tasks' outcomes, and keeps the run's record up to date."""
+
+    def __init__(self, record: RunRecord, store: Store, root: Path, log: IO[str], view: RunView) -> None:
+        self.record = record
+        self._store, self._root, self._log, self._view = store, root, log, view
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._names: dict[str, str] = {}
+        self._states: dict[Path, str] = {}
+
+    def follow(self, output: IO[str]) -> None:
+        """Read until the pipeline's process ends.
+
+        Raises:
+            TaskFailedError: a task failed; the process still runs.
+        """
+        inside = False
+        for line in output:
+            self._log.write(line)
+            self._log.flush()
+            text = line.rstrip().removeprefix("    ")  # the runner indents what a task writes
+            if text.startswith((STARTED, ENDED)):
+                inside = text.startswith(STARTED)
+                self._read_outcomes(starting=inside)
+            else:
+                if inside and text:
+                    self._view.task_line(text)
+                self._tail.append(text)
+
+    def check_end(self, exit_code: int) -> None:
+        """See that the pipeline ended well.
+
+        Raises:
+            TaskFailedError: it did not.
+        """
+        self._read_outcomes(starting=False)
+        running = [path for path, state in self._states.items() if state == "running"]
+        if running:
+            raise self._killed(running[0])
+        if exit_code:
+            raise TaskFailedError(
+                f"the pipeline's process ended with exit code {exit_code}. Its last lines:\n{self._last_lines()}", 1
+            )
+
+    def _read_outcomes(self, starting: bool) -> None:
+        """Take up what the tasks have left; a task that is just `starting` may have ended already, but is yet to be heard."""
+        for path in sorted(self._root.rglob(OUTCOME), key=lambda path: path.stat().st_mtime_ns):
+            outcome = TaskOutcome.model_validate_json(path.read_bytes())
+            is_new = path not in self._states
+            if is_new:
+                died = [other for other, state in self._states.items() if state == "running"]
+                if died:  # KFP went on to another task
+                    raise self._killed(died[0])
+                self._states[path] = "running"
+                self._view.task_started(self._name(path), len(self._states), len(self._names))
+            if outcome.state == self._states[path] or (is_new and starting):
+                continue
+            self._states[path] = outcome.state
+            if outcome.state == "failed":
+                raise self._failed(path, outcome)
+            assert outcome.ref, f"{path} is done without an artifact"
+            task = TaskRecord(name=self._name(path), seconds=outcome.seconds, reused=outcome.reused, ref=outcome.ref)
+            self.record = self.record.model_copy(update={"tasks": (*self.record.tasks, task)})
+            save_run(self._store, self.record)
+            self._view.task_ended(task)
+
+    def _name(self, outcome_path: Path) -> str:
+        if not self._names:
+            self._names = json.loads((self._root / "tasks.json").read_text(encoding="utf-8"))
+        return self._names[outcome_path.parent.name]
+
+    def _failed(self, path: Path, outcome: TaskOutcome) -> TaskFailedError:
+        message = f"{outcome.error}"
+        if outcome.exit_code == DEFECT:
+            message = (
+                f"{self._name(path)} broke: {outcome.error}. Not your doing, unless something is not installed (try "
+                f"`reasongenrm doctor`). The traceback is in {self._log.name}."
+            )
+        return TaskFailedError(message, outcome.exit_code)
+
+    def _killed(self, path: Path) -> TaskFailedError:
+        return TaskFailedError(
+            f"{self._name(path)}: its process ended without a word; most often the machine ran out of memory (see `dmesg`). "
+            f"Free some, or make batches smaller in the config, and run again; finished work is kept. "
+            f"Its last lines:\n{self._last_lines()}",
+            1,
+        )
+
+    def _last_lines(self) -> str:
+        return "\n".join(self._tail)
+
+
+@contextmanager
+def _pipeline_process(arguments_path: Path, work_dir: Path) -> Iterator[subprocess.Popen[str]]:
+    """The process that runs the pipeline; it and everything below it is gone when the context ends.
+
+    It stays in our process group, so that whoever kills the group kills all of it.
+    """
+    scratch = work_dir / "tmp"
+    scratch.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, *PIPELINE, str(arguments_path)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env={
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",  # a task's lines come as they are written
+            "PYTHONSAFEPATH": "1",  # a folder "pipelines" where the user stands is not ours
+            "TMPDIR": str(scratch),
+        },
+    )
+    try:
+        yield process
+    finally:
+        stop_tree(process)
+        if process.stdout:
+            process.stdout.close()
+
+
+def stop_tree(process: "subprocess.Popen[Any]") -> None:
+    """End a process and everything below it: SIGTERM, and SIGKILL for what is left after STOP_SECONDS."""
+    import psutil
+
+    if process.poll() is None:
+        parent = psutil.Process(process.pid)
+        family = [parent, *parent.children(recursive=True)]
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.terminate()
+        _gone, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
+        for member in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+    process.wait()
+
+
+@contextmanager
+def _workspace(folder: Path) -> Iterator[Path]:
+    """A scratch folder of this run below `folder`; those of runs that were killed are removed first."""
+    parent = folder / "work"
+    parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
+        with (parent / "lock").open("a") as one_at_a_time:
+            fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+            for left_over in parent.glob("run-*"):
+                with (left_over / "lock").open("a") as lock, contextlib.suppress(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left_over)
+            work_dir = Path(tempfile.mkdtemp(prefix="run-", dir=parent))
+            fcntl.flock(held.enter_context((work_dir / "lock").open("a")), fcntl.LOCK_EX)
+        try:
+            yield work_dir
+        finally:
+            shutil.rmtree(work_dir)

@@ -1,0 +1,197 @@
+"""What a cluster run is asked: inputs that a pod can reach, and the pipeline's arguments. `kfp.py` starts it.
+
+A pod sees the store, the hub and endpoints, and nothing of the machine that submits. Local files are refused, or put into the
+store first.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from reasongenrm.config import RunConfig
+from reasongenrm.errors import ConfigError, InputError
+from reasongenrm.store.artifacts import Store, digest_bytes, is_hub_name
+from reasongenrm.store.run_records import RunInputs
+
+UPLOADS = "uploads"  # where local files go in the store: uploads/<digest>/NAME
+DEMO_TEACHER = "demo"
+_DIGEST_DIGITS = 16
+_FILE_ENDINGS = (".jsonl", ".json", ".gguf")
+_DATA = ("preferences_uri", "benchmark_uri")
+
+
+def reachable_inputs(inputs: RunInputs, config: RunConfig, store_uri: str, upload: bool) -> RunInputs:
+    """The inputs as pods can read them.
+
+    Args:
+        inputs: URIs, hub names, and with `upload` local files and folders.
+        config: its sections say how rows and models are checked before they are put into the store.
+        store_uri: of the run.
+        upload: put what is local into the store; without it, it is refused.
+
+    Raises:
+        ConfigError: a local store, or the demo's teacher.
+        InputError: a local file without `upload`; a file that is not there or is not what was expected.
+    """
+    if not store_uri.startswith("s3://"):
+        raise ConfigError(
+            f"store '{store_uri}': a pod cannot reach a folder of this machine. Give --store s3://bucket/prefix, in an object store "
+            "that the cluster reaches (its credentials: the secret that resources.s3_secret names)."
+        )
+    if inputs.teacher_uri == DEMO_TEACHER:
+        raise ConfigError(
+            "teacher 'demo': it is a program of `reasongenrm run` on this machine. Give --teacher a model or an endpoint that "
+            "pods can reach."
+        )
+    local = {name: uri for name, uri in inputs.model_dump().items() if is_local(uri)}
+    for name, uri in local.items():
+        option = "--" + name.removesuffix("_uri")
+        if not Path(uri).expanduser().exists():
+            raise InputError(
+                f"{option} {uri}: no such file here, and it is no name on the hub (owner/name). Give s3://, a hub name, or with "
+                "--upload an existing local file."
+            )
+        if not upload:
+            raise InputError(
+                f"{option} {uri}: a local path, which a pod cannot see. Put it into the store and give its s3:// URI, or let "
+                "--upload do that."
+            )
+    if not local:
+        return inputs
+    check_rows({name: uri for name, uri in local.items() if name in _DATA}, config)
+    store = Store(store_uri)
+    store.check()
+    moved: dict[str, str] = {}
+    for uri in dict.fromkeys(local.values()):  # a model that is its own teacher goes once
+        names = [name for name, other in local.items() if other == uri]
+        moved[uri] = _put_file(store, uri) if set(names) & set(_DATA) else _put_model(store, config, uri)
+    return inputs.model_copy(update={name: moved[uri] for name, uri in local.items()})
+
+
+def is_local(uri: str) -> bool:
+    """Whether a URI names something on this machine: it is there, or it looks like a path and like nothing else."""
+    if "://" in uri:
+        return False
+    looks = uri.startswith((".", "/", "~")) or uri.endswith(_FILE_ENDINGS) or not is_hub_name(uri)
+    return looks or Path(uri).exists()
+
+
+def check_rows(uris: Mapping[str, str], config: RunConfig) -> None:
+    """Read rows that are at hand before anything starts.
+
+    Raises:
+        InputError: a row is not what was expected.
+    """
+    from reasongenrm.data.benchmarks import load_benchmark
+    from reasongenrm.data.pairs import parse_pairs, read_rows
+    from reasongenrm.records import Drops
+
+    if "preferences_uri" in uris:
+        parse_pairs(read_rows(uris["preferences_uri"])[1], Drops(), config.pairs.bad_rows)
+    if "benchmark_uri" in uris:
+        load_benchmark(uris["benchmark_uri"])
+
+
+def _put_file(store: Store, uri: str) -> str:
+    path = Path(uri).expanduser()
+    digest = digest_bytes(path.read_bytes()).removeprefix("sha256:")[:_DIGEST_DIGITS]
+    name = f"{UPLOADS}/{digest}/{path.name}"
+    if not store.exists(name):
+        store.put_file(name, path)
+    return store.uri_of(name)
+
+
+def _put_model(store: Store, config: RunConfig, uri: str) -> str:
+    """A model as the artifact that import_model makes of it: checked, converted if it is a GGUF file, once."""
+    from reasongenrm.data.import_model import import_model
+
+    return import_model(store, config.model, str(Path(uri).expanduser())).uri
+
+
+def arguments_of(
+    config: RunConfig, inputs: RunInputs, store_uri: str, images: Mapping[str, str] = {}
+) -> dict[str, Any]:
+    """The pipeline's arguments; what is None is left to the pipeline's default, for KFP has no null.
+
+    Raises:
+        ConfigError: an engine spreads a model over more accelerators than its task gets.
+    """
+    check_accelerators(config, inputs)
+    sections = {name: section.model_dump(mode="json", exclude_none=True) for name, section in config.stages().items()}
+    resources = config.resources.model_dump(mode="json", exclude_none=True)
+    named = {f"{name}_image": image for name, image in images.items()}
+    cpu_image = named.get("cpu_image") or config.resources.cpu_image
+    if cpu_image is not None:  # the judge's server runs in it, and the step that writes it does not see `resources`
+        sections["deploy"]["judge"].setdefault("image", cpu_image)
+    return {"store_uri": store_uri, **inputs.model_dump(), **sections, **resources, **named}
+
+
+def check_accelerators(config: RunConfig, inputs: RunInputs) -> None:
+    """See that a model that is spread over accelerators gets so many, and that none are held by a pod that only waits.
+
+    Raises:
+        ConfigError: one of the two; names the settings.
+    """
+    by_endpoint = inputs.teacher_uri.startswith(("http://", "https://"))
+    resources = config.resources
+    engines = [
+        ("sample.engine", config.sample.engine, "num_accelerators", resources.num_accelerators),
+        ("evaluate.engine", config.evaluate.engine, "num_accelerators", resources.num_accelerators),
+    ]
+    if not by_endpoint:
+        engines.append(
+            ("distill.engine", config.distill.engine, "num_teacher_accelerators", resources.num_teacher_accelerators)
+        )
+    for where, engine, key, given in engines:
+        if engine.kind == "vllm":
+            _check_spread(
+                where,
+                {
+                    "tensor_parallel_size": engine.tensor_parallel_size,
+                    "data_parallel_size": engine.data_parallel_size or 1,
+                },
+                key,
+                given,
+            )
+    if resources.num_accelerators:  # 0: on CPUs, replicas are processes
+        _check_spread(
+            "score",
+            {"data_parallel_size": config.score.data_parallel_size or 1},
+            "num_accelerators",
+            resources.num_accelerators,
+        )
+
+    modes = {config.genrm.mode, config.sft.mode, config.dpo.mode}
+    if modes == {"trainjob"} and resources.num_train_accelerators:
+        raise ConfigError(
+            f"every training has mode 'trainjob', but resources.num_train_accelerators is {resources.num_train_accelerators}: the "
+            "pods that wait for the TrainJobs would hold accelerators. Set it to 0; trainjob.gpus_per_node is what a TrainJob gets."
+        )
+
+
+def _check_spread(where: str, sizes: dict[str, int], key: str, given: int) -> None:
+    """See that replicas, and models spread over several accelerators, get as many as they need."""
+    needed = math.prod(sizes.values())
+    if needed > given:
+        asked = {name: size for name, size in sizes.items() if size > 1} or sizes  # none at all for a model on one
+        settings = " and ".join(f"{where}.{name} is {size}" for name, size in asked.items())
+        raise ConfigError(
+            f"{settings}, but resources.{key} is {given}: it would not start. Set resources.{key} to {needed}, or lower "
+            f"{' or '.join(asked)}."
+        )
+
+
+def parse_parameters(assignments: list[str], where: str = "--param") -> list[str]:
+    """Pipeline parameters as the KFP UI names them, "num_accelerators=4", as assignments to the config, "resources....".
+
+    Raises:
+        ConfigError: no NAME=VALUE.
+    """
+    for assignment in assignments:
+        name, equals, _ = assignment.partition("=")
+        if not equals or not name or "." in name:
+            raise ConfigError(
+                f"{where} {assignment}: expected NAME=VALUE, such as num_accelerators=4. What a section holds is set by --set."
+            )
+    return [f"resources.{assignment}" for assignment in assignments]

@@ -1,0 +1,140 @@
+"""A Job that submits a run from inside the cluster, for `kubectl apply`: its manifest and the ConfigMap it reads.
+
+It meets Pod Security "restricted", talks to nothing but the KFP API, and ends when the run has started.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+
+from reasongenrm import __version__
+from reasongenrm.config import RunConfig
+from reasongenrm.runs.kfp import TOKEN_PATH
+from reasongenrm.store.run_records import RunInputs
+
+CONFIG_FOLDER = "/config"
+CONFIG_FILE = "run.yaml"
+TOKEN_AUDIENCE = (
+    "pipelines.kubeflow.org"  # kubeflow/pipelines, backend/src/common/const.go: the audience that KFP accepts
+)
+_USER = 65532  # of all our images
+_TOKEN_SECONDS = 7200
+_KEEP_SECONDS = 7 * 24 * 3600  # of an ended Job, with its log
+
+
+def submit_job(
+    config: RunConfig,
+    inputs: RunInputs,
+    store_uri: str,
+    *,
+    name: str,
+    experiment: str,
+    namespace: str,
+    host: str,
+    image: str,
+    service_account: str,
+) -> list[dict[str, Any]]:
+    """ConfigMap and Job, to be applied together.
+
+    Args:
+        config: everything the run is asked, as it stands now; it travels in the ConfigMap.
+        inputs: reachable by pods.
+        name: of the run; the Job and the ConfigMap are called "submit-<name>".
+        namespace: of the run.
+        host: the KFP API as the Job reaches it.
+        image: of kind "cpu".
+        service_account: who submits; needs no right in Kubernetes.
+    """
+    uris = {key.removesuffix("_uri"): uri for key, uri in inputs.model_dump().items()}
+    values = {**config.model_dump(mode="json", exclude_none=True), "inputs": uris}
+    metadata = {"name": f"submit-{name}", "namespace": namespace, "labels": _labels()}
+    config_map = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata,
+        "data": {CONFIG_FILE: yaml.safe_dump(values, sort_keys=False)},
+    }
+    options = {
+        "--host": host,
+        "--namespace": namespace,
+        "--experiment": experiment,
+        "--name": name,
+        "--store": store_uri,
+        "--config": f"{CONFIG_FOLDER}/{CONFIG_FILE}",
+    }
+    container = {
+        "name": "submit",
+        "image": image,
+        "command": ["python", "-m", "reasongenrm", "submit"],
+        "args": [f"{option}={value}" for option, value in options.items()],
+        "env": [{"name": "HOME", "value": "/tmp"}],
+        "resources": {
+            "requests": {"cpu": "100m", "memory": "512Mi"},
+            "limits": {"memory": "1Gi"},
+        },
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [
+            {"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True},
+            {"name": "token", "mountPath": TOKEN_PATH.rpartition("/")[0], "readOnly": True},
+            {"name": "tmp", "mountPath": "/tmp"},
+        ],
+    }
+    token = {"path": "token", "audience": TOKEN_AUDIENCE, "expirationSeconds": _TOKEN_SECONDS}
+    pod = {
+        "restartPolicy": "Never",
+        "serviceAccountName": service_account,
+        "automountServiceAccountToken": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "fsGroup": _USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": [
+            {"name": "config", "configMap": {"name": f"submit-{name}"}},
+            {"name": "token", "projected": {"sources": [{"serviceAccountToken": token}]}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}},
+        ],
+    }
+    job = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": metadata,
+        "spec": {
+            "backoffLimit": 0,  # a second try could start a second run
+            "ttlSecondsAfterFinished": _KEEP_SECONDS,
+            "template": {"metadata": {"labels": _labels()}, "spec": pod},
+        },
+    }
+    return [config_map, job]
+
+
+def _labels() -> dict[str, str]:
+    return {
+        "app.kubernetes.io/name": "reasongenrm-submit",
+        "app.kubernetes.io/part-of": "reasongenrm",
+        "app.kubernetes.io/version": __version__,
+    }
+
+
+def as_yaml(objects: Iterable[Mapping[str, Any]]) -> str:
+    """The objects as one file for `kubectl apply`; the config in it reads as a file of its own."""
+    return yaml.dump_all(objects, Dumper=_Readable, sort_keys=False)
+
+
+class _Readable(yaml.SafeDumper):
+    """Writes a text of several lines as a block instead of one quoted line."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Readable.add_representer(str, _represent_text)

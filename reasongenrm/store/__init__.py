@@ -1,0 +1,1 @@
+"""Artifacts in S3-compatible storage: written atomically, verified when read; and records of runs and of what is served."""

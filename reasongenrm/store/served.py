@@ -1,0 +1,92 @@
+"""Which judge an InferenceService serves, and served before: small records in the store.
+
+`deploy_kserve` and `rollback` write them once the new pods have proven themselves; the gate reads whom a candidate must beat.
+
+    served/<namespace>/<name>/<time>-<digest>.json  one for every change, never changed again
+    served/<namespace>/<name>.json                  a copy of the one that holds now
+"""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from reasongenrm.errors import StoreError
+from reasongenrm.records import Record
+from reasongenrm.store.artifacts import ArtifactRef, Store
+
+
+class ServedJudge(Record):
+    """One judge that was served from `served_since` on.
+
+    Attributes:
+        variant: base, genrm, sft or dpo.
+        evaluation: the benchmark run that the gate decided on; None if the judge was not deployed by a decision of ours.
+        manifest: the InferenceService as it was applied.
+        served_since: UTC, ISO 8601, milliseconds.
+        cause: "deploy", or "rollback" to a judge that was served before.
+    """
+
+    schema_version: Literal[1] = 1
+    namespace: str
+    name: str
+    variant: str
+    model: ArtifactRef
+    decision: ArtifactRef
+    evaluation: ArtifactRef | None
+    manifest: dict[str, Any]
+    served_since: str
+    cause: Literal["deploy", "rollback"] = "deploy"
+
+    @property
+    def object_name(self) -> str:
+        """Where the record lies in the store, relative to it."""
+        moment = datetime.fromisoformat(self.served_since)
+        return f"{_folder(self.namespace, self.name)}/{moment:%Y%m%dT%H%M%S.%f}-{self.model.digest[-8:]}.json"
+
+
+def _folder(namespace: str, name: str) -> str:
+    return f"served/{namespace}/{name}"
+
+
+def record_served(store: Store, judge: ServedJudge) -> None:
+    """Write down that this judge is served now; the current one is replaced last."""
+    data = judge.model_dump_json(indent=2).encode()
+    store.put_bytes(judge.object_name, data)
+    store.put_bytes(f"{_folder(judge.namespace, judge.name)}.json", data)
+
+
+def served_judge(store: Store, namespace: str, name: str) -> ServedJudge | None:
+    """The judge that is served now, None if none of this name was ever deployed.
+
+    Raises:
+        StoreError: the record cannot be read.
+    """
+    current = f"{_folder(namespace, name)}.json"
+    return _parse(store, current) if store.exists(current) else None
+
+
+def served_history(store: Store, namespace: str, name: str) -> list[ServedJudge]:
+    """Every judge that was served under this name, oldest first; the last one is served now.
+
+    Raises:
+        StoreError: a record cannot be read.
+    """
+    return [_parse(store, found) for found in store.list(f"{_folder(namespace, name)}/")]
+
+
+def forget_served(store: Store, namespace: str, name: str) -> None:
+    """Nothing of ours is served any more: the history stays, the record of now goes."""
+    store.delete([f"{_folder(namespace, name)}.json"])
+
+
+def _parse(store: Store, name: str) -> ServedJudge:
+    try:
+        return ServedJudge.model_validate_json(store.get_bytes(name))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise StoreError(
+            f"{store.uri_of(name)}: {where}: {first['msg']}; expected the record of a served judge. "
+            "Delete the file if nothing is served, or deploy again."
+        ) from error

@@ -1,0 +1,271 @@
+"""submit, runs --host, logs and cancel, against a server that speaks HTTP."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from reasongenrm.cli import app
+from reasongenrm.runs import kfp
+from tests.judges import row, write_rows
+from tests.kube.fake_kfp import FakeKfp, FakeRun
+
+GIVEN = (
+    "--preferences",
+    "org/pairs",
+    "--benchmark",
+    "org/bench",
+    "--model",
+    "org/model",
+    "--store",
+    "s3://bucket/runs",
+)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in (kfp.TOKEN_ENV, kfp.COOKIE_ENV, kfp.HOST_ENV, kfp.UI_ENV):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(kfp.TOKEN_PATH_ENV, str(tmp_path / "token"))
+    monkeypatch.setattr(kfp, "POLL_SECONDS", 0.01)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[FakeKfp]:
+    with FakeKfp().running() as fake:
+        yield fake
+
+
+def invoke(server: FakeKfp, *arguments: str) -> Any:
+    return CliRunner().invoke(app, [*arguments, "--host", server.url], env={"COLUMNS": "200", "TERM": "dumb"})
+
+
+def submitted(server: FakeKfp, name: str, *arguments: str) -> FakeRun:
+    result = invoke(server, "submit", *GIVEN, "--name", name, "--json", *arguments)
+    assert result.exit_code == 0, result.output
+    return server.runs[json.loads(result.stdout)["run_id"]]
+
+
+def asked(run: FakeRun) -> dict[str, Any]:
+    found: dict[str, Any] = run.body["runtime_config"]["parameters"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(server: FakeKfp) -> FakeRun:
+    """A run that was submitted with options of every kind."""
+    options = [
+        "--set",
+        "sft.learning_rate=1e-4",
+        "--param",
+        "num_accelerators=2",
+        "--limit",
+        "48",
+        "--experiment",
+        "mine",
+    ]
+    return submitted(
+        server, "the-run", *options, "--image", "vllm=registry/judge:7", "--registry", "mirror.example/us/"
+    )
+
+
+def test_options_become_the_runs_arguments(server: FakeKfp, run: FakeRun) -> None:
+    arguments = asked(run)
+    assert arguments["sft"]["learning_rate"] == 1e-4
+    assert arguments["num_accelerators"] == 2
+    assert (arguments["pairs"]["limit"], arguments["evaluate"]["limit"]) == (48, 48)
+    assert arguments["teacher_uri"] == "org/model"
+    assert arguments["vllm_image"] == "registry/judge:7"
+    assert arguments["cpu_image"].startswith("mirror.example/us/reasongenrm-cpu:")
+    assert next(iter(server.experiments.values()))["display_name"] == "mine"
+
+
+def test_submit_says_the_runs_name_and_page(server: FakeKfp) -> None:
+    result = invoke(server, "submit", *GIVEN, "--name", "said")
+    run = list(server.runs.values())[-1]
+    assert result.stdout == f"run said has started: {server.url}/#/runs/details/{run.run_id}\n"
+    assert f"run id {run.run_id}" in result.stderr
+
+
+def test_config_file_may_hold_everything_and_options_go_over_it(server: FakeKfp, tmp_path: Path) -> None:
+    inputs = {"preferences": "a/p", "benchmark": "a/b", "model": "a/m", "teacher": "http://t/v1"}
+    config = {"inputs": inputs, "resources": {"num_train_accelerators": 8, "tolerations": [{"operator": "Exists"}]}}
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config))
+    result = invoke(server, "submit", "--config", str(path), "--store", "s3://b", "--model", "b/m", "--json")
+    arguments = asked(server.runs[json.loads(result.stdout)["run_id"]])
+    assert (arguments["preferences_uri"], arguments["model_uri"], arguments["teacher_uri"]) == (
+        "a/p",
+        "b/m",
+        "http://t/v1",
+    )
+    assert (arguments["num_train_accelerators"], arguments["tolerations"]) == (8, [{"operator": "Exists"}])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (
+            [*GIVEN, "--param", "num_acelerators=2"],
+            2,
+            "unknown key 'resources.num_acelerators'; did you mean 'num_accelerators'?",
+        ),
+        ([*GIVEN, "--param", "memory=8GiB"], 2, "'resources.memory' is '8GiB'"),
+        ([*GIVEN, "--image", "gpu=x:1"], 2, "expected NAME=IMAGE with one of the names cpu, train, vllm"),
+        (
+            [*GIVEN, "--image", "cpu=registry/x:latest"],
+            2,
+            "expected an image with a tag or a digest that stays what it is",
+        ),
+        ([*GIVEN, "--as-job", "--wait"], 2, "--as-job starts nothing"),
+        (
+            ["--store", "s3://b", "--model", "a/m"],
+            2,
+            "the run has no preferences, benchmark. Give --preferences, --benchmark",
+        ),
+        (["--store", ".reasongenrm", *GIVEN[:-2]], 2, "a pod cannot reach a folder of this machine"),
+    ],
+)
+def test_mistake_is_named_before_the_server_is_asked(
+    server: FakeKfp, arguments: list[str], exit_code: int, message: str
+) -> None:
+    before = len(server.seen)
+    result = invoke(server, "submit", *arguments)
+    assert result.exit_code == exit_code
+    assert message in result.stderr.replace("\n", " ")
+    assert len(server.seen) == before
+
+
+def test_local_file_needs_upload(server: FakeKfp, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [row("own", 1)])
+    result = invoke(server, "submit", *GIVEN, "--benchmark", rows)
+    assert result.exit_code == 2
+    assert "a local path, which a pod cannot see" in result.stderr
+
+
+def test_server_that_is_not_there_is_a_cluster_error() -> None:
+    result = CliRunner().invoke(app, ["submit", *GIVEN, "--host", "http://127.0.0.1:9"])
+    assert result.exit_code == 7
+    assert "port-forward" in result.stderr
+
+
+# To the end.
+
+
+def moves(server: FakeKfp, *steps: Any) -> None:
+    """Have every look at a run take one step."""
+    left = list(steps)
+
+    def step(run: FakeRun) -> None:
+        if left:
+            left.pop(0)(run)
+
+    server.on_get = step
+
+
+def ends(state: str) -> Any:
+    return lambda run: setattr(run, "state", state)
+
+
+def test_wait_tells_each_change_and_succeeds_with_the_run(server: FakeKfp) -> None:
+    moves(
+        server,
+        lambda run: run.set("import-model", "RUNNING"),
+        lambda run: run.set("import-model", "SUCCEEDED"),
+        ends("SUCCEEDED"),
+    )
+    result = invoke(server, "submit", *GIVEN, "--name", "good", "--wait")
+    assert result.exit_code == 0, result.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith("import_model")]
+    assert lines[0].startswith("import_model: running")
+    assert lines[1] == "import_model: succeeded 1:30 min"
+    assert "run good succeeded in 1:30 min" in result.stderr
+
+
+def test_wait_fails_with_the_task_that_failed_and_what_it_said(server: FakeKfp) -> None:
+    log = "reasongenrm task started: select_reasons\nerror: every reason was dropped; lower select.min_score.\n"
+    moves(server, lambda run: run.set("select-reasons", "FAILED", log), ends("FAILED"))
+    result = invoke(server, "submit", *GIVEN, "--name", "bad", "--wait")
+    assert result.exit_code == 1
+    assert (
+        "run bad failed in select_reasons: every reason was dropped; lower select.min_score. See `reasongenrm logs bad "
+        '"select_reasons"`; finished work is kept' in result.stderr
+    )
+
+
+def test_wait_for_a_run_that_is_cancelled_ends_like_ctrl_c(server: FakeKfp) -> None:
+    moves(server, ends("CANCELING"), ends("CANCELED"))
+    result = invoke(server, "submit", *GIVEN, "--name", "stopped", "--wait")
+    assert result.exit_code == 130
+    assert "run stopped was cancelled; what is finished is kept" in result.stderr
+
+
+# Looking and stopping.
+
+
+def test_runs_of_the_cluster_are_listed_and_one_is_shown(server: FakeKfp, run: FakeRun) -> None:
+    server.on_get = lambda _run: None
+    run.state = "RUNNING"
+    run.set("import-model", "SUCCEEDED")
+    listed = invoke(server, "runs").stdout.splitlines()
+    (line,) = [line for line in listed if line.startswith("the-run")]
+    assert line.split()[1:4] == ["running", "2026-11-24", "10:00"]
+    assert line.split()[-3:] == ["pairs", "bench", "model"]
+    shown = invoke(server, "runs", "--run", "the-run").stdout
+    assert "import_model" in shown
+    assert f"{server.url}/#/runs/details/{run.run_id}" in shown
+    found = json.loads(invoke(server, "runs", "--run", run.run_id, "--json").stdout)[0]
+    assert found["state"] == "running"
+    assert found["tasks"][0]["name"] == "import_model"
+    assert found["tasks"][0]["ended_at"].startswith("2026-11-24T10:01:30")
+    unknown = invoke(server, "runs", "--run", "nope")
+    assert unknown.exit_code == 7
+    assert "no run 'nope'" in unknown.stderr
+
+
+def test_log_of_an_ended_task_comes_from_the_archive(server: FakeKfp, run: FakeRun) -> None:
+    server.on_get = lambda _run: None
+    run.set("import-model", "SUCCEEDED", "one [bold]line[/bold]\nanother\n")
+    for task in ("import_model", "import-model"):
+        assert invoke(server, "logs", "the-run", task).stdout == "one [bold]line[/bold]\nanother\n"
+    assert invoke(server, "logs", "the-run").stdout.startswith("one [bold]line")  # the only one that has started
+    unknown = invoke(server, "logs", "the-run", "train")
+    assert unknown.exit_code == 2
+    assert '"train_sft (sft)"' in unknown.stderr
+    waiting = invoke(server, "logs", "the-run", "train_dpo")
+    assert waiting.exit_code == 7
+    assert "train_dpo has no log: it is pending" in waiting.stderr
+
+
+def test_cancel_says_what_is_kept_and_an_ended_run_is_left_alone(server: FakeKfp, run: FakeRun) -> None:
+    server.on_get = lambda _run: None
+    run.state = "RUNNING"
+    run.set("train-sft", "RUNNING")
+    result = invoke(server, "cancel", "the-run")
+    assert result.exit_code == 0
+    assert run.state == "CANCELING"
+    assert "train_sft (genrm) was running" in result.stderr
+    assert "finished is kept in the store" in result.stderr
+    run.state = "CANCELED"
+    again = invoke(server, "cancel", "the-run")
+    assert again.exit_code == 0
+    assert "has ended already: canceled" in again.stderr
+
+
+def test_job_is_printed_for_kubectl_and_nothing_is_started(server: FakeKfp) -> None:
+    before = len(server.seen)
+    arguments = ["submit", *GIVEN, "--as-job", "--name", "later", "-n", "team-a", "--image", "cpu=registry/cpu:3"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "run.yaml: |\n" in result.stdout  # a block that people can read
+    config_map, job = yaml.safe_load_all(result.stdout)
+    assert job["metadata"] == {**config_map["metadata"], "name": "submit-later", "namespace": "team-a"}
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "registry/cpu:3"
+    assert "--host=http://ml-pipeline.team-a:8888" in container["args"]
+    assert yaml.safe_load(config_map["data"]["run.yaml"])["resources"]["cpu_image"] == "registry/cpu:3"
+    assert len(server.seen) == before

@@ -1,0 +1,118 @@
+"""The self-check of images: each thing that can be wrong is found, and names what to do."""
+
+import importlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from components import images
+from reasongenrm.cli import app, image_check
+from reasongenrm.cli.image_check import COMMANDS, EXTRAS, STAGES, examine_image
+from tests.kube.pods import containers, pod_specs
+from tests.manifests import rendered
+from tests.manifests.example import example
+
+COMPONENTS = Path(__file__).parents[2] / "components"
+
+
+def test_every_adapter_of_an_image_is_checked_in_that_image() -> None:
+    of_image: dict[str, set[str]] = {name: set() for name in images.NAMES}
+    for path in COMPONENTS.glob("*/component.py"):
+        name = path.parent.name
+        component = vars(importlib.import_module(f"components.{name}.component"))[name]
+        image = component.component_spec.implementation.container.image
+        of_image[next(key for key, reference in images.read_table().items() if reference == image)].add(name)
+    assert {name: {stage.split(".")[1] for stage in stages} for name, stages in STAGES.items()} == of_image
+    assert list(EXTRAS) == list(images.NAMES)
+
+
+def test_every_command_that_a_pod_of_an_image_runs_is_checked_in_that_image() -> None:
+    run: dict[str, set[str]] = {name: set() for name in images.NAMES}
+    of_image = {reference: name for name, reference in images.read_table().items()}
+    for item in [*rendered("production"), *rendered("kind"), example()]:
+        for _, spec, _ in pod_specs(item):
+            for _, container in containers(spec):
+                match container.get("command"):
+                    case ["reasongenrm", command, *_]:
+                        run[of_image[container["image"]]].add(command)
+    assert {name: set(commands) for name, commands in COMMANDS.items()} == run
+
+
+def test_command_that_is_not_there_is_found() -> None:
+    assert image_check._command("judge-server").ok
+    assert not image_check._command("judge-servant").ok
+
+
+def test_this_environment_is_no_cpu_image_and_the_check_says_where() -> None:
+    findings = {finding.name: finding for finding in examine_image("cpu")}
+    assert findings["version"].ok
+    assert findings["stage pairs.prepare_pairs"].ok
+    assert (findings["no torch"].ok, findings["no vllm"].ok) == (False, True)
+    assert all(finding.ok != bool(finding.advice) for finding in findings.values())
+
+
+def test_a_stage_that_is_not_there_and_a_missing_package_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(image_check.STAGES, "cpu", ("pairs.no_such_stage", "nowhere.stage"))
+    monkeypatch.setitem(image_check.LAZY, "cpu", ("no_such_package",))
+    wrong = {finding.name: finding.found for finding in examine_image("cpu") if not finding.ok and finding.needed}
+    assert "KeyError" in wrong["stage pairs.no_such_stage"]
+    assert "ModuleNotFoundError" in wrong["stage nowhere.stage"]
+    assert "no_such_package" in wrong["import no_such_package"]
+
+
+def test_version_that_is_not_the_tag_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_check, "__version__", "9.9.9")
+    found = image_check._version("cpu")
+    assert not found.ok
+    assert found.found.startswith("9.9.9, installed as 0.")
+
+
+def test_root_is_told_from_another_user() -> None:
+    assert not image_check._user(0).ok
+    assert image_check._user(65532).ok
+
+
+def test_compiler_on_the_path_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert image_check._no_compiler().ok
+    (tmp_path / "gcc").write_text("#!/bin/sh\n", encoding="utf-8")
+    (tmp_path / "gcc").chmod(0o755)
+    assert image_check._no_compiler().found == str(tmp_path / "gcc")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="the files of this machine are closed to other users")
+def test_root_file_system_that_this_user_can_write_is_found() -> None:
+    assert not image_check._root().ok
+
+
+def test_cache_must_be_set_below_tmp_and_be_writable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HOME", raising=False)
+    assert not image_check._cache("HF_HOME").ok
+    monkeypatch.setenv("HF_HOME", "/home/reasongenrm/.cache")
+    assert "below /tmp" in image_check._cache("HF_HOME").advice
+    monkeypatch.setenv("HF_HOME", f"/tmp/reasongenrm-test-{os.getpid()}")
+    assert image_check._cache("HF_HOME").ok
+    Path(f"/tmp/reasongenrm-test-{os.getpid()}").rmdir()
+    assert not image_check._writable("proc", Path("/proc/nothing")).ok
+
+
+def test_small_shared_memory_is_named_and_no_error() -> None:
+    assert image_check._shared_memory(0).ok
+    small = image_check._shared_memory(10**9)
+    assert (small.ok, small.needed) == (False, False)
+    assert "emptyDir" in small.advice
+
+
+def test_command_prints_json_and_fails_outside_an_image() -> None:
+    result = CliRunner().invoke(app, ["doctor", "--image", "cpu", "--json"])
+    assert result.exit_code == 1
+    assert {"version", "user", "no compiler"} <= {finding["name"] for finding in json.loads(result.stdout)}
+
+
+def test_command_refuses_an_unknown_image() -> None:
+    result = CliRunner().invoke(app, ["doctor", "--image", "gpu"])
+    assert result.exit_code != 0
+    assert "expected one of cpu, train, vllm" in str(result.exception) + result.output

@@ -1,0 +1,83 @@
+"""Prompts: what the judge, the untrained judge and the teacher are asked, and how a verdict is read."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reasongenrm.data.prompts import judge_messages, judge_prompt, parse_verdict, question_text, teacher_prompt
+from reasongenrm.records import JudgePrompt, Message
+
+QUESTION = (Message(role="user", content="Name a river."),)
+
+
+def prompt(label):
+    return JudgePrompt(
+        prompt_id="0-ab", pair_id="0", question=QUESTION, answer_a="The Nile.", answer_b="A tree.", label=label
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        ("[[A]]", "[[A]]"),
+        ("First [[A]], but no: [[B]]", "[[B]]"),
+        ("[[B]] then [[A]].", "[[A]]"),
+        ("[[C]]", None),
+        ("[A]", None),
+        ("[[ A ]]", None),
+        ("[[a]]", None),
+        ("", None),
+        ("[[А]]", None),  # a Cyrillic A
+        ("[[[A]]]", "[[A]]"),
+    ],
+)
+def test_last_verdict_of_the_answer_counts(answer, verdict):
+    assert parse_verdict(answer) == verdict
+
+
+@given(st.text(), st.sampled_from(["[[A]]", "[[B]]"]))
+def test_verdict_at_the_end_wins_over_whatever_came_before(text, verdict):
+    assert parse_verdict(text + verdict) == verdict
+
+
+def test_single_turn_question_is_its_text_and_several_turns_carry_their_roles():
+    turns = (
+        Message(role="user", content="Hi"),
+        Message(role="assistant", content="Hello"),
+        Message(role="user", content="A river?"),
+    )
+    assert question_text(QUESTION) == "Name a river."
+    assert question_text(turns) == "User: Hi\n\nAssistant: Hello\n\nUser: A river?"
+
+
+def test_judge_prompt_holds_question_and_answers_in_order():
+    text = judge_prompt(QUESTION, "The {Nile}.", "A tree.")
+    places = [text.index(part) for part in ("Name a river.", "Answer A", "The {Nile}.", "Answer B", "A tree.")]
+    assert places == sorted(places)
+
+
+def test_swapping_the_answers_swaps_nothing_but_the_answers():
+    one, two = judge_prompt(QUESTION, "X1", "Y2"), judge_prompt(QUESTION, "Y2", "X1")
+    assert one.replace("X1", "?").replace("Y2", "X1").replace("?", "Y2") == two
+
+
+def test_judge_prompt_does_not_tell_the_label():
+    assert judge_messages(prompt("[[A]]"), "trained") == judge_messages(prompt("[[B]]"), "trained")
+
+
+def test_only_the_untrained_judge_is_told_to_explain():
+    trained, plain = (judge_messages(prompt("[[A]]"), style)[0]["content"] for style in ("trained", "plain"))
+    assert plain.startswith(trained)
+    assert "explain" in plain
+    assert "explain" not in trained
+
+
+def test_teacher_is_told_the_right_answer():
+    assert "it is answer A" in teacher_prompt(prompt("[[A]]"))
+    assert "it is answer B" in teacher_prompt(prompt("[[B]]"))
+
+
+def test_control_tokens_in_answers_are_neutralised():
+    text = judge_prompt(QUESTION, "<|im_end|>", "<|eot_id|>")
+    assert "<|" not in text
+    assert "< |im_end|>" in text

@@ -1,0 +1,401 @@
+"""A judge is brought out, proven, or put back: over real HTTP, against a scripted KServe and a judge that really answers."""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reasongenrm.config import DeployConfig, EvaluateConfig, GateConfig, JudgeServerConfig
+from reasongenrm.deploy.change import Deployed
+from reasongenrm.deploy.deploy import deploy
+from reasongenrm.deploy.manifest import REPLACED, deploy_kserve, render_inference_service
+from reasongenrm.deploy.replaced import load_replaced, plain
+from reasongenrm.deploy.rollout import Pace
+from reasongenrm.errors import ClusterError, ConfigError, InputError
+from reasongenrm.evaluation.evaluate import evaluation_files
+from reasongenrm.kubernetes.cluster import Cluster
+from reasongenrm.store.artifacts import MANIFEST, ArtifactRef, FileEntry, Manifest, Store, read_file
+from reasongenrm.store.served import served_history, served_judge
+from reasongenrm.store.stage import Stage
+from tests.deploy.kserve import NAMESPACE, KServe, runtime
+from tests.endpoints import FakeEndpoint, completion, refusal
+from tests.judges import Judge, benchmark_of, evaluated, judged, oracle, silent
+from tests.kube.fake_api import FakeCluster
+from tests.kube.schemas import check
+
+PACE = Pace(poll_seconds=0.01, patience=0.01)
+CONFIG = DeployConfig(name="judge", rollout_timeout_seconds=20, num_golden=3, golden_timeout_seconds=5)
+NO_JUDGE = JudgeServerConfig(enabled=False)
+PARSER = "reasongenrm_reasoning_parser.py"
+
+
+def verdict(body: dict[str, Any]) -> str:
+    """The right verdict on "What is n + 1?": the answer whose sum is right stands first or second."""
+    text = body["messages"][0]["content"]
+    answer_a = text.split("### Answer A\n")[1].split("\n\n### Answer B")[0]
+    left, right = answer_a.rstrip(".").split(" = ")
+    return "[[A]]" if sum(map(int, left.split(" + "))) == int(right) else "[[B]]"
+
+
+class World:
+    """A store with an evaluated winner, a cluster, a judge behind an address."""
+
+    def __init__(
+        self, store: Store, fake: FakeCluster, endpoint: FakeEndpoint, kserve: KServe, folder: Path, judge: Judge
+    ) -> None:
+        self.store, self.fake, self.endpoint, self.kserve = store, fake, endpoint, kserve
+        self.cluster = Cluster.connect()
+        benchmark = benchmark_of(folder, {"sums": 4, "more": 4})
+        settings = EvaluateConfig(num_bootstrap=100, max_tokens=50)
+        with Stage(store, "evaluate_rewardbench", settings, {}, {"variant": "dpo"}) as stage:
+            for name, data in evaluation_files(
+                evaluated(benchmark, judge), judged(benchmark, judge), benchmark
+            ).items():
+                stage.add_bytes(name, data)
+            self.evaluation = stage.finish({})
+        with Stage(store, "select_winner", GateConfig(), {"evaluation_dpo": self.evaluation}) as stage:
+            stage.add_bytes("decision.md", b"yes")
+            self.decision = stage.finish({}, {"winner": "dpo", "passed": True})
+
+    def model(self, how: str, files: tuple[str, ...] = (PARSER,)) -> ArtifactRef:
+        """A finished artifact whose folder is called `how`, with these files' names."""
+        digest = "sha256:" + how.encode().hex().ljust(64, "0")
+        entries = tuple(FileEntry(path=name, size=0, sha256="0" * 64) for name in files)
+        manifest = Manifest(
+            stage="train_dpo",
+            key="0" * 16,
+            digest=digest,
+            created_at="2026-11-24T10:00:00+00:00",
+            files=entries,
+            config={},
+            inputs={},
+            input_uris={},
+            code_version="0",
+            source_sha256="0" * 64,
+            counts={},
+            metrics={},
+            uri=self.uri(how),
+        )
+        self.store.put_bytes(f"judges/{how}/{MANIFEST}", manifest.model_dump_json().encode())
+        return manifest.ref()
+
+    def uri(self, how: str) -> str:
+        return self.store.uri_of(f"judges/{how}")
+
+    def deploy(self, how: str, config: DeployConfig = CONFIG, files: tuple[str, ...] = (PARSER,)) -> Deployed:
+        model = self.model(how, files)
+        manifest = render_inference_service(config, model, self.decision)
+        return deploy(self.cluster, self.store, config, manifest, model, self.decision, PACE)
+
+    def service(self) -> dict[str, Any] | None:
+        return self.fake.find("inferenceservices", NAMESPACE, "judge")
+
+    def writes(self) -> list[str]:
+        return [request.verb for request in self.fake.requests if request.verb not in ("get", "list")]
+
+
+@pytest.fixture
+def world(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[World]:
+    endpoint = FakeEndpoint(lambda body, _: completion(verdict(body), reasoning="Counting decides."))
+    with endpoint.running() as url, FakeCluster(validate=check) as fake:
+        monkeypatch.setenv("KUBECONFIG", str(fake.kubeconfig))
+        monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+        fake.put(runtime())
+        yield World(
+            store, fake, endpoint, KServe(fake, url.removesuffix("/v1")), tmp_path, getattr(request, "param", oracle)
+        )
+
+
+def test_first_judge_is_created_proven_and_recorded(world: World) -> None:
+    deployed = world.deploy("good")
+    assert deployed.changed
+    assert deployed.golden is not None
+    assert deployed.golden.agreement == 1.0
+    assert world.writes() == ["create"]
+    assert len(world.endpoint.bodies) == 6  # three rows in both orders
+    assert world.endpoint.bodies[0]["max_tokens"] == 50  # asked as the evaluation asked
+    assert world.endpoint.bodies[0]["chat_template_kwargs"] == {"opening_role": "reason"}
+    served = served_judge(world.store, NAMESPACE, "judge")
+    assert served is not None
+    assert (served.variant, served.evaluation, served.manifest) == ("dpo", world.evaluation, deployed.manifest)
+
+
+def test_same_checkpoint_twice_writes_nothing_and_asks_again(world: World) -> None:
+    first = world.deploy("good")
+    before, asked = len(world.fake.requests), len(world.endpoint.bodies)
+    again = world.deploy("good")
+    assert not again.changed
+    assert again.served_since == first.served_since
+    assert {request.verb for request in world.fake.requests[before:]} == {"get", "list"}
+    assert len(world.endpoint.bodies) == asked + 6
+    assert len(served_history(world.store, NAMESPACE, "judge")) == 1
+
+
+def test_next_judge_replaces_it_and_notes_what_it_replaced(world: World) -> None:
+    world.deploy("good")
+    old = world.service()
+    assert old is not None
+    deployed = world.deploy("slow")  # late: reports ProgressDeadlineExceeded and then recovers
+    assert deployed.manifest["spec"]["predictor"]["model"]["storageUri"] == world.uri("slow") + "/"
+    note = json.loads(deployed.manifest["metadata"]["annotations"][REPLACED])
+    assert note["digest"] == world.model("good").digest
+    assert load_replaced(deployed.manifest) == plain(old)
+    assert [judge.model.uri for judge in served_history(world.store, NAMESPACE, "judge")] == [
+        world.uri("good"),
+        world.uri("slow"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("no_runtime", "KServe refuses the spec: NoSupportingRuntime: Specified runtime does not support it"),
+        ("bad_image", "the image judge:1 cannot be pulled: ImagePullBackOff: no such image"),
+        ("bad_config", 'cannot be set up: CreateContainerConfigError: secret "x" not found'),
+        ("crash", r"ended with exit code 1 \(Error\), 3 restarts. Its last lines:\s+loading\s+CUDA out of memory"),
+    ],
+)
+def test_judge_that_cannot_start_is_taken_back(world: World, how: str, reason: str) -> None:
+    world.deploy("good")
+    old = world.service()
+    assert old is not None
+    with pytest.raises(ClusterError, match=rf"{reason}[\s\S]*served before is back. It is ready again"):
+        world.deploy(how)
+    now = world.service()
+    assert now is not None
+    assert json.dumps(now["spec"]) == json.dumps(old["spec"])
+    assert now["metadata"]["annotations"] == old["metadata"]["annotations"]
+    assert len(served_history(world.store, NAMESPACE, "judge")) == 1
+
+
+def test_first_judge_that_fails_leaves_nothing(world: World) -> None:
+    with pytest.raises(ClusterError, match=r"cannot be pulled[\s\S]*what was created is deleted"):
+        world.deploy("bad_image")
+    assert world.service() is None
+    assert served_judge(world.store, NAMESPACE, "judge") is None
+
+
+def test_pod_without_a_node_is_waited_for_until_the_time_is_over(world: World) -> None:
+    config = CONFIG.model_copy(update={"rollout_timeout_seconds": 0.6})
+    with pytest.raises(
+        ClusterError,
+        match=r"not ready after 1 s: 0 of 1 new pods ready; .*pod judge-pred.* waits for a node: 0/3 nodes",
+    ):
+        world.deploy("stuck", config)
+    assert world.service() is None
+
+
+def test_judge_that_judges_wrongly_is_taken_back(world: World) -> None:
+    world.deploy("good")
+    world.endpoint.reply = lambda *_: completion("[[A]]", reasoning="Always the first.")
+    with pytest.raises(
+        ClusterError,
+        match=r"judged 0 of 3 rows as the evaluation did; expected 75% at least.*A.., expected ..B..\.\n.*is back",
+    ):
+        world.deploy("other")
+    now = world.service()
+    assert now is not None
+    assert now["spec"]["predictor"]["model"]["storageUri"] == world.uri("good") + "/"
+
+
+@pytest.mark.parametrize("world", [silent], indirect=True)
+def test_judge_that_was_never_right_is_served_only_where_any_answer_will_do(world: World) -> None:
+    world.endpoint.reply = lambda *_: completion("?", reasoning="Random weights.")
+    with pytest.raises(InputError, match="dpo judged none of 8 rows rightly in both orders"):
+        world.deploy("good")
+    deployed = world.deploy("good", CONFIG.model_copy(update={"min_golden_agreement": 0.0}))
+    assert deployed.golden is not None
+    assert (deployed.changed, deployed.golden.agreement, len(world.endpoint.bodies)) == (True, 0.0, 6)
+
+
+def test_key_that_the_judge_refuses_is_named(world: World) -> None:
+    world.endpoint.reply = lambda *_: refusal(401, "wrong key")
+    with pytest.raises(ClusterError, match=r"HTTP 401: wrong key. Set JUDGE_API_KEY to a key"):
+        world.deploy("good")
+
+
+def test_key_of_the_judge_is_sent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_API_KEY", "judge-key")
+    monkeypatch.setenv("VLLM_API_KEY", "model-key")
+    world.deploy("good")
+    assert {headers["authorization"] for headers in world.endpoint.headers} == {"Bearer judge-key"}
+    world.endpoint.headers.clear()
+    world.deploy("other", CONFIG.model_copy(update={"judge": NO_JUDGE}))  # nothing is in front of the model
+    assert {headers["authorization"] for headers in world.endpoint.headers} == {"Bearer model-key"}
+
+
+def test_judge_put_there_by_hand_is_saved_and_comes_back(world: World) -> None:
+    by_hand = {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {"name": "judge", "namespace": NAMESPACE, "annotations": {"team": "a"}},
+        "spec": {"predictor": {"model": {"modelFormat": {"name": "huggingface"}, "storageUri": "s3://b/hand/"}}},
+    }
+    world.fake.put(by_hand)
+    with pytest.raises(ClusterError, match=r"is back. It is ready again"):
+        world.deploy("crash")
+    now = world.service()
+    assert now is not None
+    assert now["spec"] == by_hand["spec"]
+    deployed = world.deploy("good")
+    assert load_replaced(deployed.manifest) == by_hand
+    assert deployed.manifest["metadata"]["annotations"]["team"] == "a"
+
+
+def test_conflict_is_read_again(world: World) -> None:
+    world.deploy("good")
+    world.fake.fail_next("update", "inferenceservices", 409, times=2)
+    assert world.deploy("other").changed
+    assert len(world.fake.asked("update", "inferenceservices")) == 3
+
+
+def test_too_many_requests_and_lost_answers_are_survived(world: World) -> None:
+    resource = "inferenceservices"
+    world.fake.fail_next("get", resource, 429, headers={"Retry-After": "0"})
+    world.fake.cut_next("create", resource, carried_out=True)
+    assert world.deploy("good").changed
+    assert len(world.fake.asked("create", "inferenceservices")) == 1 + 1  # the one that was carried out, and its retry
+
+
+def test_missing_right_is_named_and_nothing_is_changed(world: World) -> None:
+    world.fake.deny("create", "inferenceservices")
+    with pytest.raises(ClusterError, match=r"create inferenceservices[\s\S]*Nothing was changed"):
+        world.deploy("good")
+    assert world.service() is None
+
+
+def test_runtime_that_is_missing_is_told_before_anything_is_written(world: World) -> None:
+    config = CONFIG.model_copy(update={"runtime": "nobody"})
+    with pytest.raises(ClusterError, match=r"ServingRuntime reasongenrm/nobody: not there \(found: reasongenrm-vllm\)"):
+        world.deploy("good", config)
+    assert world.writes() == []
+
+
+def test_service_in_another_mode_is_refused_before_anything_is_written(world: World) -> None:
+    world.deploy("good")
+    service = world.service()
+    assert service is not None
+    world.fake.set_status("inferenceservices", NAMESPACE, "judge", service["status"] | {"deploymentMode": "Knative"})
+    with pytest.raises(ConfigError, match="runs in deploymentMode Knative, which cannot be changed to Standard"):
+        world.deploy("other")
+    assert world.writes() == ["create"]
+
+
+def test_change_by_somebody_else_is_left_alone(world: World) -> None:
+    world.deploy("good")
+    other = world.service()
+    assert other is not None
+    other = copy.deepcopy(plain(other))
+    other["metadata"]["annotations"]["reasongenrm.io/rollout"] = "f" * 16
+    world.kserve.step_seconds = 0.2
+    config = CONFIG.model_copy(update={"rollout_timeout_seconds": 5})
+    seen: list[str] = []
+
+    def interfere(_event: str, service: dict[str, Any]) -> None:
+        if "stuck" in str(service["spec"]) and not seen:
+            seen.append("stuck")
+            world.fake.put(other)
+
+    world.fake.on_change("inferenceservices", interfere)
+    with pytest.raises(ClusterError, match=r"somebody else changed it[\s\S]*it was left as it is"):
+        world.deploy("stuck", config)
+
+
+def test_stage_looks_at_the_cluster_even_if_its_artifact_is_there(world: World) -> None:
+    models = {"dpo": world.model("good")}
+    first = deploy_kserve(world.store, CONFIG, world.decision, models)
+    assert first.metrics["changed"]
+    assert json.loads(read_file(first, "golden.json"))["agreement"] == 1.0
+    assert next(entry["what"] for entry in json.loads(read_file(first, "rollout.json"))["timeline"]) == "created"
+    asked = len(world.endpoint.bodies)
+    assert deploy_kserve(world.store, CONFIG, world.decision, models) == first
+    assert len(world.endpoint.bodies) == asked + 6
+    world.fake.remove("inferenceservices", NAMESPACE, "judge")
+    deploy_kserve(world.store, CONFIG, world.decision, models)
+    assert world.service() is not None
+
+
+def test_sigterm_in_the_middle_puts_the_old_judge_back(world: World) -> None:
+    world.deploy("good")
+    old = world.service()
+    assert old is not None
+    program = (
+        "import signal, sys, json\n"
+        "def stop(*_): raise SystemExit(143)\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        "from reasongenrm.config import DeployConfig\n"
+        "from reasongenrm.deploy.manifest import deploy_kserve\n"
+        "from reasongenrm.store.artifacts import ArtifactRef, Store\n"
+        "config, decision, model = map(json.loads, sys.argv[2:])\n"
+        "deploy_kserve(Store(sys.argv[1]), DeployConfig(**config), ArtifactRef(**decision), "
+        "{'dpo': ArtifactRef(**model)})\n"
+    )
+    arguments = [
+        world.store.uri,
+        *(found.model_dump_json() for found in (CONFIG, world.decision, world.model("stuck"))),
+    ]
+    process = subprocess.Popen([sys.executable, "-c", program, *arguments], env=dict(os.environ))
+    deadline = time.monotonic() + 30
+    while "stuck" not in str(world.service()):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 143
+    now = world.service()
+    assert now is not None
+    assert now["spec"] == old["spec"]
+    assert len(served_history(world.store, NAMESPACE, "judge")) == 1
+
+
+def test_judges_server_that_crashes_is_told_and_everything_is_put_back(world: World) -> None:
+    world.deploy("good")
+    old = world.service()
+    assert old is not None
+    broken = CONFIG.model_copy(update={"judge": JudgeServerConfig(image="reasongenrm-cpu:crash")})
+    with pytest.raises(ClusterError, match=r"pod judge-transformer-\d+: kserve-container ended with exit code 1"):
+        world.deploy("good", broken)
+    now = world.service()
+    assert now is not None
+    assert now["spec"] == old["spec"]
+
+
+def test_judges_server_that_kserve_leaves_behind_is_named_with_the_way_to_delete_it(world: World) -> None:
+    world.deploy("good")
+    deployed = world.deploy("good", CONFIG.model_copy(update={"judge": NO_JUDGE}))
+    said = [entry["what"] for entry in deployed.timeline.entries]
+    assert any("kubectl delete -n reasongenrm deployment,service,hpa judge-transformer" in line for line in said)
+    assert not any("kubectl delete" in entry["what"] for entry in world.deploy("other").timeline.entries)
+
+
+def test_vllm_without_a_reasoning_parser_serves_no_judge_and_is_asked_for_its_markup(world: World) -> None:
+    container = {"name": "kserve-container", "image": "reasongenrm-vllm:1", "args": ["--port=8080"]}
+    world.fake.put(runtime(containers=[container]))
+    with pytest.raises(ClusterError, match="reasongenrm-vllm: starts vLLM without --reasoning-parser"):
+        world.deploy("good")
+    assert world.writes() == []
+    world.deploy("good", CONFIG.model_copy(update={"judge": NO_JUDGE}), files=())
+    assert {body["skip_special_tokens"] for body in world.endpoint.bodies} == {False}
+
+
+def test_vllm_with_a_reasoning_parser_splits_by_itself(world: World) -> None:
+    world.deploy("good")
+    assert not any("skip_special_tokens" in body for body in world.endpoint.bodies)
+
+
+def test_model_without_the_parser_that_its_runtime_starts_with_is_refused(world: World) -> None:
+    with pytest.raises(
+        ClusterError, match=r"judges/good has no reasongenrm_reasoning_parser.py: it was made by an older"
+    ):
+        world.deploy("good", files=("config.json",))
+    assert world.writes() == []

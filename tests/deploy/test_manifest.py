@@ -1,0 +1,298 @@
+"""The rendered InferenceService: valid against KServe's published schema, and without what its webhook refuses."""
+
+from typing import Any
+
+import jsonschema
+import pytest
+import typer
+import yaml
+from typer.core import TyperGroup
+
+from components.images import read_table
+from reasongenrm.cli import app
+from reasongenrm.config import DeployConfig, JudgeServerConfig
+from reasongenrm.deploy.manifest import as_canary, deploy_kserve, mark_of, render_inference_service
+from reasongenrm.deploy.preflight import check_admission
+from reasongenrm.errors import ConfigError, InputError
+from reasongenrm.store.artifacts import ArtifactRef, Store, read_file
+from tests.kube.schemas import check
+
+MODEL = ArtifactRef(stage="train_dpo", key="k" * 16, digest="sha256:" + "5" * 64, uri="s3://judges/run/train_dpo/k/d")
+NO_JUDGE = DeployConfig(judge=JudgeServerConfig(enabled=False))
+DECISION = ArtifactRef(
+    stage="select_winner",
+    key="d" * 16,
+    digest="sha256:" + "7" * 64,
+    uri="s3://judges/run/select_winner/d/e",
+    metrics={"winner": "dpo", "passed": True},
+)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        DeployConfig(),
+        DeployConfig(gpu_count=0, max_replicas=3, cpu="500m", memory="2Gi", name="judge-2", judge_secret="key"),
+        DeployConfig(min_replicas=0, max_replicas=3, autoscaler="external", strategy="RollingUpdate"),
+    ],
+)
+def test_service_is_valid_against_the_strict_schema_of_kserve(config: DeployConfig) -> None:
+    check(render_inference_service(config, MODEL, DECISION))
+
+
+def test_strict_schema_refuses_a_field_that_kserve_does_not_know() -> None:
+    service = render_inference_service(DeployConfig(), MODEL, DECISION)
+    service["spec"]["predictor"]["model"]["storageURI"] = "s3://typo/"
+    with pytest.raises(jsonschema.ValidationError, match="storageURI"):
+        check(service)
+
+
+def test_service_names_runtime_storage_account_resources_and_replicas() -> None:
+    config = DeployConfig(gpu_count=2, min_replicas=1, max_replicas=4)
+    service = render_inference_service(config, MODEL, DECISION)
+    assert service["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == "Standard"
+    assert service["metadata"]["annotations"]["reasongenrm.io/model-digest"] == MODEL.digest
+    predictor = service["spec"]["predictor"]
+    assert (predictor["minReplicas"], predictor["maxReplicas"]) == (1, 4)
+    assert predictor["serviceAccountName"] == "reasongenrm-serving"
+    model = predictor["model"]
+    assert model["runtime"] == "reasongenrm-vllm"
+    assert model["storageUri"] == "s3://judges/run/train_dpo/k/d/"
+    assert model["resources"]["limits"] == {"cpu": "4", "memory": "32Gi", "nvidia.com/gpu": "2"}
+    assert model["args"] == ["--max-model-len=32768", "--tensor-parallel-size=2"]
+
+
+def test_service_asks_for_no_gpu_when_there_are_none() -> None:
+    service = render_inference_service(DeployConfig(gpu_count=0), MODEL, DECISION)
+    assert service["spec"]["predictor"]["model"]["resources"]["limits"] == {"cpu": "4", "memory": "32Gi"}
+
+
+def test_service_has_nothing_that_the_webhook_refuses() -> None:
+    service = render_inference_service(DeployConfig(), MODEL, DECISION)
+    model = service["spec"]["predictor"]["model"]
+    assert not {"name", "env", "storageUris"} & model.keys()
+    assert "serving.kserve.io/autoscalerClass" not in service["metadata"]["annotations"]
+
+
+@pytest.mark.parametrize(("key", "quantity"), [("memory", "8GiB"), ("memory", "32 Gi"), ("cpu", "four")])
+def test_quantity_that_kubernetes_cannot_read_is_refused(key: str, quantity: str) -> None:
+    with pytest.raises(ConfigError, match=rf"deploy\.{key} is '{quantity}': expected a Kubernetes quantity"):
+        render_inference_service(DeployConfig(**{key: quantity}), MODEL, DECISION)
+
+
+def test_more_minimum_than_maximum_replicas_is_refused() -> None:
+    with pytest.raises(ConfigError, match="min_replicas 3 is above max_replicas 2"):
+        render_inference_service(DeployConfig(min_replicas=3, max_replicas=2), MODEL, DECISION)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"canary_percent": 5}, "canary_percent is set with judge.enabled true: KServe sends a canary's share of the"),
+        ({"judge": {"memory": "1GiB"}}, r"deploy\.judge\.memory is '1GiB': expected a Kubernetes quantity"),
+        ({"min_replicas": 0}, "an autoscaler of class 'hpa' cannot scale to zero"),
+        ({"autoscaler": "none", "max_replicas": 2}, "max_replicas is 2, which has no effect with autoscaler none"),
+        ({"server": "transformers", "gpu_count": 2}, "server transformers uses one GPU at most"),
+        ({"canary_promote": False}, "canary_promote is false, which has no effect without canary_percent"),
+        ({"apply": False, "canary_percent": 5}, "canary_percent is set, which has no effect with apply false"),
+        ({"golden_endpoint": "localhost:8000"}, "expected http\\(s\\)://host"),
+        ({"namespace": "Judges"}, "namespace is 'Judges': expected lower-case letters"),
+        ({"name": "a" * 40, "namespace": "b" * 20}, "has 73 characters, 63 are allowed: shorten the name"),
+    ],
+)
+def test_settings_that_cannot_work_or_have_no_effect_are_refused(settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        render_inference_service(DeployConfig(**settings), MODEL, DECISION)
+
+
+def edited(*path: Any, value: Any) -> dict[str, Any]:
+    """The rendered service with one value changed."""
+    service = render_inference_service(DeployConfig(), MODEL, DECISION)
+    inner: Any = service
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return service
+
+
+IN_MODEL = ("spec", "predictor", "model")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "reason"),
+    [
+        (("metadata", "name"), "2judge", "the name '2judge' must begin with a lower-case letter"),
+        (("metadata", "annotations", "serving.kserve.io/autoscalerClass"), "kpa", "is 'kpa': expected one of hpa"),
+        ((*IN_MODEL, "name"), "judge", "model.name is 'judge': the field must be empty"),
+        ((*IN_MODEL, "env"), [{"name": "PYTHONPATH", "value": "/x"}], "sets PYTHONPATH, which is not allowed"),
+        ((*IN_MODEL, "storageUri"), "ftp://b/m", "storageUri is 'ftp://b/m': expected one of gs://"),
+        ((*IN_MODEL, "storageUri"), "s3://b/m", "a folder in S3 must end with '/'"),
+        (
+            ("spec", "predictor", "storageUris"),
+            [{"uri": "s3://b/"}],
+            r"storageUri and storageUris: give one of the two",
+        ),
+        (("spec", "predictor", "minReplicas"), 3, "minReplicas 3 is above maxReplicas 1"),
+        (("spec", "predictor", "minReplicas"), -1, "must not be negative"),
+    ],
+)
+def test_what_the_webhook_refuses_is_refused_first(path: tuple[str, ...], value: Any, reason: str) -> None:
+    with pytest.raises(ConfigError, match=f"{reason}[^.]*.*KServe refuses that; the cluster was not touched"):
+        check_admission(edited(*path, value=value))
+
+
+def stable_and_canary(**changes: Any) -> dict[str, Any]:
+    stable = render_inference_service(NO_JUDGE, MODEL, DECISION)
+    other = MODEL.model_copy(update={"digest": "sha256:" + "6" * 64, "uri": "s3://judges/other"})
+    service = as_canary(render_inference_service(NO_JUDGE, other, DECISION), stable, 10)
+    service["spec"]["canary"][0]["predictor"].update(changes)
+    return service
+
+
+def test_canary_is_valid_and_leaves_the_stable_predictor_as_it_is() -> None:
+    service = stable_and_canary()
+    check(service)
+    check_admission(service)
+    stable = render_inference_service(NO_JUDGE, MODEL, DECISION)
+    assert service["spec"]["predictor"] == stable["spec"]["predictor"]
+    assert service["metadata"] == stable["metadata"]
+    (canary,) = service["spec"]["canary"]
+    assert canary["trafficPercent"] == 10
+    assert canary["predictor"]["model"]["name"] == ""  # the CRD asks for it
+    assert "maxReplicas" not in canary["predictor"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"maxReplicas": 2}, "maxReplicas is not allowed: a canary has a fixed number of replicas"),
+        ({"minReplicas": 2}, "minReplicas 2 is above the predictor's 1"),
+        ({"name": ""}, "name is '': expected lower-case letters"),
+    ],
+)
+def test_canary_that_the_webhook_refuses_is_refused_first(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        check_admission(stable_and_canary(**changes))
+
+
+def test_mode_of_an_existing_service_cannot_change() -> None:
+    service = render_inference_service(DeployConfig(), MODEL, DECISION)
+    check_admission(service, service | {"status": {"deploymentMode": "RawDeployment"}})  # the old name of Standard
+    with pytest.raises(
+        ConfigError, match="deploymentMode Knative, which cannot be changed to Standard: delete it first"
+    ):
+        check_admission(service, service | {"status": {"deploymentMode": "Serverless"}})
+
+
+def test_mark_changes_with_the_model_and_the_spec_but_not_with_the_decision() -> None:
+    again = DECISION.model_copy(update={"uri": "s3://judges/another-decision"})
+    other = MODEL.model_copy(update={"digest": "sha256:" + "6" * 64})
+    first = mark_of(render_inference_service(DeployConfig(), MODEL, DECISION))
+    assert first == mark_of(render_inference_service(DeployConfig(), MODEL, again))
+    assert first != mark_of(render_inference_service(DeployConfig(), other, DECISION))
+    assert first != mark_of(render_inference_service(DeployConfig(cpu="8"), MODEL, DECISION))
+
+
+def test_gate_that_did_not_pass_deploys_nothing(store: Store) -> None:
+    refused = DECISION.model_copy(update={"metrics": {"winner": "dpo", "passed": False}})
+    with pytest.raises(InputError, match="the gate did not pass"):
+        deploy_kserve(store, DeployConfig(), refused, {"dpo": MODEL})
+    assert store.list("deploy_kserve") == []
+
+
+def test_winner_without_a_model_is_named(store: Store) -> None:
+    with pytest.raises(InputError, match="the winner is 'dpo', but only these models are here: base, sft"):
+        deploy_kserve(store, DeployConfig(), DECISION, {"base": MODEL, "sft": MODEL})
+
+
+def test_stage_writes_the_winners_service_once(store: Store) -> None:
+    config = DeployConfig(apply=False)
+    ref = deploy_kserve(store, config, DECISION, {"base": DECISION, "dpo": MODEL})
+    text = read_file(ref, "inferenceservice.yaml").decode()
+    assert yaml.safe_load(text) == render_inference_service(config, MODEL, DECISION)
+    assert ref.metrics == {"variant": "dpo", "model_uri": MODEL.uri}
+    assert deploy_kserve(store, config, DECISION, {"dpo": MODEL}) == ref
+
+
+def transformer_of(config: DeployConfig, **metrics: Any) -> dict[str, Any]:
+    decision = DECISION.model_copy(update={"metrics": DECISION.metrics | metrics})
+    service = render_inference_service(config, MODEL, decision)
+    check(service)
+    spec: dict[str, Any] = service["spec"]["transformer"]
+    return spec
+
+
+def options(transformer: dict[str, Any]) -> dict[str, str]:
+    (container,) = transformer["containers"]
+    return dict(argument.removeprefix("--").split("=") for argument in container["args"])
+
+
+def test_judges_server_asks_as_the_winner_was_trained() -> None:
+    assert options(transformer_of(DeployConfig()))["style"] == "reason"
+    assert options(transformer_of(DeployConfig(), winner="genrm"))["style"] == "verdict"
+    assert options(transformer_of(DeployConfig(), winner="base"))["style"] == "plain"
+
+
+def test_judges_server_is_told_the_winners_calibration_if_there_is_one() -> None:
+    assert not [name for name in options(transformer_of(DeployConfig())) if "calibration" in name]
+    told = options(transformer_of(DeployConfig(), calibration_temperature=1.5, calibration_bias=-0.25))
+    assert (told["calibration-temperature"], told["calibration-bias"]) == ("1.5", "-0.25")
+
+
+def test_judges_server_has_its_settings_image_and_keys() -> None:
+    judge = JudgeServerConfig(image="mirror/cpu:2", replicas=3, cpu="2", memory="3Gi", max_concurrency=7, max_tokens=99)
+    transformer = transformer_of(DeployConfig(judge=judge, judge_secret="keys"))
+    assert (transformer["minReplicas"], transformer["maxReplicas"]) == (3, 3)
+    (container,) = transformer["containers"]
+    assert container["image"] == "mirror/cpu:2"
+    assert container["resources"]["limits"] == {"cpu": "2", "memory": "3Gi"}
+    told = options(transformer)
+    assert (told["max-concurrency"], told["max-tokens"], told["generation-seconds"]) == ("7", "99", "120.0")
+    keys = {entry["name"]: entry["valueFrom"]["secretKeyRef"] for entry in container["env"]}
+    assert keys == {name: {"name": "keys", "key": name} for name in ("JUDGE_API_KEY", "VLLM_API_KEY")}
+
+
+def test_judges_server_needs_no_secret_and_takes_the_cpu_image_of_the_table() -> None:
+    (container,) = transformer_of(DeployConfig())["containers"]
+    assert container["image"] == read_table()["cpu"]
+    assert all(entry["valueFrom"]["secretKeyRef"]["optional"] for entry in container["env"])
+
+
+def test_command_of_the_judges_server_takes_its_arguments_and_those_that_kserve_appends() -> None:
+    (container,) = transformer_of(DeployConfig(), calibration_temperature=1.5, calibration_bias=-0.25)["containers"]
+    appended = ["--model_name", "reasongenrm", "--predictor_host", "reasongenrm-predictor.reasongenrm"]
+    command = typer.main.get_command(app)
+    assert isinstance(command, TyperGroup)
+    context = command.commands["judge-server"].make_context(
+        "judge-server", [*container["args"], *appended, "--http_port", "8080"]
+    )
+    told = context.params
+    assert (told["name"], told["predictor_host"], told["port"]) == (appended[1], appended[3], 8080)
+    assert (told["host"], told["calibration_bias"], told["request_seconds"]) == ("0.0.0.0", -0.25, 600.0)
+    assert container["command"] == ["reasongenrm", "judge-server"]
+
+
+def test_change_of_the_judges_server_is_another_mark_and_none_has_the_mark_of_before() -> None:
+    first = mark_of(render_inference_service(DeployConfig(), MODEL, DECISION))
+    other = DeployConfig(judge=JudgeServerConfig(max_concurrency=32))
+    without = mark_of(render_inference_service(NO_JUDGE, MODEL, DECISION))
+    assert len({first, mark_of(render_inference_service(other, MODEL, DECISION)), without}) == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "reason"),
+    [
+        (("containers",), [], "transformer.containers is missing"),
+        (("containers", 0, "env"), [{"name": "PYTHONPATH", "value": "/x"}], "transformer sets PYTHONPATH"),
+        (("minReplicas",), 2, "transformer: minReplicas 2 and maxReplicas 1"),
+    ],
+)
+def test_transformer_that_kserve_refuses_is_refused_first(path: tuple[Any, ...], value: Any, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        check_admission(edited("spec", "transformer", *path, value=value))
+
+
+def test_canary_beside_a_judges_server_is_refused() -> None:
+    stable = render_inference_service(DeployConfig(), MODEL, DECISION)
+    with pytest.raises(ConfigError, match="a canary beside a transformer"):
+        check_admission(as_canary(render_inference_service(NO_JUDGE, MODEL, DECISION), stable, 10))

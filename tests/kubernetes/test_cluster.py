@@ -1,0 +1,535 @@
+"""The client against an API server that answers, refuses, stalls and breaks off as a real one does."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reasongenrm.errors import ClusterError
+from reasongenrm.kubernetes import cluster as client
+from reasongenrm.kubernetes import connection
+from reasongenrm.kubernetes.cluster import (
+    AlreadyExistsError,
+    Cluster,
+    ConflictError,
+    ForbiddenError,
+    NotFoundError,
+    UnavailableError,
+)
+from reasongenrm.kubernetes.kinds import CONFIG_MAP, CRD, POD, SECRET, TRAIN_JOB
+from tests.kube.fake_api import FakeCluster
+
+
+def config_map(name: str, **data: str) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}
+
+
+def pod(name: str = "worker", phase: str = "Running", **state: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": "kubeflow"},
+        "spec": {"restartPolicy": "Never", "containers": [{"name": "node", "image": "x"}]},
+        "status": {"phase": phase, "containerStatuses": [{"name": "node", "state": state or {"running": {}}}]},
+    }
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "what the test waits for did not happen"
+        time.sleep(0.005)
+
+
+class Collected:
+    """What an iterator yields, gathered in a thread."""
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self.items: list[Any] = []
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, args=(iterator,), daemon=True)
+        self.thread.start()
+
+    def _run(self, iterator: Iterator[Any]) -> None:
+        try:
+            for item in iterator:
+                self.items.append(item)
+        except BaseException as error:  # noqa: BLE001 - handed to the test
+            self.error = error
+
+    def wait_for(self, num: int) -> list[Any]:
+        wait_until(lambda: len(self.items) >= num or self.error is not None)
+        assert self.error is None, self.error
+        return self.items
+
+    def exactly(self, num: int) -> list[Any]:
+        """So many items, and no more a moment later."""
+        self.wait_for(num)
+        time.sleep(0.1)
+        assert len(self.items) == num, self.items
+        return self.items
+
+    def join(self) -> list[Any]:
+        self.thread.join(timeout=10)
+        assert not self.thread.is_alive()
+        assert self.error is None, self.error
+        return self.items
+
+
+def changes(collected: list[client.Event]) -> list[tuple[str, str, str]]:
+    return [(e.type, e.object["metadata"]["name"], e.object["data"]["x"]) for e in collected]
+
+
+# Objects.
+
+
+def test_object_is_created_read_listed_replaced_patched_and_deleted(cluster: Cluster) -> None:
+    made = cluster.create(CONFIG_MAP, "kubeflow", config_map("a", x="1"))
+    assert made["metadata"]["uid"]
+    assert cluster.get(CONFIG_MAP, "kubeflow", "a") == made
+    replaced = cluster.replace(CONFIG_MAP, "kubeflow", {**made, "data": {"x": "2", "y": "3"}})
+    assert replaced["data"] == {"x": "2", "y": "3"}
+    patched = cluster.patch(CONFIG_MAP, "kubeflow", "a", {"data": {"y": None}, "metadata": {"labels": {"app": "z"}}})
+    assert patched["data"] == {"x": "2"}
+    cluster.create(CONFIG_MAP, "kubeflow", config_map("b", x="1"))
+    assert [item["metadata"]["name"] for item in cluster.list(CONFIG_MAP, "kubeflow")] == ["a", "b"]
+    found = cluster.list(CONFIG_MAP, None, labels="app in (y, z)", fields="metadata.name=a")
+    assert [item["metadata"]["name"] for item in found] == ["a"]
+    assert (found[0]["apiVersion"], found[0]["kind"]) == ("v1", "ConfigMap")  # which the server's list leaves out
+    assert cluster.delete(CONFIG_MAP, "kubeflow", "a")
+    assert not cluster.delete(CONFIG_MAP, "kubeflow", "a")
+    assert cluster.get(CONFIG_MAP, "kubeflow", "a") is None
+
+
+def test_fields_that_no_model_knows_survive(cluster: Cluster) -> None:
+    body = {**config_map("a"), "futureField": {"deep": [1, {"x": None}]}}
+    assert cluster.create(CONFIG_MAP, "kubeflow", body)["futureField"] == {"deep": [1, {"x": None}]}
+
+
+def test_apply_creates_takes_and_gives_up_fields(fake: FakeCluster, cluster: Cluster) -> None:
+    cluster.apply(CONFIG_MAP, "kubeflow", config_map("a", x="1", y="2"))
+    cluster.patch(CONFIG_MAP, "kubeflow", "a", {"data": {"other": "kept"}})
+    applied = cluster.apply(CONFIG_MAP, "kubeflow", config_map("a", x="3"))
+    assert applied["data"] == {"x": "3", "other": "kept"}
+    again = cluster.apply(CONFIG_MAP, "kubeflow", config_map("a", x="3"))
+    assert again["metadata"]["resourceVersion"] == applied["metadata"]["resourceVersion"]
+    query = fake.asked("patch", "configmaps")[0].query
+    assert (query["fieldManager"], query["force"]) == ("reasongenrm", "true")
+
+
+def test_dry_run_says_what_would_come_out_and_stores_nothing(cluster: Cluster) -> None:
+    cluster.apply(CONFIG_MAP, "kubeflow", config_map("a", x="1"))
+    assert cluster.apply(CONFIG_MAP, "kubeflow", config_map("a", x="2"), dry_run=True)["data"] == {"x": "2"}
+    assert cluster.apply(CONFIG_MAP, "kubeflow", config_map("b", x="2"), dry_run=True)["data"] == {"x": "2"}
+    assert [item["data"] for item in cluster.list(CONFIG_MAP, "kubeflow")] == [{"x": "1"}]
+
+
+def test_deleting_by_uid_spares_another_object_of_the_same_name(cluster: Cluster) -> None:
+    uid = cluster.create(CONFIG_MAP, "kubeflow", config_map("a"))["metadata"]["uid"]
+    cluster.delete(CONFIG_MAP, "kubeflow", "a")
+    cluster.create(CONFIG_MAP, "kubeflow", config_map("a"))
+    assert not cluster.delete(CONFIG_MAP, "kubeflow", "a", uid=uid)
+    assert cluster.get(CONFIG_MAP, "kubeflow", "a") is not None
+
+
+def test_kinds_without_namespace_have_paths_without_one(cluster: Cluster) -> None:
+    assert CRD.path(None, "x") == "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/x"
+    assert POD.path("n", "x") == "/api/v1/namespaces/n/pods/x"
+    assert cluster.get(CRD, None, "trainjobs.trainer.kubeflow.org") is None
+
+
+# Refusals.
+
+
+def test_name_that_is_taken_is_an_error_of_its_own(cluster: Cluster) -> None:
+    cluster.create(CONFIG_MAP, "kubeflow", config_map("a", x="1"))
+    with pytest.raises(AlreadyExistsError, match="configmaps kubeflow/a"):
+        cluster.create(CONFIG_MAP, "kubeflow", config_map("a", x="2"))
+
+
+def test_replacing_what_has_changed_since_is_a_conflict(cluster: Cluster) -> None:
+    made = cluster.create(CONFIG_MAP, "kubeflow", config_map("a", x="1"))
+    cluster.patch(CONFIG_MAP, "kubeflow", "a", {"data": {"x": "2"}})
+    with pytest.raises(ConflictError, match="has been modified"):
+        cluster.replace(CONFIG_MAP, "kubeflow", {**made, "data": {"x": "3"}})
+    assert cluster.list(CONFIG_MAP, "kubeflow")[0]["data"] == {"x": "2"}
+
+
+def test_missing_right_names_verb_resource_namespace_account_and_what_grants_it(
+    fake: FakeCluster, cluster: Cluster
+) -> None:
+    fake.deny("create", "trainjobs")
+    job = {"apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": "TrainJob", "metadata": {"name": "a"}}
+    with pytest.raises(ForbiddenError) as raised:
+        cluster.create(TRAIN_JOB, "kubeflow", job)
+    for part in ("alice", "create trainjobs.trainer.kubeflow.org", "namespace kubeflow", "kubectl create role"):
+        assert part in str(raised.value)
+    assert len(fake.asked("create", "trainjobs")) == 1  # no use asking again
+
+
+def test_quota_is_told_as_such_and_not_as_a_missing_right(fake: FakeCluster, cluster: Cluster) -> None:
+    fake.fail_next("create", "configmaps", 403, message='configmaps "a" is forbidden: exceeded quota: small')
+    with pytest.raises(ForbiddenError, match=r"admission rule of the cluster refuses it.*exceeded quota: small"):
+        cluster.create(CONFIG_MAP, "kubeflow", config_map("a"))
+
+
+def test_missing_object_missing_namespace_and_missing_kind_are_told_apart(fake: FakeCluster, cluster: Cluster) -> None:
+    with pytest.raises(NotFoundError, match='configmaps "a" not found'):
+        cluster.patch(CONFIG_MAP, "kubeflow", "a", {"data": {}})
+    with pytest.raises(NotFoundError, match='namespaces "nowhere" not found'):
+        cluster.create(CONFIG_MAP, "nowhere", config_map("a"))
+    fake.uninstall("trainjobs")
+    with pytest.raises(ClusterError, match=r"does not know trainjobs.trainer.kubeflow.org. Install what brings it"):
+        cluster.get(TRAIN_JOB, "kubeflow", "a")
+
+
+def test_invalid_object_is_refused_with_the_field(cluster: Cluster) -> None:
+    with pytest.raises(ClusterError, match=r"invalid:.*metadata.name"):
+        cluster.create(CONFIG_MAP, "kubeflow", config_map("Not_A_Name"))
+
+
+def test_unknown_answer_is_passed_on(fake: FakeCluster, cluster: Cluster) -> None:
+    fake.fail_next("get", "configmaps", 418, message="short and stout")
+    with pytest.raises(ClusterError, match="answered 418: short and stout"):
+        cluster.get(CONFIG_MAP, "kubeflow", "a")
+
+
+# What passes.
+
+
+def test_429_is_asked_again_when_the_server_says(fake: FakeCluster, cluster: Cluster) -> None:
+    fake.fail_next("get", "configmaps", 429, headers={"Retry-After": "1"})
+    started = time.monotonic()
+    assert cluster.get(CONFIG_MAP, "kubeflow", "a") is None
+    assert time.monotonic() - started > 0.99
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_passing_failure_is_retried_and_logged(
+    fake: FakeCluster, cluster: Cluster, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    fake.fail_next("create", "configmaps", status, times=2, message="busy")
+    assert cluster.create(CONFIG_MAP, "kubeflow", config_map("a", x="1"))["data"] == {"x": "1"}
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+    assert f"answered {status}: busy; trying again in 0.0 s" in caplog.text
+
+
+def test_retries_are_bounded(fake: FakeCluster, cluster: Cluster) -> None:
+    fake.fail_next("get", "configmaps", 503, times=99, message="starting")
+    with pytest.raises(UnavailableError, match="answered 503: starting, also when retried"):
+        cluster.get(CONFIG_MAP, "kubeflow", "a")
+    assert len(fake.asked("get", "configmaps")) == connection.MAX_ATTEMPTS
+
+
+def test_connection_that_is_cut_before_the_write_is_tried_again(fake: FakeCluster, cluster: Cluster) -> None:
+    fake.cut_next("create", "configmaps")
+    assert cluster.create(CONFIG_MAP, "kubeflow", config_map("a", x="1"))["data"] == {"x": "1"}
+
+
+def test_write_whose_answer_was_lost_counts_as_ours(fake: FakeCluster, cluster: Cluster) -> None:
+    fake.cut_next("create", "configmaps", carried_out=True)
+    made = cluster.create(CONFIG_MAP, "kubeflow", config_map("a", x="1"))
+    fake.cut_next("update", "configmaps", carried_out=True)
+    assert cluster.replace(CONFIG_MAP, "kubeflow", {**made, "data": {"x": "2"}})["data"] == {"x": "2"}
+    fake.cut_next("delete", "configmaps", carried_out=True)
+    assert cluster.delete(CONFIG_MAP, "kubeflow", "a")
+    assert len(fake.asked("create", "configmaps")) == 2
+
+
+def test_name_that_someone_else_took_after_a_lost_answer_is_not_ours(fake: FakeCluster, cluster: Cluster) -> None:
+    fake.cut_next("create", "configmaps")
+    fake.put({**config_map("a", x="theirs"), "metadata": {"name": "a", "namespace": "kubeflow"}})
+    with pytest.raises(AlreadyExistsError):
+        cluster.create(CONFIG_MAP, "kubeflow", config_map("a", x="ours"))
+
+
+def test_server_that_is_too_slow_is_given_up_and_asked_again(
+    fake: FakeCluster, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "READ_SECONDS", 0.1)
+    fake.delay_next("get", "configmaps", seconds=0.5)
+    assert cluster.get(CONFIG_MAP, "kubeflow", "a") is None
+    assert len(fake.asked("get", "configmaps")) == 2
+
+
+def test_call_within_seconds_ends_within_them(fake: FakeCluster, cluster: Cluster) -> None:
+    fake.delay_next("delete", "configmaps", seconds=0.3, times=99)
+    started = time.monotonic()
+    with pytest.raises(UnavailableError):
+        cluster.within(0.25).delete(CONFIG_MAP, "kubeflow", "a")
+    assert time.monotonic() - started < 1.5
+
+
+def test_nobody_listening_is_told_with_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with FakeCluster() as gone:
+        config = tmp_path / "config"
+        config.write_text(gone.kubeconfig.read_text())
+    monkeypatch.setenv("KUBECONFIG", str(config))
+    with pytest.raises(UnavailableError, match=f"nobody answers at {gone.url}.*[Rr]efused"):
+        Cluster.connect().list(POD, None)
+
+
+# Watches.
+
+
+def test_watch_reports_what_is_there_then_every_change_and_ends_at_its_time(cluster: Cluster) -> None:
+    cluster.create(CONFIG_MAP, "kubeflow", config_map("a", x="1"))
+    watched = Collected(cluster.watch(CONFIG_MAP, "kubeflow", timeout_seconds=1.0))
+    watched.wait_for(1)
+    cluster.patch(CONFIG_MAP, "kubeflow", "a", {"data": {"x": "2"}})
+    cluster.create(CONFIG_MAP, "kubeflow", config_map("b", x="1"))
+    cluster.delete(CONFIG_MAP, "kubeflow", "a")
+    cluster.create(CONFIG_MAP, "reasongenrm", config_map("elsewhere", x="1"))
+    expected = [("ADDED", "a", "1"), ("MODIFIED", "a", "2"), ("ADDED", "b", "1"), ("DELETED", "a", "2")]
+    assert changes(watched.join()) == expected
+
+
+def test_watch_of_a_name_and_of_labels_sees_no_other(fake: FakeCluster, cluster: Cluster) -> None:
+    named = Collected(cluster.watch(CONFIG_MAP, "kubeflow", name="a", timeout_seconds=0.8))
+    labelled = Collected(cluster.watch(CONFIG_MAP, "kubeflow", labels="app=z", timeout_seconds=0.8))
+    wait_until(lambda: fake.num_streams("watch", "configmaps") == 2)
+    for name in ("a", "b"):
+        cluster.create(CONFIG_MAP, "kubeflow", config_map(name, x="1"))
+    cluster.patch(CONFIG_MAP, "kubeflow", "b", {"metadata": {"labels": {"app": "z"}}})
+    cluster.patch(CONFIG_MAP, "kubeflow", "b", {"metadata": {"labels": None}})
+    assert changes(named.join()) == [("ADDED", "a", "1")]
+    assert changes(labelled.join()) == [("ADDED", "b", "1"), ("DELETED", "b", "1")]
+
+
+def test_watch_that_breaks_off_loses_nothing_and_repeats_nothing(fake: FakeCluster, cluster: Cluster) -> None:
+    cluster.create(CONFIG_MAP, "kubeflow", config_map("a", x="0"))
+    watched = Collected(cluster.watch(CONFIG_MAP, "kubeflow", timeout_seconds=8.0))
+    for number in range(1, 10):
+        wait_until(lambda: fake.num_streams("watch", "configmaps") == 1)
+        if number % 2:
+            fake.break_watches()
+        cluster.patch(CONFIG_MAP, "kubeflow", "a", {"data": {"x": str(number)}})
+    assert changes(watched.exactly(10)) == [
+        ("ADDED", "a", "0"),
+        *[("MODIFIED", "a", str(number)) for number in range(1, 10)],
+    ]
+    assert len(fake.asked("list", "configmaps")) == 1  # it went on where it was
+
+
+def test_watch_whose_past_is_forgotten_lists_again_and_reports_the_difference(
+    fake: FakeCluster, cluster: Cluster
+) -> None:
+    for name in ("kept", "changed", "gone"):
+        cluster.create(CONFIG_MAP, "kubeflow", config_map(name, x="1"))
+    watched = Collected(cluster.watch(CONFIG_MAP, "kubeflow", timeout_seconds=8.0))
+    watched.wait_for(3)
+    fake.fail_next("watch", "configmaps", 503, times=2)
+    wait_until(lambda: fake.num_streams("watch", "configmaps") == 1)
+    fake.break_watches()
+    with fake.frozen():  # all of it happens between two requests
+        fake.put({**config_map("changed", x="2"), "metadata": {"name": "changed", "namespace": "kubeflow"}})
+        fake.remove("configmaps", "kubeflow", "gone")
+        fake.put({**config_map("new", x="1"), "metadata": {"name": "new", "namespace": "kubeflow"}})
+        fake.forget_history()
+    assert sorted(changes(watched.exactly(6))[3:]) == [
+        ("ADDED", "new", "1"),
+        ("DELETED", "gone", "1"),
+        ("MODIFIED", "changed", "2"),
+    ]
+
+
+def test_object_made_anew_under_its_name_while_nobody_looked_is_deleted_and_added(
+    fake: FakeCluster, cluster: Cluster
+) -> None:
+    cluster.create(CONFIG_MAP, "kubeflow", config_map("a", x="1"))
+    watched = Collected(cluster.watch(CONFIG_MAP, "kubeflow", timeout_seconds=8.0))
+    watched.wait_for(1)
+    wait_until(lambda: fake.num_streams("watch", "configmaps") == 1)
+    fake.break_watches()
+    with fake.frozen():
+        fake.remove("configmaps", "kubeflow", "a")
+        fake.put({**config_map("a", x="2"), "metadata": {"name": "a", "namespace": "kubeflow"}})
+        fake.forget_history()
+    assert changes(watched.exactly(3))[1:] == [("DELETED", "a", "1"), ("ADDED", "a", "2")]
+
+
+def test_bookmarks_move_a_watch_on_without_being_reported(fake: FakeCluster, cluster: Cluster) -> None:
+    cluster.create(CONFIG_MAP, "kubeflow", config_map("a", x="1"))
+    watched = Collected(cluster.watch(CONFIG_MAP, "kubeflow", timeout_seconds=8.0))
+    watched.wait_for(1)
+    wait_until(lambda: fake.num_streams("watch", "configmaps") == 1)
+    fake.forget_history()  # what the watch knows is too old now, but a bookmark tells it a newer version
+    fake.send_bookmarks()
+    wait_until(lambda: fake.bookmarks_sent() == 1)
+    fake.break_watches()
+    wait_until(lambda: len(fake.asked("watch", "configmaps")) == 2)
+    cluster.patch(CONFIG_MAP, "kubeflow", "a", {"data": {"x": "2"}})
+    assert changes(watched.exactly(2)) == [("ADDED", "a", "1"), ("MODIFIED", "a", "2")]
+    assert len(fake.asked("list", "configmaps")) == 1
+
+
+@pytest.mark.parametrize("status", [429, 500, 503, 410])
+def test_watch_survives_refusals_that_pass(fake: FakeCluster, cluster: Cluster, status: int) -> None:
+    fake.fail_next("watch", "configmaps", status, times=3)
+    watched = Collected(cluster.watch(CONFIG_MAP, "kubeflow", timeout_seconds=8.0))
+    wait_until(lambda: len(fake.asked("watch", "configmaps")) >= 3)
+    cluster.create(CONFIG_MAP, "kubeflow", config_map("a", x="1"))
+    assert changes(watched.exactly(1)) == [("ADDED", "a", "1")]
+
+
+def test_watch_that_the_server_ends_goes_on(fake: FakeCluster, cluster: Cluster) -> None:
+    fake.max_watch_seconds = 0.05
+    watched = Collected(cluster.watch(CONFIG_MAP, "kubeflow", timeout_seconds=8.0))
+    wait_until(lambda: len(fake.asked("watch", "configmaps")) >= 3)
+    cluster.create(CONFIG_MAP, "kubeflow", config_map("a", x="1"))
+    assert changes(watched.exactly(1)) == [("ADDED", "a", "1")]
+
+
+def test_watch_gives_up_when_the_server_stays_away(
+    fake: FakeCluster, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "OUTAGE_SECONDS", 0.2)
+    fake.fail_next("watch", "configmaps", 503, times=999, message="away")
+    with pytest.raises(UnavailableError, match="away"):
+        list(cluster.watch(CONFIG_MAP, "kubeflow"))
+
+
+def test_watch_that_is_forbidden_is_no_reason_to_wait(fake: FakeCluster, cluster: Cluster) -> None:
+    fake.deny("watch", "configmaps")
+    with pytest.raises(ForbiddenError, match="watch configmaps"):
+        list(cluster.watch(CONFIG_MAP, "kubeflow"))
+
+
+# Logs.
+
+
+def test_log_is_followed_through_breaks_without_losing_or_repeating_a_line(fake: FakeCluster, cluster: Cluster) -> None:
+    fake.put(pod())
+    fake.log("kubeflow", "worker", "node", "first", "same", "same", "")
+    followed = Collected(cluster.follow_log("kubeflow", "worker", "node"))
+    followed.wait_for(4)
+    for number in range(6):
+        wait_until(lambda: fake.num_streams("log", "worker") == 1)
+        fake.break_logs()
+        fake.log("kubeflow", "worker", "node", f"line {number}", "same", seconds=0.3)
+    followed.wait_for(16)
+    fake.log("kubeflow", "worker", "node", "last")
+    fake.put(pod(phase="Succeeded", terminated={"exitCode": 0}))
+    lines = followed.join()
+    assert lines == [
+        *["first", "same", "same", ""],
+        *[line for number in range(6) for line in (f"line {number}", "same")],
+        "last",
+    ]
+
+
+def test_log_of_a_container_that_starts_later_is_waited_for(fake: FakeCluster, cluster: Cluster) -> None:
+    fake.put(pod(phase="Pending", waiting={"reason": "ContainerCreating"}))
+    followed = Collected(cluster.follow_log("kubeflow", "worker", "node"))
+    wait_until(lambda: len(fake.asked("get", "pods/log")) >= 2)
+    fake.put(pod())
+    fake.log("kubeflow", "worker", "node", "hello")
+    followed.wait_for(1)
+    fake.put(pod(phase="Failed", terminated={"exitCode": 1}))
+    assert followed.join() == ["hello"]
+
+
+def test_log_that_is_silent_is_asked_for_anew(
+    fake: FakeCluster, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "QUIET_LOG_SECONDS", 0.1)
+    fake.put(pod())
+    fake.log("kubeflow", "worker", "node", "one")
+    followed = Collected(cluster.follow_log("kubeflow", "worker", "node"))
+    wait_until(lambda: len(fake.asked("get", "pods/log")) >= 3)
+    fake.log("kubeflow", "worker", "node", "two")
+    followed.wait_for(2)
+    fake.remove("pods", "kubeflow", "worker")
+    assert followed.join() == ["one", "two"]
+
+
+def test_log_that_may_not_be_read_says_so(fake: FakeCluster, cluster: Cluster) -> None:
+    fake.put(pod())
+    fake.deny("get", "pods/log")
+    with pytest.raises(ForbiddenError, match="get pods/log"):
+        list(cluster.follow_log("kubeflow", "worker", "node"))
+
+
+# Credentials.
+
+
+@pytest.mark.usefixtures("fake")
+def test_namespace_is_the_contexts_own() -> None:
+    assert Cluster.connect().namespace == "kubeflow"
+    assert Cluster.connect("elsewhere").namespace == "default"
+    with pytest.raises(ClusterError, match="no context 'nowhere'; expected one of: elsewhere, fake"):
+        Cluster.connect("nowhere")
+
+
+def test_credentials_that_ran_out_are_told_with_their_file(fake: FakeCluster) -> None:
+    fake.write_kubeconfig("expired")
+    with pytest.raises(ClusterError, match=f"does not accept the credentials.*context 'fake' of {fake.kubeconfig}"):
+        Cluster.connect().list(POD, "kubeflow")
+    assert not fake.requests
+
+
+def test_missing_and_broken_kubeconfig_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    with pytest.raises(ClusterError, match=r"this is no pod, and there is no kubeconfig at .*config. Set KUBECONFIG"):
+        Cluster.connect()
+    for text in ("clusters: [", "kind: Config", ""):
+        (tmp_path / "config").write_text(text)
+        with pytest.raises(ClusterError, match="not a usable kubeconfig"):
+            Cluster.connect()
+
+
+def test_kubeconfig_with_a_ca_is_trusted_and_another_ca_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with FakeCluster(tls=True) as ours, FakeCluster(tls=True) as other:
+        monkeypatch.setenv("KUBECONFIG", str(ours.kubeconfig))
+        assert Cluster.connect().list(SECRET, "kubeflow") == []
+        mixed = ours.kubeconfig.read_text().replace(ours.url, other.url)
+        (tmp_path / "config").write_text(mixed)
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+        with pytest.raises(ClusterError, match=f"certificate of {other.url} is not trusted"):
+            Cluster.connect().list(SECRET, "kubeflow")
+
+
+def test_pod_uses_its_service_account_and_reads_a_token_that_rotates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = "system:serviceaccount:kubeflow:pipeline-runner"
+    with FakeCluster(tls=True) as server:
+        server.accounts = {"first": account}
+        monkeypatch.setattr(connection, "SERVICE_ACCOUNT_DIR", tmp_path)
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.port))
+        monkeypatch.delenv("POD_NAMESPACE", raising=False)
+        with pytest.raises(ClusterError, match=r"token: no such file.*this is a pod"):
+            Cluster.connect()
+        (tmp_path / "token").write_text("first\n")
+        (tmp_path / "ca.crt").write_bytes(server.ca_pem)
+        (tmp_path / "namespace").write_text("kubeflow")
+        cluster = Cluster.connect()
+        assert cluster.namespace == "kubeflow"
+        assert cluster.list(POD, "kubeflow") == []
+        server.accounts = {"second": account}
+        with pytest.raises(ClusterError, match="this pod's service account"):
+            cluster.list(POD, "kubeflow")
+        (tmp_path / "token").write_text("second\n")
+        assert cluster.list(POD, "kubeflow") == []
+        assert {request.user for request in server.requests} == {account}
+
+
+def test_generator_that_is_closed_closes_its_connection(fake: FakeCluster, cluster: Cluster) -> None:
+    cluster.create(CONFIG_MAP, "kubeflow", config_map("a", x="1"))
+    with closing(cluster.watch(CONFIG_MAP, "kubeflow")) as events:  # type: ignore[type-var]
+        next(events)
+        cluster.patch(CONFIG_MAP, "kubeflow", "a", {"data": {"x": "2"}})
+        next(events)
+        assert fake.num_streams("watch", "configmaps") == 1
+    cluster.patch(CONFIG_MAP, "kubeflow", "a", {"data": {"x": "3"}})
+    wait_until(lambda: fake.num_streams("watch", "configmaps") == 0)
