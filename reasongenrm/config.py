@@ -1,4 +1,4 @@
-"""One YAML file a run, one section a stage. Defaults are the reference's numbers, each with its source.
+"""One YAML file per run, one section per stage. Defaults are the reference's numbers, with sources.
 
 The reference is Freder-chen/ReasonGenRM at commit 0887f2e and arXiv 2506.16712; small runs change values in
 `pipelines/configs/*.yaml`, never code. KFP hands every number in a dict over as a float: pydantic turns 8.0 back into 8
@@ -72,7 +72,7 @@ class PairsConfig(Section):
 
 
 class DistillConfig(Section):
-    """distill_reasons: the teacher writes reasons, knowing the right verdict (METHOD section 1)."""
+    """distill_reasons: the teacher writes reasons, knowing the right verdict (docs/method.md, section 1)."""
 
     num_samples: PositiveInt = 16  # reference: 16 samples a prompt in all
     temperature: Annotated[float, Field(ge=0)] = 1.0  # reference
@@ -85,7 +85,7 @@ class DistillConfig(Section):
 
 
 class ScoreConfig(Section):
-    """score_reasons: P(R|U) and P(A|U,R), for R* and for DPO pairs (METHOD section 2)."""
+    """score_reasons: P(R|U) and P(A|U,R), for R* and for DPO pairs (docs/method.md, section 2)."""
 
     placement: ClassVar[frozenset[str]] = frozenset({"data_parallel_size"})
 
@@ -96,7 +96,7 @@ class ScoreConfig(Section):
 
 
 class SelectConfig(Section):
-    """Which reason becomes R* (METHOD section 2)."""
+    """Which reason becomes R* (docs/method.md, section 2)."""
 
     formula: Literal["signed", "product"] = (
         "signed"  # the reference code's P(R|U)(2P(A|U,R)-1), or the paper's P(R|U)P(A|U,R)
@@ -166,16 +166,16 @@ class TrainConfig(Section):
 
 
 class SFTConfig(TrainConfig):
-    """train_sft, variants GenRM and ReasonGenRM (METHOD section 3)."""
+    """train_sft, variants GenRM and ReasonGenRM (docs/method.md, section 3)."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 5e-6  # reference
     num_train_epochs: Annotated[float, Field(gt=0)] = 2.0  # reference
     max_length: PositiveInt = 131072  # reference; GenRM: 32,768
-    mask: Literal["one_generation", "reference"] = "one_generation"  # METHOD section 3, "On purpose different"
+    mask: Literal["one_generation", "reference"] = "one_generation"  # docs/method.md, section 3, "On purpose different"
 
 
 class SampleConfig(Section):
-    """sample_reasons: the SFT model writes reasons without seeing the verdict (METHOD section 4)."""
+    """sample_reasons: the SFT model writes reasons without seeing the verdict (docs/method.md, section 4)."""
 
     num_samples: PositiveInt = 16  # reference
     temperature: Annotated[float, Field(ge=0)] = 1.0  # reference
@@ -197,7 +197,7 @@ Strategy = Literal[
 
 
 class PreferencesConfig(Section):
-    """Which two reasons of a prompt become a DPO pair (METHOD section 5)."""
+    """Which two reasons of a prompt become a DPO pair (docs/method.md, section 5)."""
 
     strategy: Strategy = "correct_fluent+incorrect_fluent"  # reference's default
     chosen_above: Annotated[float, Field(ge=-1, le=1)] = 0.1  # reference
@@ -213,7 +213,7 @@ class ReferenceConfig(Section):
 
 
 class DPOConfig(TrainConfig):
-    """train_dpo (METHOD section 6). The reference model is the SFT model."""
+    """train_dpo (docs/method.md, section 6). The reference model is the SFT model."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 5e-7  # reference
     num_train_epochs: Annotated[float, Field(gt=0)] = 1.0  # reference
@@ -223,7 +223,7 @@ class DPOConfig(TrainConfig):
 
 
 class EvaluateConfig(Section):
-    """evaluate_rewardbench (METHOD section 7)."""
+    """evaluate_rewardbench (docs/method.md, section 7)."""
 
     max_tokens: PositiveInt = 8192
     votes: PositiveInt = 1  # 1: greedy; more: majority of so many samples at `vote_temperature`

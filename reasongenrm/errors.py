@@ -1,4 +1,4 @@
-"""Every error that a user can meet, in one tree.
+"""Every error that a user can meet, in one tree, with its exit code.
 
     ReasonGenRMError              anything the user, the data or the surroundings can cause; exit code 1
     |- InputError                 a file, a row or a model folder is not what was expected; exit code 2

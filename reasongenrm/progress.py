@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with rate and time left on a terminal, a line every few seconds where there is none.
+"""Progress of long work: a bar on a terminal, a line every few seconds elsewhere.
 
 Stages run as subprocesses and in pods, where a log is read line by line, so both forms say the same things.
 """

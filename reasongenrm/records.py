@@ -69,7 +69,7 @@ class Reason(Record):
 
 
 class ScoredReason(Record):
-    """A reason with its score (METHOD section 2). p_reason, p_verdict in (0, 1]; reason_score in (-1, 1]."""
+    """A reason with its score (docs/method.md, section 2). p_reason, p_verdict in (0, 1]; reason_score in (-1, 1]."""
 
     prompt_id: str
     sample: int
@@ -90,7 +90,7 @@ class TrainingExample(Record):
 
 
 class Preference(Record):
-    """One DPO pair: two on-policy reasons for one judge prompt (METHOD section 5)."""
+    """One DPO pair: two on-policy reasons for one judge prompt (docs/method.md, section 5)."""
 
     prompt: JudgePrompt
     chosen: str

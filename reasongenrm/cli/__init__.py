@@ -1,4 +1,4 @@
-"""The command `reasongenrm`. Each command imports what it needs when it runs: the help is there in a fraction of a second.
+"""The command line. Each command imports what it needs when it runs, so help is fast.
 
 Exit codes: 0; 1 anything else; 2 bad input, config or usage; 3 store; 4 engine; 5 training; 6 nothing left; 7 cluster;
 130 stopped.

@@ -1,4 +1,4 @@
-"""submit, logs and cancel, and the runs of a cluster: Kubeflow Pipelines from the command line."""
+"""submit, logs, cancel, and the runs of a cluster: Kubeflow Pipelines from the command line."""
 
 import signal
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""What the commands print: results on stdout, progress and errors on stderr. Colours go when NO_COLOR is set or nobody looks."""
+"""What the commands print: results on stdout, progress and errors on stderr."""
 
 import json
 from typing import Any

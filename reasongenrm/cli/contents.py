@@ -1,4 +1,4 @@
-"""models and runs: what is in a store, and where it comes from."""
+"""models and runs: what a store holds, and where it came from."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated

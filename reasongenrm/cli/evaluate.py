@@ -1,4 +1,4 @@
-"""evaluate, and how evaluate and judge open a judge by itself: from a checkpoint or behind an OpenAI-compatible endpoint."""
+"""evaluate: one judge on one benchmark, from a checkpoint or behind an OpenAI-compatible endpoint."""
 
 import contextlib
 import sys

@@ -1,4 +1,4 @@
-"""judge-server: the judge in front of a predictor, for people and programs; KServe's transformer in a cluster."""
+"""judge-server: the judge in front of a predictor; KServe's transformer in a cluster."""
 
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""serve --judge: predictor and judge on this machine as one command, and the checkpoint that is served by default.
+"""serve --judge: predictor and judge on this machine with one command, and the default checkpoint.
 
 Two processes below this one: the predictor (vLLM or our small server) on loopback, and the judge in front of it. Both end
 with this one; if one of them ends by itself, so does everything.

@@ -1,4 +1,4 @@
-"""How a run looks: a line for each task when it starts and when it ends, the running task's own lines below it.
+"""How a run looks: a line when a task starts and when it ends, the running task's own lines below.
 
 On a terminal the last line is alive: the running task, a bar, its rate and time left, and how long it has been at work.
 """

@@ -1,4 +1,4 @@
-"""serve: an OpenAI-compatible endpoint for a checkpoint, by vLLM where it is installed, else by our small server."""
+"""serve: an OpenAI-compatible endpoint for a checkpoint, with vLLM if installed, else our small server."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the run's configuration from a file and the command line.
+"""Options that several commands share, and a run's configuration from file and command line.
 
 Every command's help imports this module, so the config's models (a quarter of a second) are imported by whoever reads one.
 """

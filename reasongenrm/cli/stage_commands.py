@@ -1,4 +1,4 @@
-"""prepare, distill, sample, score, train: one step of the pipeline by itself, by the very same stage functions."""
+"""prepare, distill, sample, score, train: one stage by itself, with the pipeline's own stage functions."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 

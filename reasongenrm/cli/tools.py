@@ -1,4 +1,4 @@
-"""compile, doctor, version: what is not about data or models."""
+"""compile, doctor, version: commands that are not about data or models."""
 
 from pathlib import Path
 from typing import Annotated

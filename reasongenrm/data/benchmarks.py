@@ -1,4 +1,4 @@
-"""The benchmark: its rows, where they come from, and whether they are what they should be.
+"""The benchmark's rows: where they come from, and whether they are valid.
 
 In goes a hub name, a local JSON Lines file or an s3:// URI in RewardBench's own schema (prompt, chosen, rejected,
 subset, id, and the two models' names); out come checked rows for `evaluation.py` to have judged and `metrics.py` to

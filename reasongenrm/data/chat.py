@@ -1,4 +1,4 @@
-"""The chat format: how user, reason and assistant turns become tokens, and how generated text becomes turns again.
+"""The chat format: user, reason and assistant turns to tokens, and generated text back to turns.
 
 One Jinja template per model family is saved with the checkpoint. A judge's generation starts inside the reason turn and
 runs to the end of the sequence: `REASON<turn_end> <opening of assistant> [[A]]<turn_end><sequence_end>`. The turn's
@@ -260,7 +260,7 @@ def encode_reason_example(
         reason: R, or None for GenRM.
         verdict: the label, or the verdict to be scored.
 
-    Source: METHOD section 3; ReasonGenRM, ReasonGenRM/src/sft at 0887f2e renders turn by turn as well.
+    Source: docs/method.md, section 3; ReasonGenRM, ReasonGenRM/src/sft at 0887f2e renders turn by turn as well.
     """
     if reason is not None:
         return encode_reason_examples(tokenizer, family, prompt_text, [reason], verdict)[0]

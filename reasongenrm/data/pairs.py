@@ -1,4 +1,4 @@
-"""Preference rows in, judge prompts out: the first stage of the data flow.
+"""prepare_pairs: preference rows in, judge prompts out.
 
 A row is {"chosen": [turns], "rejected": [turns]}: two conversations that differ in their last assistant turn. A row that
 is not of this shape stops the stage, since the file is then not what it was taken for; a row of the right shape that
@@ -176,7 +176,7 @@ def make_judge_prompts(pairs: Sequence[PreferencePair], order: str, seed: int) -
     """Judge prompts of pairs: both orders of each ("mirrored"), or one drawn by a seeded coin ("random").
 
     "random" deals a shuffled deck of as many A as B, so that the labels are balanced in small sets too; a model trained
-    with the chosen answer always in one place learns that place. Source: METHOD, Records.
+    with the chosen answer always in one place learns that place. Source: docs/method.md, Records.
     """
     if order == "mirrored":
         return [

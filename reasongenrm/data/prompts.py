@@ -1,4 +1,4 @@
-"""What is asked: the judge's prompt, the plain prompt of an untrained judge, the teacher's prompt; and the verdict read back.
+"""What is asked: the judge's prompt, the plain prompt of an untrained judge, the teacher's prompt.
 
 Text of questions and answers is data. It goes in neutralised (`as_data`: no control token, no heading of ours and no
 verdict mark survives) and between fixed headings; the verdict is only ever read from the assistant turn.
@@ -98,12 +98,12 @@ def judge_prompt(question: Sequence[Turn], answer_a: str, answer_b: str, rubric:
 
 
 def plain_judge_prompt(question: Sequence[Turn], answer_a: str, answer_b: str, rubric: str | None = None) -> str:
-    """The user turn for an untrained model: a judge by plain chat, its verdict at the end (METHOD section 7)."""
+    """The user turn for an untrained model: plain chat, the verdict at the end (docs/method.md, section 7)."""
     return judge_prompt(question, answer_a, answer_b, rubric) + _EXPLAIN
 
 
 def teacher_prompt(prompt: JudgePrompt) -> str:
-    """The user turn for the teacher: the judge prompt with the right verdict (METHOD section 1)."""
+    """The user turn for the teacher: the judge prompt with the right verdict (docs/method.md, section 1)."""
     task = judge_prompt(prompt.question, prompt.answer_a, prompt.answer_b)
     return _TEACHER.format(task=task, letter=prompt.label[2])
 

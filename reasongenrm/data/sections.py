@@ -104,7 +104,7 @@ def subset_weights(subsets: Iterable[str]) -> dict[str, float]:
     RewardBench: section score = mean of its subsets weighted by `SECTIONS`, overall = plain mean of the sections, and
     what is absent leaves its sum. Subsets of one's own: their plain mean.
 
-    Source: METHOD section 7.
+    Source: docs/method.md, section 7.
     """
     names = list(dict.fromkeys(subsets))
     if not names or names[0] not in SECTION_OF:

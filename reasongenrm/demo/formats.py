@@ -1,4 +1,4 @@
-"""The demo's own data and teacher: five format-following tasks whose right answer a program can check.
+"""The demo's data and teacher: five format-following tasks whose answers a program can check.
 
 `python -m reasongenrm.demo.formats write FOLDER` writes the preference set and the held-out benchmark (the files in
 examples/demo/ are its output). `teacher_server()` serves a teacher behind the same OpenAI-compatible interface as a

@@ -1,4 +1,4 @@
-"""What a smoke run of a cluster starts from, and what its judge must answer.
+"""The inputs of a cluster's smoke run, and what its judge must answer.
 
 `python -m reasongenrm.demo.smoke write s3://BUCKET/PREFIX` puts model/ (tiny, random weights), preferences.jsonl and
 benchmark.jsonl (the demo's) there, or into a folder. The run that follows (pipelines/configs/smoke.yaml) goes through every

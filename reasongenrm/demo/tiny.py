@@ -1,4 +1,4 @@
-"""A tiny real checkpoint of each family: random Llama weights, a byte-level BPE tokenizer, the family's special tokens.
+"""A tiny real checkpoint of each family: random Llama weights, byte-level BPE, the family's tokens.
 
 It loads as any model of the hub does (`AutoModelForCausalLM`, `AutoTokenizer`), in milliseconds, without a network. The
 tests use it, and so does the smoke run of a new cluster (smoke.py): everything is real but what the model knows.

@@ -1,4 +1,4 @@
-"""One change of what an InferenceService serves: compare, save what is there, write, wait, ask; or put everything back.
+"""One change of what an InferenceService serves: compare, save, write, wait, ask; undo it all on failure.
 
 In go a manifest and golden rows; out comes a judge that has proven itself, or an error and the cluster as it was.
 `deploy` and `rollback` use it.

@@ -1,4 +1,4 @@
-"""Deploy the winner of a decision: what the pipeline's last stage does in a cluster.
+"""Deploys the winner of a decision: what the pipeline's last stage does in a cluster.
 
 In go the rendered manifest, the model and the decision; out comes a judge that serves and is recorded in the store.
 """

@@ -1,4 +1,4 @@
-"""Golden judgments: rows that the winner judged rightly in both orders, asked again of the pods that are to serve it.
+"""Golden judgments: rows that the winner judged right in both orders, asked again of its new pods.
 
 In goes the winner's own evaluation and the address of the new pods, out comes how far they agree. That proves what no probe
 does: the right checkpoint, the right chat template, a key that works, and verdicts that can be read.

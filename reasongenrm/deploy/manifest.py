@@ -1,4 +1,4 @@
-"""deploy_kserve: the InferenceService that serves the winner, and the stage that renders it and brings it out.
+"""deploy_kserve: renders the winner's InferenceService and, if asked to, deploys it.
 
 In go the decision of the gate and the models it chose from; out comes `inferenceservice.yaml`, and with `deploy.apply` a
 judge that has proven itself. KServe's Standard mode, our own namespaced ServingRuntime, the checkpoint straight from S3, and

@@ -1,4 +1,4 @@
-"""What KServe's admission webhook would refuse, and what it would let through to no effect, said before a cluster is touched.
+"""What KServe's admission webhook would refuse or silently ignore, reported before a cluster is touched.
 
 In goes a manifest (and the object that it replaces, if there is one), out comes nothing or one error with every mistake.
 Only what this package renders is covered: one predictor with a model, a custom transformer, and canaries; no explainer, no

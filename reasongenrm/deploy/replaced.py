@@ -1,4 +1,4 @@
-"""What a deployment replaces, kept in the store before it is touched: the way back, also for a judge put there by hand.
+"""What a deployment replaces, saved in the store before it is touched.
 
 replaced/<namespace>/<name>/<digest>.json    an InferenceService without what the server adds; named by its content
 """

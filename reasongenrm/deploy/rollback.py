@@ -1,4 +1,4 @@
-"""Go back to a judge that was served before: what there is to go back to, and the way there.
+"""Going back to a judge that was served before: which ones there are, and how.
 
 The store knows every judge that was deployed (`served`), and what a deployment found in its place (`replaced`), which may be
 a judge that somebody put there by hand. A rollback is a deployment of an old manifest: waited for, asked, recorded.

@@ -1,4 +1,4 @@
-"""Wait until the pods of one manifest, and no others, serve.
+"""Waits until the pods of one manifest, and no others, serve.
 
 In goes what was written, by its mark; out comes the address of the new pods, or an error that says what kept them from
 starting. Read at short intervals instead of watched: three small objects, and nothing to lose when a connection breaks.

@@ -1,4 +1,4 @@
-"""What the ServingRuntime of a cluster can do, and whether a model and our settings fit it.
+"""What the cluster's ServingRuntime can do, and whether a model and our settings fit it.
 
 In goes the runtime that a manifest names, as the API server has it; out comes nothing, or what to change. KServe accepts an
 InferenceService whatever its runtime, and then waits for ever, or starts pods that end at once.

@@ -1,4 +1,4 @@
-"""Bootstrap intervals over rows; numpy is imported when they are computed.
+"""Bootstrap intervals over rows. numpy is imported when they are computed.
 
 `metrics.py` stands on it.
 """

@@ -1,4 +1,4 @@
-"""How sure the judge may sound: a map from its probabilities to frequencies, fitted on labelled judgments.
+"""Maps the judge's probabilities to frequencies: Platt scaling, fitted on labelled judgments.
 
 In go P([[A]]) of single judgments and whether A was the better answer *in the same prompt*; out comes a map with two
 numbers, kept beside the checkpoint as judge_calibration.json. The service applies it to every order's probability

@@ -1,4 +1,4 @@
-"""The gate's decision: which candidate is the best, and whether it is good enough to serve.
+"""The gate's decision: which candidate is best, and whether it is good enough to serve.
 
 In go the evaluations of the variants, out comes a `Decision` that says for every candidate, threshold by threshold and
 in words, what speaks for and against it. Pure; `gate.py` is the stage round it.

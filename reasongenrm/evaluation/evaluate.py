@@ -1,4 +1,4 @@
-"""Benchmark rows in, judgments out: every row asked in both orders, by whatever engine, and the stage round it.
+"""evaluate_rewardbench: benchmark rows in, judgments out, each row asked in both orders.
 
 `judge_benchmark` needs an engine and rows, no store: `reasongenrm evaluate` uses it on any endpoint or checkpoint.
 `evaluate_rewardbench` is the pipeline's stage. Both go on where a killed run stopped.
@@ -23,7 +23,7 @@ from reasongenrm.records import CALIBRATION_FILE, Judgment, Order, dump_records,
 from reasongenrm.store.artifacts import ArtifactRef, Store, digest_bytes, download, read_file
 from reasongenrm.store.stage import Stage
 
-# How each variant is asked (METHOD section 7): plain chat; the verdict at once; reason and verdict.
+# How each variant is asked (docs/method.md, section 7): plain chat; the verdict at once; reason and verdict.
 VARIANT_STYLES: dict[str, JudgeStyle] = {"base": "plain", "genrm": "verdict", "sft": "reason", "dpo": "reason"}
 OPENINGS: dict[JudgeStyle, OpeningRole | None] = {"plain": None, "verdict": "assistant", "reason": "reason"}
 

@@ -1,4 +1,4 @@
-"""Judgments gone wrong, picked so that a person learns something from reading them.
+"""Picks wrong judgments that are worth reading.
 
 In go the rows and the judgments of one judge; out come a few cases of every kind of failure, from different subsets, and how
 many of each kind there were.

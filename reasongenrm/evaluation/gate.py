@@ -1,4 +1,4 @@
-"""The gate as a stage: evaluations in, the decision and the report out.
+"""select_winner, the gate: evaluations in, the decision and the report out.
 
 `decision.py` decides, `report.py` and `report_page.py` tell; this module reads what they need from the artifacts, and from
 `served.py`'s record who is served now.

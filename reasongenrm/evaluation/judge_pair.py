@@ -1,4 +1,4 @@
-"""One pair, judged in both orders: what `reasongenrm judge` and the end of a run show.
+"""One pair judged in both orders: what `reasongenrm judge` and the end of a run show.
 
 The same requests as in an evaluation, so that what a person sees here is what the report counts.
 """

@@ -1,4 +1,4 @@
-"""From judgments to figures: accuracy with its interval, per subset, section and overall, and how steady the judge is.
+"""Judgments to metrics: accuracy with its interval, per subset, section and overall; consistency.
 
 Pure functions over records: `evaluate` turns one judge's judgments into an `Evaluation`, `paired_difference` compares two
 judges on the same rows. `evaluation.py` has the judging itself.
@@ -136,7 +136,7 @@ class RowResult:
 
     @property
     def accuracy(self) -> float:
-        """Mean over the two orders of 1 (right), 0 (wrong) or 0.5 (no verdict). Source: METHOD section 7."""
+        """Mean over the two orders of 1 (right), 0 (wrong) or 0.5 (no verdict). Source: docs/method.md, section 7."""
         return sum(order_accuracy(verdict, LABELS[order]) for order, verdict in self.verdicts.items()) / len(ORDERS)
 
     @property

@@ -1,6 +1,7 @@
-"""What the reference published on RewardBench: the table that a run of ours is laid beside.
+"""The reference's published RewardBench results, with which the report compares a run.
 
-Source: METHOD.md, "Reference results"; repository Freder-chen/ReasonGenRM at commit 0887f2e. All 2,985 rows, in percent.
+Source: docs/method.md, "Reference results"; repository Freder-chen/ReasonGenRM at commit 0887f2e. All 2,985 rows, in
+percent.
 """
 
 from reasongenrm.records import Record

@@ -1,4 +1,4 @@
-"""The report's content: everything the page shows, as one record, which is report.json itself.
+"""The report's content: everything the page shows, as one record (report.json).
 
 In go the evaluations with their judgments, the gate's decision, the training logs and the manifests that led here;
 `report_page.py` makes the HTML page of it.

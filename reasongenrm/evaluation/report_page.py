@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page: no script, no request, light and dark, readable on a phone.
+"""The report as one self-contained HTML page: no script, no request, light and dark.
 
 In goes a `Report`, out comes HTML. Texts of questions, answers and judges are hostile input: the template escapes
 everything, and the page's own policy forbids scripts and requests besides.

@@ -1,4 +1,4 @@
-"""Generation behind one seam: `open_engine` gives the engine that a model's address and the config ask for.
+"""One seam, three engines: `open_engine` gives the one that a model's address and the config ask for.
 
 Nothing heavy is imported before an engine is opened.
 """

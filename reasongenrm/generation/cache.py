@@ -1,4 +1,4 @@
-"""The KV cache of the decoding loop: grown in steps, so that a token does not copy all that was kept before it.
+"""The KV cache of the decoding loop: grows in steps, so that a token does not copy all before it.
 
 transformers' own DynamicCache concatenates at every token: with SmolLM2-135M on a CPU, 16 rows and 300 to 600 tokens,
 a fifth to a third of each step's time.

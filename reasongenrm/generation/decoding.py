@@ -1,4 +1,4 @@
-"""The decoding loop of the in-process engine and of the server: prompts in, one token a row and step out.
+"""The decoding loop of the in-process engine and the small server: one token per row and step.
 
 What all prompts begin with is computed once, and a prompt once for all its rows. Rows that have ended leave the batch. Each
 row draws from random numbers of its own, so that a row is a function of its prompt, its seed and the batch it was planned into,

@@ -1,4 +1,4 @@
-"""The endpoint engine: any OpenAI-compatible server (a teacher's API, a running vLLM, `reasongenrm serve`).
+"""The endpoint engine: any OpenAI-compatible server (a teacher's API, vLLM, `reasongenrm serve`).
 
 One HTTP request is one sample with a seed of its own, so that records do not depend on how a server batches. Requests
 run side by side, at most `concurrency` at a time; a 429, a 5xx, a time-out or a lost connection is tried again after a

@@ -1,4 +1,4 @@
-"""The one seam of generation: what an engine is asked, what it answers.
+"""The seam of generation: what an engine is asked, what it answers.
 
 Three engines stand behind it (endpoint, vLLM, transformers). All take the same requests and yield the same records, in
 fixed batches, so that a run that was killed goes on after its last whole batch with the same random numbers.

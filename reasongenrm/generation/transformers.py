@@ -1,4 +1,4 @@
-"""The transformers engine: a checkpoint in this process, on the CPU or one GPU. The laptop's engine.
+"""The transformers engine: a checkpoint in this process, on the CPU or one GPU.
 
 Requests are sorted by their prompts' length, longest first, so that batches are padded little and a batch that does not
 fit into memory fails at once; then cut into fixed batches. A prompt that leaves no room in the context is not an error

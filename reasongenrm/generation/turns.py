@@ -1,4 +1,4 @@
-"""The tokenizer's side of an engine: a request becomes prompt tokens, generated tokens become turns.
+"""The tokenizer's side of an engine: a request to prompt tokens, generated tokens to turns.
 
 The transformers engine, the vLLM engine and the server all stand on it, so that they ask and read in the same way.
 """

@@ -1,4 +1,4 @@
-"""The vLLM engine: a checkpoint on this machine's GPUs, for distillation and evaluation in GPU pods.
+"""The vLLM engine: a checkpoint on this machine's GPUs.
 
 Requests are rendered and tokenised here, as for the transformers engine, go to replicas of vLLM batch by batch
 (vllm_process.py, vllm_replica.py), and come back as turns. A prompt that leaves no room in the context is likewise answered by

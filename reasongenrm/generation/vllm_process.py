@@ -1,4 +1,4 @@
-"""Replicas of vLLM, each in a process group of its own: tasks go round, their samples come back in order.
+"""Replicas of vLLM, each in its own process group; samples come back in order.
 
 Data parallelism is N independent replicas here. vLLM's own (`data_parallel_size`) is for servers: `vllm.LLM` refuses it, and
 behind `AsyncLLM` one Python process would handle every token of all GPUs.

@@ -1,4 +1,4 @@
-"""One vLLM on one group of GPUs, fed while it works: tasks go in at any time, samples come out as tasks become whole.
+"""One vLLM on one group of GPUs, fed while it works.
 
 In: tokens of prompts, a seed for every sample. Out: tokens of samples. vLLM (0.22 and later) is imported only here.
 

@@ -1,4 +1,4 @@
-"""The process of one replica: does what comes through a connection until that closes (vllm_process.py has the near end).
+"""The process of one vLLM replica (vllm_process.py is the other end of its connection).
 
 Run as `python -m reasongenrm.generation.vllm_worker DESCRIPTOR`, an inherited file descriptor (`workers.py`). First comes a
 `ReplicaSettings`, answered once vLLM has started; then (number, `Task`), or a function, answered by what it returns. Every step of

@@ -1,4 +1,4 @@
-"""What the judge is asked and what it answers: the JSON of its REST API, and the records of its Python client.
+"""What the judge is asked and what it answers: the JSON of its REST API, the records of its client.
 
 "A" and "B" are always the answers as the caller gave them, whatever order the model saw them in.
 """
@@ -12,7 +12,7 @@ MAX_TEXT_CHARS = (
 )
 MAX_TURNS = 256
 MAX_ANSWERS = 32  # of a list
-MAX_VOTES = 16  # METHOD section 7: majority vote of k samples
+MAX_VOTES = 16  # docs/method.md, section 7: majority vote of k samples
 MAX_BATCH = 256
 
 

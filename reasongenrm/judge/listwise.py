@@ -1,4 +1,4 @@
-"""Several answers ranked by a tournament: merge sort over pairwise judgments, comparisons of a round side by side.
+"""Several answers ranked by merge sort over pairwise judgments.
 
 Merge sort needs at most n*ceil(log2(n)) - 2**ceil(log2(n)) + 1 comparisons (Knuth, The Art of Computer Programming 3,
 5.2.4), and every pair at most once. Rounds are the same whatever the timing, so a bound cuts off the same comparisons.

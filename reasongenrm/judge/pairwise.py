@@ -1,4 +1,4 @@
-"""One pair: both orders and all votes asked side by side, and what they say together.
+"""One pair: both orders and all votes asked at once, and what they say together.
 
 In goes a pair, out come its judgments in terms of the caller's answers, the answer that they prefer and p_a.
 """

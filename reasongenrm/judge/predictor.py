@@ -1,4 +1,4 @@
-"""The predictor as the judge sees it: one chat completion at a time over pooled connections, streamed or whole.
+"""The predictor as the judge sees it: one chat completion at a time, streamed or whole.
 
 In goes what to ask, out comes a reply with reason, content, P([[A]]) and counts. Cancelling the task that waits closes the
 connection, which is how a cancellation reaches vLLM. aiohttp, not httpx: on this path it needs a fraction of the CPU time

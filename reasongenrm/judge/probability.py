@@ -1,4 +1,4 @@
-"""P([[A]]) out of a completion's log-probabilities: found where the two verdicts part, over the two verdicts alone.
+"""P([[A]]) from a completion's log-probabilities, over the two verdicts alone.
 
 In goes `choices[0].logprobs.content` of a chat completion, out comes a number in [0, 1] in terms of the prompt that was
 asked. How a tokenizer cuts "[[A]]" does not matter: "[[", "A", "]]" or "[[A", "]]" or one token.

@@ -1,4 +1,4 @@
-"""A pair as the caller sent it becomes the chat messages of each order; what is too long loses its middle, if it may.
+"""A caller's pair to the chat messages of each order; what is too long loses its middle, if allowed.
 
 The prompt is that of the training (`prompts.judge_prompt`); every text goes through `neutralise` there.
 """

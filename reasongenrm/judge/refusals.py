@@ -1,4 +1,4 @@
-"""What the judge can answer instead of a judgment; each error knows its HTTP status and what the caller should do."""
+"""What the judge can answer instead of a judgment: HTTP status, and what the caller should do."""
 
 from reasongenrm.errors import ReasonGenRMError
 

@@ -1,4 +1,4 @@
-"""The judge itself, without HTTP: requests of the API in, responses out, one predictor behind it."""
+"""The judge itself, without HTTP: API requests in, responses out, one predictor behind it."""
 
 import os
 import time

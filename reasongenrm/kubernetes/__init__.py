@@ -1,1 +1,1 @@
-"""The API server of a cluster, in dicts."""
+"""The Kubernetes API server, in plain dicts."""

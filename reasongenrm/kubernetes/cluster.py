@@ -1,4 +1,4 @@
-"""The Kubernetes API in plain dicts: read, write, apply, watch, follow a log.
+"""The Kubernetes API in plain dicts: read, write, watch, follow a log.
 
 Every object is the API server's own JSON, so that no field gets lost between two versions of a schema. Requests are
 retried within bounds (`connection`); watches and logs go on after a break, without losing or repeating anything.

@@ -1,4 +1,4 @@
-"""One request to the Kubernetes API server: credentials, time-outs, retries, and what each refusal means.
+"""One request to the Kubernetes API server: credentials, time-outs, retries, what each refusal means.
 
 The `kubernetes` package (30.1: kfp wants less than 31) reads the kubeconfig, runs its login plugins and sets up TLS. The
 requests themselves go straight to its urllib3 pool: its own call drops time-outs that are fractions of a second, repeats

@@ -1,4 +1,4 @@
-"""What keeps a judge's pods from starting, read off their state; each cause with how long it may last before it is fatal.
+"""What keeps a pod from starting, read from its state, and how long each cause may last.
 
 In go an InferenceService, its Deployment and pods as the API server gives them, out come troubles in words. Pure.
 """

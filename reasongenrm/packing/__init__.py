@@ -1,1 +1,1 @@
-"""Rows without padding: several examples or one prompt's many reasons in one row, attention and kernels for them."""
+"""Rows without padding: many sequences in one row, with attention and kernels for them."""

@@ -1,4 +1,4 @@
-"""Attention over a packed row (`packing.py`), as one of transformers' attention functions.
+"""Attention over a packed row, as one of transformers' attention functions.
 
 Three backends give the same numbers. `varlen`: torch's own kernel for sequences of different lengths, on a GPU in half
 precision; nothing has to be built. `flash_attn`: that package's kernel, taken where it is installed. `reference`: torch's

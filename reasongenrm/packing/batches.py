@@ -1,4 +1,4 @@
-"""Which rows every optimizer step sees, and in which forward passes, fixed before the first one.
+"""Which rows each optimizer step sees, and in which forward passes, fixed before the first step.
 
 In: the rows' lengths. Out: a plan of steps, each `train_batch_size` rows that are spread over micro-batches of nearly equal
 numbers of tokens. Rows of a micro-batch are packed (`packing.py`), so how they are grouped changes speed and memory, never

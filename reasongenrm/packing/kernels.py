@@ -1,4 +1,4 @@
-"""A model made ready for packed rows: our attention, and on a GPU the fused kernels of Liger, where they are installed."""
+"""Prepares a model for packed rows: our attention and, on a GPU, Liger's fused kernels if installed."""
 
 import importlib.util
 import logging

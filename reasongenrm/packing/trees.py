@@ -1,4 +1,4 @@
-"""Token sequences packed into one row: nothing is padded, and what several share at their start is computed once.
+"""Token sequences packed into one row, without padding; a shared prefix is computed once.
 
 In: trees, each a prefix and the branches that go on from it (a training example has one branch, a preference pair two, a
 judge prompt with its sampled reasons sixteen). Out: one row for `attention.py`, in which a branch sees its prefix and

@@ -1,4 +1,4 @@
-"""What is missing on this machine and how to get it. Looks at package metadata and files; imports nothing heavy."""
+"""What is missing on this machine and how to get it, from package metadata and files."""
 
 import importlib.metadata
 import os

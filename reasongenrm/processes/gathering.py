@@ -1,4 +1,4 @@
-"""Several awaitables side by side: all results, or the first error once all the others have ended."""
+"""Several awaitables at once: all results, or the first error once all the others have ended."""
 
 import asyncio
 from collections.abc import Coroutine, Iterable

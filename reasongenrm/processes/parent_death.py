@@ -1,4 +1,4 @@
-"""Commands that end with whoever started them, also when that is killed: the kernel sees to it.
+"""Commands that the kernel ends when their parent ends, however that comes about.
 
 Linux sends a process a signal of its choice when the thread that started it ends, however that comes about. A program that lasts
 a moment asks for it and then becomes the command; preexec_fn would do the same, but is unsafe once there are threads.

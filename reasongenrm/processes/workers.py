@@ -1,4 +1,4 @@
-"""Worker processes: each in a process group of its own, on GPUs of its own, fed through a connection.
+"""Worker processes, each with its own process group and GPUs, fed through a connection.
 
 `WorkerProcess` is the near end: it starts `python -m MODULE DESCRIPTOR`, sends messages and receives answers. MODULE calls
 `run_worker`, the far end. A worker ends with its whole group when the connection breaks, so that nobody's death, SIGKILL

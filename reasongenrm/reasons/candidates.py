@@ -1,4 +1,4 @@
-"""Reasons as tokens, ready to be scored: encoded as in training, one tree a prompt, trees planned into batches.
+"""Reasons as tokens, ready to be scored: encoded as in training, one tree per prompt, in batches.
 
 In: judge prompts and reasons. Out: batches of rows for `scoring.py`, each a prompt with reasons behind it (`packing.Tree`): a
 prompt is computed once, and nothing is padded. Nothing here needs torch.

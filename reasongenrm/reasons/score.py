@@ -1,4 +1,4 @@
-"""How good is a reason, and how surely does it lead to the label? Log-probabilities of a model, batched (METHOD section 2).
+"""score_reasons: how fluent a reason is, and how surely it leads to the label.
 
 In: judge prompts and reasons. Out: scored reasons, in the order of the reasons. Used twice: the base model scores the
 teacher's reasons (for R*), the SFT model its own (for DPO pairs). On several GPUs, each has a copy of the model and scores
@@ -72,7 +72,7 @@ def reason_score(reason_logprobs: Sequence[float], verdict_logprobs: Sequence[fl
     Raises:
         ValueError: either sequence is empty.
 
-    Source: METHOD section 2; ReasonGenRM, ReasonGenRM/src/sft/reward_sft_dataset.py at 0887f2e. We score in batches, it
+    Source: docs/method.md, section 2; ReasonGenRM/src/sft/reward_sft_dataset.py at 0887f2e. We score in batches, it
     scored one at a time.
     """
     return probability(reason_logprobs) * (2 * probability(verdict_logprobs) - 1)
@@ -196,7 +196,7 @@ def score_metrics(scored: Sequence[ScoredReason]) -> dict[str, Any]:
     quantiles = {f"score_p{percent:02}": float(np.quantile(scores, percent / 100)) for percent in (5, 25, 50, 75, 95)}
     return {
         "score_mean": float(scores.mean()),
-        "score_above_0_1_fraction": float((scores > 0.1).mean()),  # reference: the threshold of R*, METHOD section 2
+        "score_above_0_1_fraction": float((scores > 0.1).mean()),  # R*: docs/method.md, section 2
         "score_below_minus_0_1_fraction": float((scores < -0.1).mean()),
         **quantiles,
         "p_reason_mean": float(np.mean([reason.p_reason for reason in scored])),

@@ -1,4 +1,4 @@
-"""Replicas of a model that scores, a process on each GPU: batches go out, their scores come back in whatever order they are done.
+"""Replicas of a scoring model, one process per GPU: batches go out, scores come back.
 
 Nothing is exchanged between replicas. scoring_worker.py is what runs in their processes.
 """

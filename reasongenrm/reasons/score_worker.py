@@ -1,4 +1,4 @@
-"""The process of one replica that scores (scoring_replicas.py has the near end).
+"""The process of one scoring replica (score_replicas.py is the other end of its connection).
 
 Run as `python -m reasongenrm.reasons.score_worker DESCRIPTOR`, an inherited file descriptor (`workers.py`). First comes a
 `ScorerSettings`, then batches of rows; each batch is answered by its scored reasons, in order. An error of ours is an

@@ -1,4 +1,4 @@
-"""Which reasons are trained on: R* of each prompt for SFT, a chosen and a rejected reason for DPO (METHOD 2 and 5).
+"""select_reasons (R* for SFT), select_preferences (pairs for DPO): which reasons are trained on.
 
 In: judge prompts and scored reasons. Out: training examples or preferences. Pure functions over records, and the two
 stages round them. A prompt without such reasons is dropped, and counted by cause.
@@ -43,8 +43,8 @@ def by_prompt(prompts: Sequence[JudgePrompt], scored: Sequence[ScoredReason]) ->
 def selection_score(reason: ScoredReason, config: SelectConfig) -> float:
     """What R* maximises, in (-1, 1]: "signed" P(R|U)(2P(A|U,R)-1), or "product" P(R|U)P(A|U,R).
 
-    Source: METHOD section 2; "signed" is the reference's code (reward_sft_dataset.py at 0887f2e), "product" the paper's
-    formula (arXiv 2506.16712). A model that does not yet know the form [[A]] has P(A|U,R) below 1/2 everywhere: there the
+    Source: docs/method.md, section 2; "signed" is the reference's code (reward_sft_dataset.py at 0887f2e), "product" the
+    paper's formula (arXiv 2506.16712). A model that does not yet know the form [[A]] has P(A|U,R) below 1/2 everywhere: there the
     signed score prefers the least fluent reason, the product still the most fluent one that leads to the label.
     """
     return reason.p_reason * reason.p_verdict if config.formula == "product" else reason.reason_score
@@ -62,7 +62,7 @@ def best_reasons(
     Raises:
         InputError: a reason's prompt is not among `prompts`.
 
-    Source: METHOD section 2.
+    Source: docs/method.md, section 2.
     """
     drops = Drops()
     examples = []
@@ -100,7 +100,7 @@ def _any(reasons: Sequence[ScoredReason], numbers: random.Random) -> ScoredReaso
 
 # How the chosen is picked among the correct, and the rejected among the incorrect reasons of a prompt. A score far from 0
 # is a fluent reason, one near 0 an influent reason: reward_dpo_dataset.py at 0887f2e has the four picks by score (two of
-# them commented out), its README the two random ones. Results of each on RewardBench: METHOD section 5.
+# them commented out), its README the two random ones. Results of each on RewardBench: docs/method.md, section 5.
 BEST_AGAINST_WORST: Strategy = "correct_fluent+incorrect_fluent"
 STRATEGIES: dict[Strategy, tuple[Pick, Pick]] = {
     BEST_AGAINST_WORST: (_highest, _lowest),
@@ -129,8 +129,8 @@ def choose_preferences(
         ConfigError: a score could be correct and incorrect at once, under a strategy that is not best against worst.
         InputError: a reason's prompt is not among `prompts`.
 
-    Source: METHOD section 5; ReasonGenRM, ReasonGenRM/src/dpo/reward_dpo_dataset.py at 0887f2e, which knows one threshold
-    for both.
+    Source: docs/method.md, section 5; ReasonGenRM/src/dpo/reward_dpo_dataset.py at 0887f2e, which has one threshold for
+    both.
     """
     if config.chosen_above < config.rejected_below and config.strategy != BEST_AGAINST_WORST:
         raise ConfigError(

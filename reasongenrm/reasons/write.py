@@ -1,4 +1,4 @@
-"""Reasons are written: by a teacher that is told the right verdict, and by the SFT model, which is not (METHOD 1 and 4).
+"""distill_reasons, sample_reasons: a teacher that is told the verdict writes, then the SFT model.
 
 In: judge prompts and a model. Out: reasons that can be trained on: whole, of some length, no two alike for a prompt, without
 a verdict's mark, and without a word of having been told the verdict. What is dropped is counted by cause.

@@ -1,1 +1,1 @@
-"""Pipeline runs: a task, a run on this machine, a run on Kubeflow Pipelines."""
+"""Pipeline runs: one task, a run on this machine, a run on Kubeflow Pipelines."""

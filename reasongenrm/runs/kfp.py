@@ -1,4 +1,4 @@
-"""Kubeflow Pipelines' API server: pipeline versions, runs with their tasks, logs. `submit`, `runs`, `logs` and `cancel` use it.
+"""Kubeflow Pipelines' API server: pipeline versions, runs with their tasks, logs.
 
 Built on kfp_server_api, the generated client below kfp.Client. kfp.Client itself is not used: it prints to stdout, keeps its
 namespace in a file below the home folder (which a pod may not write), and waits 25 s before it says that nobody answers.

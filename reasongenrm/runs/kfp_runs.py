@@ -1,4 +1,4 @@
-"""Runs of a cluster and their tasks, read from what the KFP API answers (kfp.py asks it)."""
+"""Runs of a cluster and their tasks, read from the KFP API's responses."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Runs the whole pipeline on this machine and says how it goes: what `reasongenrm run` does.
+"""Runs the whole pipeline on this machine and reports progress: `reasongenrm run`.
 
 The pipeline runs in a process of its own (pipelines/local.py), its tasks below that. KFP keeps no word of why a task failed, and
 goes on with what does not depend on it; so each task leaves an `outcome.json` (reasongenrm/runs/task.py), and the first that

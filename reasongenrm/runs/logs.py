@@ -1,4 +1,4 @@
-"""The log of a cluster run's task: archived by KFP once the task has ended, from its pods while it runs."""
+"""The log of a cluster run's task: from KFP's archive once it has ended, from its pods while it runs."""
 
 import re
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""A finished stage on one page of Markdown: what it took in, handed on and dropped, with what settings, and where it is.
+"""A finished stage as one page of Markdown: counts in, out and dropped, settings, address.
 
 `Task.publish` writes it for tasks whose page in the KFP UI would otherwise say nothing. Everything comes from the artifact's
 manifest, so a stage that was reused tells the same as one that has just run.

@@ -1,4 +1,4 @@
-"""What a cluster run is asked: inputs that a pod can reach, and the pipeline's arguments. `kfp.py` starts it.
+"""The inputs and arguments of a cluster run: what a pod can reach, what the pipeline takes.
 
 A pod sees the store, the hub and endpoints, and nothing of the machine that submits. Local files are refused, or put into the
 store first.

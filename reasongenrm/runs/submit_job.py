@@ -1,4 +1,4 @@
-"""A Job that submits a run from inside the cluster, for `kubectl apply`: its manifest and the ConfigMap it reads.
+"""A Job that submits a run from inside the cluster: its manifest and the ConfigMap it reads.
 
 It meets Pod Security "restricted", talks to nothing but the KFP API, and ends when the run has started.
 """

@@ -1,4 +1,4 @@
-"""What a pipeline task does around a stage function: read references, publish the result, say how it ended.
+"""What a pipeline task does around a stage function: read references, publish the result, report the end.
 
 `components/*` call this, on a laptop and in a pod. Only a small reference (`ArtifactRef`) travels through KFP; a failed task
 leaves the stage's own message and exit code in `outcome.json` beside its output, because KFP itself keeps neither.

@@ -1,4 +1,4 @@
-"""A reason that ends in time and an answer held to one of several texts: which tokens may come next.
+"""Which tokens may come next: a reason that ends in time, an answer held to one of several texts.
 
 The reason stays the model's own, but is closed by force when its budget is spent or when no more tokens are left than
 the choices need. So every generation has an answer, an untrained model's too. docs/decisions/0002-one-generation.md has the turns.

@@ -1,4 +1,4 @@
-"""One conversation answered while it is written: the server's view of generation.
+"""One conversation answered while it is written: the small server's view of generation.
 
 In goes a rendered prompt with its sampling; out come deltas of reason and answer, whose sum is exactly what
 `Turns.split` makes of the whole generation (cut before a stop string, if one was given).

@@ -1,4 +1,4 @@
-"""OpenAI's chat completion API as the small server speaks it: requests checked, replies and errors shaped.
+"""OpenAI's chat completion API as the small server speaks it: requests, responses, errors.
 
 Whatever would have no effect is refused by name instead of being ignored. Beyond OpenAI's fields: the role "reason",
 `chat_template_kwargs.opening_role` and `structured_outputs.choice` (as in vLLM), and the reason in the reply (as in

@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible server for a checkpoint, for machines without vLLM; where vLLM is installed, vLLM serves.
+"""A small OpenAI-compatible server for a checkpoint, for machines without vLLM.
 
 `POST /v1/chat/completions` gives the reason as `message.reasoning` (and `reasoning_content`), the verdict as
 `message.content`; log-probabilities are those of the content's tokens. One request generates at a time, the others wait

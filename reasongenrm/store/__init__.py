@@ -1,1 +1,1 @@
-"""Artifacts in S3-compatible storage: written atomically, verified when read; and records of runs and of what is served."""
+"""Artifacts in S3-compatible storage, written atomically and verified when read; records of runs."""

@@ -1,4 +1,4 @@
-"""Where everything is kept: objects in one S3 bucket and prefix, and artifacts, whole sets of files with a manifest.
+"""Objects in one S3 bucket and prefix, and artifacts: whole sets of files with a manifest.
 
 A stage's output is an artifact, a folder `<stage>/<key>/<digest>/` that exists once its manifest.json has been written,
 last. Between stages travels an `ArtifactRef`, a small JSON that says where the artifact lies and what is in it.

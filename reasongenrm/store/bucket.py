@@ -1,4 +1,4 @@
-"""python -m reasongenrm.store.bucket s3://NAME: make a bucket unless it is there; what a cluster runs before the first pipeline.
+"""python -m reasongenrm.store.bucket s3://NAME: make the bucket, unless it exists, before the first run.
 
 Runs in a Job, which tries again when the object store is not up yet. The AWS variables say where and who.
 """

@@ -1,4 +1,4 @@
-"""The record of a run: what it was asked, how far it came, what it made. One `runs/<run_id>.json` in the store.
+"""The record of a run: its inputs, its progress, its results. One `runs/<run_id>.json` in the store.
 
 It is written when the run starts, after each of its tasks, and when it ends; a run that was killed stays "running" there.
 """

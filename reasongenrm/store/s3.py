@@ -1,4 +1,4 @@
-"""How we talk to S3: the boto3 client, parallel transfers, and what each failure means to the person who meets it.
+"""How we talk to S3: the boto3 client, parallel transfers, what each failure means to the user.
 
 `store.py` imports this module when a store is first used, because boto3 takes a quarter of a second to import.
 """

@@ -1,4 +1,4 @@
-"""Local scratch folders that go away: at the end of a stage, after an error, and, if the run was killed, at the next stage.
+"""Local scratch folders, removed when a stage ends, fails or, if it was killed, when the next one starts.
 
 A folder is in use for as long as the lock on its lock file is held; the kernel lets go of it with the process.
 """

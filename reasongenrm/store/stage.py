@@ -1,4 +1,4 @@
-"""The work of one stage, atomic and resumable: what is done is found again, what was begun goes on.
+"""The work of one stage, atomic and resumable: finished work is reused, begun work continues.
 
     <stage>/<key>/parts/NAME                    small objects written as the stage goes
     <stage>/<key>/checkpoints/STEP/...          a training checkpoint, whole once its own manifest is there

@@ -1,4 +1,4 @@
-"""Training checkpoints of one or several processes, on one or several nodes, into the store.
+"""Training checkpoints of one or more processes, on one or more nodes, in the store.
 
 A node's disk holds what its own processes wrote: with sharding, a part that no other has. So the first process of every
 node uploads its node's files, and once all have, the first process of all writes the manifest that lists them.

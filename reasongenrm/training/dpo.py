@@ -1,7 +1,8 @@
 """train_dpo: the SFT model learns to prefer its own fluent, right reasons to its fluent, wrong ones.
 
 In: the SFT checkpoint and preferences (two on-policy reasons for one judge prompt). Out: a checkpoint like train_sft's.
-METHOD section 6: the verdict and the markup before it are left out, so that DPO moves the reasoning, not the verdict.
+docs/method.md, section 6: the verdict and the assistant header before it are left out, so that DPO moves the reasoning,
+not the verdict.
 """
 
 import json
@@ -82,7 +83,7 @@ def _kept_reference(stage: Stage) -> dict[str, list[float]]:
 
 
 def train_dpo(store: Store, config: DPOConfig, model: ArtifactRef, preferences: ArtifactRef) -> ArtifactRef:
-    """Train the SFT model by direct preference optimisation on reasons (METHOD section 6).
+    """Train the SFT model by direct preference optimisation on reasons (docs/method.md, section 6).
 
     loss = -log sigmoid(beta * ((log pi(c) - log ref(c)) - (log pi(r) - log ref(r)))), where log pi and log ref are sums
     over the tokens of the chosen and the rejected reason, closing token included, and ref is the model before training.
@@ -100,7 +101,7 @@ def train_dpo(store: Store, config: DPOConfig, model: ArtifactRef, preferences: 
         TrainingError: a loss or a gradient was not finite; or the TrainJob failed.
         ClusterError: with `mode: trainjob`, the cluster refused or failed.
 
-    Source: METHOD section 6; arXiv 2305.18290.
+    Source: docs/method.md, section 6; arXiv 2305.18290.
     """
     check_config(config, "train_dpo")
     with Stage(store, "train_dpo", config, {"model": model, "preferences": preferences}) as stage:

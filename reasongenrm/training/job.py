@@ -1,4 +1,4 @@
-"""What SFT and DPO share: their settings, one job in this process or under torchrun, and what it leaves.
+"""What SFT and DPO share: settings, one job in this process or under torchrun, and its results.
 
 `sft.py` and `dpo.py` hand over tokenised rows; `trainers.py`, which needs torch, trains on them; back come a
 checkpoint, training_log.json and a TensorBoard event file of the same figures. torchrun starts this module as a program.

@@ -1,4 +1,4 @@
-"""How many tokens does a forward pass of training take, and are all its activations kept, or computed twice?
+"""How many tokens a forward pass of training takes, and whether activations are kept or recomputed.
 
 An estimate from the model's config alone, before anything is allocated: what is wrong by some percent errs towards fewer tokens
 and computing twice, which costs some of the speed; an out-of-memory error would cost the run.

@@ -1,4 +1,4 @@
-"""TRL's SFT and DPO trainers on packed rows: the plan's micro-batches, losses averaged over the whole step, no silent fallback.
+"""TRL's SFT and DPO trainers on packed rows: the plan's micro-batches, losses over the whole step.
 
 Imported by `trainers.py`, because it needs torch, transformers and TRL. Of TRL's trainers remain the fused head (logits where
 a target is, in tiles, never kept), how models are wrapped for DeepSpeed and FSDP, and the names of what is logged.

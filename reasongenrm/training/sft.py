@@ -1,7 +1,7 @@
-"""train_sft: a checkpoint learns to write a reason and a verdict (ReasonGenRM), or a verdict alone (GenRM).
+"""train_sft: a checkpoint learns to write a reason and a verdict (ReasonGenRM), or a verdict (GenRM).
 
 In: a model and training examples (a judge prompt, R*, the labelled verdict). Out: a checkpoint with our chat template,
-its training log and TensorBoard event file. METHOD section 3 says which tokens are learnt.
+its training log and TensorBoard event file. docs/method.md, section 3 says which tokens are learnt.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def loss_labels(example: EncodedExample, mask: Mask) -> list[int]:
     "one_generation": everything that the model writes: the reason, the opening of the assistant turn, the verdict,
     their closing tokens, the end of the sequence. "reference": the reason and the verdict with their closing tokens.
 
-    Source: METHOD section 3; the second is that of ReasonGenRM, ReasonGenRM/src/sft at 0887f2e.
+    Source: docs/method.md, section 3; the second is that of ReasonGenRM, ReasonGenRM/src/sft at 0887f2e.
     """
     spans = [example.reason_span, example.verdict_span]
     if mask == "one_generation":
@@ -87,7 +87,7 @@ def encode_examples(
 def train_sft(
     store: Store, config: SFTConfig, variant: Variant, model: ArtifactRef, examples: ArtifactRef
 ) -> ArtifactRef:
-    """Fine-tune a model on selected reasons and labelled verdicts (METHOD section 3).
+    """Fine-tune a model on selected reasons and labelled verdicts (docs/method.md, section 3).
 
     Args:
         variant: "sft" learns reason and verdict; "genrm" learns the verdicts of the same prompts alone.

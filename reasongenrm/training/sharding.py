@@ -1,4 +1,4 @@
-"""How the training state is spread over processes: what `sharding` in the config means to DeepSpeed and to FSDP2.
+"""How training state is spread over processes: what `sharding` means to DeepSpeed and to FSDP2.
 
 none: every process holds everything (DDP). zero2: gradients and optimizer states are spread. zero3 and fsdp2: the weights
 too. The libraries' own config files are not taken: a key that they do not know changes nothing there, without a word.

@@ -1,4 +1,4 @@
-"""Let a stage's training run as a TrainJob of Kubeflow Trainer, and stand by until its artifact is in the store.
+"""Runs a stage's training as a TrainJob and waits until its artifact is in the store.
 
 The step's own pod only waits: it creates the TrainJob or takes up one that is there, writes node 0's log into its own,
 and takes the TrainJob down again if it is stopped or fails. The pods of the TrainJob run the same stage (`train_node`).

@@ -1,4 +1,4 @@
-"""What every pod of a TrainJob runs: `python -m reasongenrm.trainjob.node '<json>'`, one stage in this pod.
+"""What each pod of a TrainJob runs: one stage, as `python -m reasongenrm.trainjob.node JSON`.
 
 The launcher (`trainjob`) writes the argument. Key, inputs and store are those of the stage that launched it, so that its
 checkpoints are found and its artifact is the one that the launcher waits for.

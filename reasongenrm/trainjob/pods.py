@@ -1,4 +1,4 @@
-"""The pods of a TrainJob: why one does not start, what node 0 writes, how one ended.
+"""The pods of a TrainJob: why one does not start, what node 0 logs, how one ended.
 
 JobSet names and labels them; a restart of the whole set makes new pods, whose log is followed after that of the old ones.
 """

@@ -1,4 +1,4 @@
-"""The TrainJob of a stage: its name, its labels, and a spec that Kubeflow Trainer 2.3 takes.
+"""The TrainJob of a stage: its name, its labels, and a spec for Kubeflow Trainer 2.3.
 
 Image, volumes, /dev/shm and security context are the TrainingRuntime's (manifests/base); here stands what the run decides.
 """

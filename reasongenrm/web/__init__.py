@@ -1,4 +1,4 @@
-"""The web page: try the judge, chat with it, see the leaderboard. It talks to the judge only and loads no model.
+"""The web page: try the judge, chat with it, see the leaderboard. It asks the judge and loads no model.
 
 app.py          the ASGI app: page, /healthz, /reports/...; guard.py in front of it
 page.py         the three tabs and what is wired to what

@@ -1,4 +1,4 @@
-"""The leaderboard: the store's finished evaluations as rows, by benchmark, with the reports that show them.
+"""The leaderboard: the store's finished evaluations by benchmark, with their reports.
 
 The store is opened for each reading and closed again: a folder's server holds its folder, and a run on it must not fail because
 this page is up.

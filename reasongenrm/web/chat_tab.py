@@ -1,4 +1,4 @@
-"""The chat tab: any question, the model's reason in a bubble of its own, then its answer."""
+"""The chat tab: any question, the model's reason in a separate bubble, then its answer."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing

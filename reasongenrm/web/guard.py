@@ -1,4 +1,4 @@
-"""In front of gradio: only the routes that this page needs, no large bodies, and headers that keep browsers at home.
+"""In front of gradio: only the routes this page needs, no large bodies, strict browser headers.
 
 Gradio's app also has uploads, a proxy, files and more, which an open page without log-in must not offer.
 """

@@ -1,4 +1,4 @@
-"""A pair: from what was typed to what is shown, as the judge streams it."""
+"""A pair in the judge tab: from what was typed to what is shown, as the judge streams it."""
 
 import logging
 from collections.abc import AsyncGenerator, Sequence

@@ -1,4 +1,4 @@
-"""Many small events as few batches: a page is not redrawn for every token."""
+"""Batches many small events, so that a page is not redrawn for every token."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""The page: three tabs, and what is wired to what."""
+"""The page: three tabs, and which control triggers what."""
 
 from importlib import resources
 

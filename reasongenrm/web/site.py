@@ -1,4 +1,4 @@
-"""The page's process: what gradio must know before it is imported, then uvicorn."""
+"""The page's process: environment that gradio reads on import, then uvicorn."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""How much one visitor may have under way."""
+"""Limits on what one visitor may have in flight."""
 
 from collections import Counter
 from collections.abc import Iterator

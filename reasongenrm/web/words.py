@@ -1,4 +1,4 @@
-"""Verdicts and errors in words that a visitor of the page understands. Plain text: whoever shows it escapes it."""
+"""Verdicts and errors in words that a visitor understands, as plain text that callers escape."""
 
 import re
 from dataclasses import dataclass

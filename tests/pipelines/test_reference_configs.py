@@ -19,14 +19,14 @@ FOLDER = Path(__file__).parents[2] / "pipelines" / "configs" / "reference"
 PATHS = sorted(FOLDER.glob("*.yaml"))
 NAMES = [path.stem for path in PATHS]
 
-# METHOD sections 1 to 6, by hand: learning rate, epochs, global batch, maximum length.
+# docs/method.md, sections 1 to 6, by hand: learning rate, epochs, global batch, maximum length.
 TRAININGS = {"genrm": (5e-6, 2.0, 128, 32768), "sft": (5e-6, 2.0, 128, 131072), "dpo": (5e-7, 1.0, 128, 131072)}
 MODELS = {
     "llama3.1-8b": "meta-llama/Llama-3.1-8B-Instruct",
     "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
     "qwen2.5-14b": "Qwen/Qwen2.5-14B-Instruct",
 }
-# METHOD, "Reference results", column Score: Instruct, GenRM, sft, dpo.
+# docs/method.md, "Reference results", column Score: Instruct, GenRM, sft, dpo.
 PUBLISHED = {
     "llama3.1-8b": ("71.30", "88.76", "82.38", "85.21"),
     "qwen2.5-7b": ("79.78", "88.87", "83.70", "86.88"),

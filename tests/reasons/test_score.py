@@ -112,7 +112,7 @@ def make_tokenizer(family: Family) -> Any:
 
 
 def plain_scores(model: Any, tokenizer: Any, prompt: JudgePrompt, reason: Reason) -> tuple[float, float]:
-    """P(R|U) and P(A|U,R) as METHOD writes them: one sequence, all logits, means over the two spans."""
+    """P(R|U) and P(A|U,R) as docs/method.md, section 2, defines them: one sequence, all logits, two means."""
     text = judge_prompt(prompt.question, prompt.answer_a, prompt.answer_b)
     example = encode_reason_example(tokenizer, detect_family(tokenizer), text, reason.reason, prompt.label)
     ids = torch.tensor([example.input_ids])

@@ -91,7 +91,7 @@ def test_max_length_that_leaves_nothing_is_named(store: Store, tmp_path: Path) -
 
 
 def dpo_loss(policy: Any, reference: Any, pairs: list[Preference], tokenizer: Any, beta: float) -> tuple[float, float]:
-    """Mean sigmoid loss and mean reward margin over pairs (METHOD section 6), one sequence at a time."""
+    """Mean sigmoid loss and mean reward margin over pairs (docs/method.md, section 6), one sequence at a time."""
     columns, _ = encode_preferences(pairs, tokenizer, detect_family(tokenizer), 2048)
     losses, margins = [], []
     for row in range(len(pairs)):

@@ -1,4 +1,4 @@
-"""vLLM's reasoning parser for a ReasonGenRM checkpoint: the reason turn is the reasoning, the assistant turn the content.
+"""vLLM's parser for a ReasonGenRM checkpoint: the reason turn is the reasoning, the verdict the content.
 
 It lies in the checkpoint, beside chat_template.jinja, and needs nothing but vLLM (written for 0.32):
 

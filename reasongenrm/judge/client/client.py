@@ -1,4 +1,4 @@
-"""Asking a judge service from Python: `Judge` in ordinary code, `AsyncJudge` in coroutines.
+"""A judge service from Python: `Judge` in ordinary code, `AsyncJudge` in coroutines.
 
     with Judge("http://127.0.0.1:8080") as judge:
         judge.compare("Name a prime.", "7", "9").preferred  # "A"

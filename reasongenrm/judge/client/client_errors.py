@@ -1,4 +1,4 @@
-"""What a client of the judge can meet, in one tree.
+"""Every error of the judge's client, in one tree.
 
     EngineError
     `- JudgeClientError           no judgment came back

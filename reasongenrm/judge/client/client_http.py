@@ -1,4 +1,4 @@
-"""The client's HTTP: one pool of connections, retries, and replies turned into JSON or errors."""
+"""The client's HTTP: one connection pool, retries, responses turned into JSON or errors."""
 
 import email.utils
 import logging

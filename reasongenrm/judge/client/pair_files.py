@@ -1,4 +1,4 @@
-"""A file of pairs, judged: JSON Lines in, a judge service asked, JSON Lines out.
+"""A file of pairs, judged: JSON Lines in, JSON Lines out.
 
 A line in is {"question", "answer_a", "answer_b"}, with any other option of `api.JudgeOptions` and an "id" if wanted; a
 line out is a `JudgedPair`. Judgments are added to OUTPUT.partial as they come; a run that is killed and started again

@@ -1,4 +1,4 @@
-"""The judge as the reward of RL trainers.
+"""Reward adapters: the judge as the reward of RL trainers.
 
 | trainer | what it asks for | here |
 |---|---|---|

@@ -1,4 +1,4 @@
-"""OpenRLHF: `--reward.remote_url http://JUDGE:8080/openrlhf/get_reward`, its remote reward model.
+"""OpenRLHF: its remote reward model, `--reward.remote_url http://JUDGE:8080/openrlhf/get_reward`.
 
 Each rollout is posted as {"query": [prompt and answer, as decoded with its special tokens], "prompts": [the prompt as
 templated], "labels": [the data's label]}; expected is {"rewards", "scores", "extra_logs"}, one number a query. A reply

@@ -1,4 +1,4 @@
-"""A prompt with its chat markup back to turns, for trainers that hand on the templated text only."""
+"""A prompt in chat markup back to turns, for trainers that pass on only the rendered text."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""TRL: a reward function of GRPOTrainer and RLOOTrainer that asks a judge service.
+"""TRL: a reward function for GRPOTrainer and RLOOTrainer that asks a judge service.
 
     GRPOTrainer(model=..., reward_funcs=JudgeReward("http://127.0.0.1:8080", mode="group"), args=..., train_dataset=...)
 

@@ -1,4 +1,4 @@
-"""The judge as a program: KServe's model server with our REST API in it, in front of one predictor.
+"""The judge as a program: KServe's model server with our REST API, in front of one predictor.
 
 The same program is the transformer of an InferenceService and a command on a laptop (`reasongenrm judge-server`). KServe's
 `ModelServer` gives the model repository and the data plane; the application and the server that listens are made

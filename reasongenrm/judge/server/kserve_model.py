@@ -1,4 +1,4 @@
-"""The judge as a KServe model: Open Inference Protocol v2 and v1 predict, over the same service as the REST API.
+"""The judge as a KServe model: Open Inference Protocol v2 and v1 predict over the same service.
 
 `JudgeModel` is registered in KServe's model repository and asked through KServe's data plane. The routes are declared here
 and not by KServe's `register_v1_endpoints` and `register_v2_endpoints`, because these describe no bodies and no errors,

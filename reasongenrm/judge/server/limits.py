@@ -1,4 +1,4 @@
-"""What stands in front of every request: its id, the key, the size of its body, how many are under way, and a client that goes away.
+"""In front of every request: id, key, body size, requests in flight, clients that disconnect.
 
 Plain ASGI, since a middleware of Starlette's `BaseHTTPMiddleware` would hide that the client has gone.
 """

@@ -1,4 +1,4 @@
-"""The judge's REST API: each route checks a request, has the service answer it, and says what it may answer instead.
+"""The judge's REST API: each route checks a request and has the service answer it.
 
 Every error has the same shape (`api.ErrorResponse`). docs/judge.md shows the routes by example.
 """

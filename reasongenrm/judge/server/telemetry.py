@@ -1,4 +1,4 @@
-"""What the judge says about itself: Prometheus metrics, and one JSON line a request, without the users' text."""
+"""Prometheus metrics of the judge, and one JSON log line per request, without the users' text."""
 
 import json
 import logging
