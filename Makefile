@@ -12,7 +12,7 @@ FIND_LINKS := $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 
 PREFERENCES ?= examples/demo/preferences.jsonl
 BENCHMARK ?= examples/demo/benchmark.jsonl
-# The demo's teacher and settings fit the demo's data; your own data is taught by the model itself unless TEACHER says otherwise.
+# The demo's teacher and settings fit the demo's data; with other data the model teaches itself unless TEACHER is set.
 ifeq ($(PREFERENCES),examples/demo/preferences.jsonl)
 CONFIG ?= pipelines/configs/demo.yaml
 TEACHER ?= demo
@@ -33,7 +33,7 @@ CLI_DOCS = COLUMNS=120 $(BIN)/python -m typer reasongenrm.cli utils docs --name 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: .venv/.installed ## set up .venv (all other targets do it by themselves)
+install: .venv/.installed ## set up .venv (every other target does it first)
 
 .venv/.installed: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
@@ -56,13 +56,13 @@ run-demo:
 serve: install ## serve a judge: the demo's winner, else SmolLM2 untrained (MODEL= STORE=)
 	@exec $(BIN)/reasongenrm serve --judge --store $(STORE) $(if $(filter-out file,$(origin MODEL)),--model $(MODEL))
 
-web: install ## a page to try the judge of `make serve` in
+web: install ## a web page for the judge of `make serve`
 	@exec $(BIN)/reasongenrm web --store $(STORE)
 
 system:
 	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
 	  && apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } \
-	  || echo "make: no chromium here and no right to install it; the browser tests will say that they were skipped"
+	  || echo "make: no chromium here and no right to install it; the browser tests will be skipped, and say so"
 
 test: install system ## all tests but the slow ones
 	$(BIN)/python -m pytest -q -m "not slow and not gpu and not cluster and not container"
@@ -93,14 +93,15 @@ format: install ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-compile: install ## write pipelines/compiled/ anew
+compile: install ## rewrite pipelines/compiled/
 	$(BIN)/reasongenrm compile
 
-docs: install ## write anew docs/cli.md from the commands' own help, and what is computed in docs/install.md and docs/planning.md
+docs: install ## rewrite docs/cli.md, the tree of docs/architecture.md, and the computed figures of the pages
 	$(CLI_DOCS) > docs/cli.md
+	$(BIN)/python docs/tree.py
 	$(BIN)/python -m reasongenrm.planning.pages docs
 
-lock: install ## pin every dependency anew in requirements.lock
+lock: install ## pin the newest version of every dependency in requirements.lock
 	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
 	  $(if $(FIND_LINKS),--find-links $(FIND_LINKS)) pyproject.toml --extra train --extra pipeline --extra local --extra cluster --extra serve --extra judge --extra web --extra deepspeed --extra dev -o requirements.lock
 	sed -i 's/^\(torch==[0-9.]*\)+cpu$$/\1/' requirements.lock # the machine's own build, CPU or CUDA, satisfies the plain version
@@ -108,10 +109,10 @@ lock: install ## pin every dependency anew in requirements.lock
 images: install ## build and check the images (IMAGES="cpu train vllm" REGISTRY= PUSH=1 TORCH=cpu|cuda; more in images/build.sh)
 	PYTHON=$(BIN)/python images/build.sh
 
-lock-images: install ## pin every dependency of the images anew
+lock-images: install ## pin the newest version of every dependency of the images
 	$(BIN)/python images/lock.py $(BIN)/uv
 
-image-wheels: install ## fetch what the images install into images/wheels, for a build without a network (IMAGES=)
+image-wheels: install ## download what the images install into images/wheels, for a build without a network (IMAGES=)
 	for name in $(or $(IMAGES),cpu train vllm); do $(BIN)/python -m pip download --quiet --no-deps --require-hashes \
 	  -r images/$$name/requirements.lock -d images/wheels; done
 	$(BIN)/python -m pip download --quiet --no-deps --require-hashes -r images/build.lock -d images/wheels
@@ -123,7 +124,7 @@ manifests: install ## render and check every overlay and addon of manifests/
 	$(BIN)/python -m pytest -q tests/manifests/test_overlays.py tests/manifests/test_rights.py tests/manifests/test_example.py \
 	  tests/manifests/test_third_party.py tests/kube/test_schemas.py
 
-crds: ## fetch the CRDs that the checks of manifests use into build/crds (network)
+crds: ## download the CRDs for `make manifests` into build/crds (network)
 	bash manifests/crds.sh build/crds
 
 clean: ## remove .venv and caches (the store, .reasongenrm, stays)
