@@ -13,10 +13,26 @@ PAGE = ROOT / "docs" / "architecture.md"
 BETWEEN = re.compile(r"(?<=<!-- tree: made by docs/tree.py -->\n```\n).*?(?=```\n<!-- end -->)", re.DOTALL)
 WIDTH, COLUMN = 120, 26
 # The data flow. A folder may import those before it.
-ORDER = (
-    "processes store packing data generation reasons training evaluation serving judge kubernetes deploy trainjob runs "
-    "planning web demo cli"
-).split()
+ORDER = [
+    "processes",
+    "store",
+    "packing",
+    "data",
+    "generation",
+    "reasons",
+    "training",
+    "evaluation",
+    "serving",
+    "judge",
+    "kubernetes",
+    "deploy",
+    "trainjob",
+    "runs",
+    "planning",
+    "web",
+    "demo",
+    "cli",
+]
 
 
 def phrase(module: Path) -> str:

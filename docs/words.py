@@ -10,7 +10,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = "docs/words.txt"
-SCOPE = "*.md *.py *.yaml *.j2 *.sh *.css Makefile **/Dockerfile pyproject.toml :!tests :!pipelines/compiled".split()
+SCOPE = [
+    "*.md",
+    "*.py",
+    "*.yaml",
+    "*.j2",
+    "*.sh",
+    "*.css",
+    "Makefile",
+    "**/Dockerfile",
+    "pyproject.toml",
+    ":!tests",
+    ":!pipelines/compiled",
+]
 
 
 def phrases(text: str) -> list[tuple[re.Pattern[str], str]]:
