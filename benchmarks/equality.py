@@ -95,7 +95,7 @@ def _scoring(setting: Setting) -> Iterator[Apart]:
     found = [apart(packed, other) for other in plain]
     yield _apart(
         "log P of reasons and verdicts",
-        "nats a token",
+        "nats per token",
         found,
         [apart(one, padded), apart(one, wide), apart(padded, wide)],
     )
