@@ -23,5 +23,4 @@ fetch kubeflow/trainer 8c0f5059bd51ec3ba6d6a6a7b2e1471de7bc13b3 manifests/base/c
 fetch kubeflow/pipelines 7b70c7b95f6832772efd6fd0029a4024491a0f44 manifests/kustomize/base/crds pipelines.kubeflow.org_{pipelines,pipelineversions}.yaml
 fetch kedacore/keda 8b4f083ca8c8c2baf8477e322bd4d16ac4dfa09a config/crd/bases keda.sh_{scaledobjects,triggerauthentications}.yaml
 fetch kubernetes-sigs/kueue ff69552e79 config/components/crd/bases kueue.x-k8s.io_{clusterqueues,localqueues,resourceflavors}.yaml
-fetch kubernetes-sigs/gateway-api 4564255ac2c35d582249b3cdf261bdf51c8bca32 config/crd/standard gateway.networking.k8s.io_{gateways,httproutes}.yaml
 fetch prometheus-operator/prometheus-operator 6adcebc50 example/prometheus-operator-crd monitoring.coreos.com_{podmonitors,prometheusrules,servicemonitors}.yaml

@@ -286,8 +286,6 @@ class DeployConfig(Section):
     max_replicas: PositiveInt = 1
     autoscaler: Literal["hpa", "external", "none"] = "hpa"  # external: a KEDA ScaledObject or HPA of one's own
     strategy: Literal["Recreate", "RollingUpdate"] = "Recreate"  # a rolling update needs room for a replica more
-    canary_percent: Annotated[int, Field(ge=0, le=100)] | None = None  # traffic of a canary; None: no canary
-    canary_promote: bool = True  # false: the canary stays beside the judge that is served
     rollout_timeout_seconds: Annotated[float, Field(gt=0)] = 3600.0  # 28 GiB of a 14B model, image and start included
     num_golden: PositiveInt = 8  # rows of the winner's own evaluation that the new pods judge, in both orders
     min_golden_agreement: Probability = (

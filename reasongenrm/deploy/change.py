@@ -12,7 +12,7 @@ from typing import Any
 
 from reasongenrm.config import DeployConfig
 from reasongenrm.deploy.golden import Golden, GoldenRows, ask_golden
-from reasongenrm.deploy.manifest import REPLACED, as_canary, canary_name, mark_of
+from reasongenrm.deploy.manifest import mark_of
 from reasongenrm.deploy.preflight import check_admission
 from reasongenrm.deploy.replaced import load_replaced, over, plain, save_replaced, versioned, with_replaced
 from reasongenrm.deploy.rollout import Pace, Target, Timeline, wait_for_rollout
@@ -20,12 +20,11 @@ from reasongenrm.deploy.runtimes import has_reasoning_parser, runtime_of
 from reasongenrm.deploy.transformer import JUDGE_KEY, PREDICTOR_KEY, has_transformer
 from reasongenrm.errors import ClusterError, ReasonGenRMError
 from reasongenrm.kubernetes.cluster import AlreadyExistsError, Cluster, ConflictError
-from reasongenrm.kubernetes.kinds import CRD, DEPLOYMENT, HTTP_ROUTE, INFERENCE_SERVICE, SERVING_RUNTIME
+from reasongenrm.kubernetes.kinds import DEPLOYMENT, INFERENCE_SERVICE, SERVING_RUNTIME
 from reasongenrm.store.artifacts import Store
 from reasongenrm.store.served import served_judge
 
 _MAX_WRITES = 8  # KServe updates the status all the time: each update makes what was read stale
-_KEEPS_ALL = "x-kubernetes-preserve-unknown-fields"
 _STOP_SECONDS = 10.0  # a pod that is stopped has 30 s to end
 
 Service = dict[str, Any]
@@ -33,11 +32,10 @@ Service = dict[str, Any]
 
 @dataclass(frozen=True)
 class Deployed:
-    """A judge that serves, or a canary beside one."""
+    """A judge that serves."""
 
     manifest: Service
     changed: bool
-    is_canary: bool
     golden: Golden | None
     timeline: Timeline
     min_agreement: float
@@ -49,9 +47,9 @@ class Deployed:
         return {"rollout.json": rollout, **(self.golden.files(self.min_agreement) if self.golden else {})}
 
     def metrics(self) -> dict[str, Any]:
-        """`changed`, `is_canary`, `golden_agreement` in [0, 1], and `seconds` in all."""
+        """`changed`, `golden_agreement` in [0, 1], and `seconds` in all."""
         agreement = {"golden_agreement": self.golden.agreement} if self.golden else {}
-        return {"changed": self.changed, "is_canary": self.is_canary, "seconds": self.timeline.seconds, **agreement}
+        return {"changed": self.changed, "seconds": self.timeline.seconds, **agreement}
 
 
 def bring_out(
@@ -111,65 +109,23 @@ class _Change:
         return Target(self.config.namespace, self.config.name, mark, name, has_transformer=transformed)
 
     def planned(self, existing: Service | None) -> Service:
-        """The manifest as it would be written over `existing`.
-
-        A predictor's name stays, since a change of it would end the old pods at once; a canary that is there already is
-        promoted under its own name, which keeps its pods.
-        """
+        """The manifest as it would be written over `existing`; a change of the predictor's name would end the old pods at once."""
         planned = copy.deepcopy(self.manifest)
-        if existing is None:
-            return planned
-        name = existing["spec"]["predictor"].get("name", "")
-        there = self.canary_of_this(existing)
-        name = there["predictor"]["name"] if there else name
-        if name and "name" not in planned["spec"]["predictor"]:
-            planned["spec"]["predictor"]["name"] = name
+        name = existing["spec"]["predictor"].get("name") if existing else None
+        if name:
+            planned["spec"]["predictor"].setdefault("name", name)
         return planned
-
-    def canary_of_this(self, existing: Mapping[str, Any]) -> Service | None:
-        """The canary with this manifest that is there already."""
-        canaries: list[Service] = existing["spec"].get("canary", [])
-        return next((found for found in canaries if mark_of({"metadata": found["predictor"]}) == self.mark), None)
-
-    def canary_there(self) -> Service | None:
-        """The object as it is, if it has this canary with this share of the traffic: nothing is to be written."""
-        found = self.canary_of_this(self.before or {"spec": {}})
-        if found is None or found["trafficPercent"] != self.config.canary_percent:
-            return None
-        self.timeline.say("the canary is there already")
-        return self.before
 
     def noted(self, existing: Service) -> Service:
         """The manifest with a note of what it replaces, which is saved first."""
         if self.saved_uri is None:
             self.before = existing
             self.saved_uri = save_replaced(self.store, existing)
-        noted = with_replaced(self.planned(existing), self.before or existing, self.saved_uri)
-        there = self.canary_of_this(existing)
-        if there is not None:  # another note would be another template: its pods would start again
-            for part in (noted["metadata"], noted["spec"]["predictor"]):
-                part["annotations"][REPLACED] = there["predictor"]["annotations"][REPLACED]
-        return noted
+        return with_replaced(self.planned(existing), self.before or existing, self.saved_uri)
 
     def carry_out(self) -> Deployed:
-        if (
-            self.before is not None
-            and _holds(plain(self.before), self.manifest)
-            and not self.before["spec"].get("canary")
-        ):
+        if self.before is not None and _holds(plain(self.before), self.manifest):
             return self.look_again()
-        is_canary = self.config.canary_percent is not None and self.before is not None and self.golden is not None
-        if is_canary:
-            self.check_crd()
-            self.check_route()
-            beside = self.canary_there() or self.write(as_canary_of=self.config.canary_percent)
-            self.prove(Target(self.config.namespace, self.config.name, self.mark, canary_name(self.manifest), True))
-            if not self.config.canary_promote:
-                self.timeline.say("the canary stays beside the judge that is served")
-                return self.deployed(beside, changed=True, is_canary=True)
-            self.timeline.say("the canary takes over; its pods go on")
-        elif self.config.canary_percent is not None:
-            self.timeline.say("nothing is served yet: deployed as a whole, without a canary")
         written = self.write()
         self.prove(self.target(written))
         return self.deployed(written, changed=True)
@@ -189,9 +145,9 @@ class _Change:
         self.prove(self.target(there))
         return self.deployed(there, changed=False)
 
-    def deployed(self, service: Service, *, changed: bool, is_canary: bool = False) -> Deployed:
+    def deployed(self, service: Service, *, changed: bool) -> Deployed:
         found = self.found if self.golden else None
-        return Deployed(plain(service), changed, is_canary, found, self.timeline, self.config.min_golden_agreement)
+        return Deployed(plain(service), changed, found, self.timeline, self.config.min_golden_agreement)
 
     def prove(self, target: Target) -> None:
         """Wait for the pods, then ask them."""
@@ -219,7 +175,7 @@ class _Change:
             f"delete -n {target.namespace} deployment,service,hpa {target.transformer} --ignore-not-found"
         )
 
-    def write(self, as_canary_of: int | None = None) -> Service:
+    def write(self) -> Service:
         """Create the object, or replace the one that is there; a state that changed in between is read again."""
         for _ in range(_MAX_WRITES):
             existing = self.cluster.get(INFERENCE_SERVICE, self.config.namespace, self.config.name)
@@ -233,57 +189,17 @@ class _Change:
                         f"InferenceService {self.config.namespace}/{self.config.name}: somebody else changed it just now "
                         f"(mark {mark_of(existing)}). Let one deployment end before the next."
                     )
-                noted = self.noted(existing)
-                body = (
-                    over(existing, noted)
-                    if as_canary_of is None
-                    else versioned(existing, as_canary(noted, plain(existing), as_canary_of))
-                )
+                body = over(existing, self.noted(existing))
                 check_admission(body, existing)
                 written = self.cluster.replace(INFERENCE_SERVICE, self.config.namespace, body)
             except (ConflictError, AlreadyExistsError):
                 continue
-            self.timeline.say("canary written" if as_canary_of is not None else "replaced")
+            self.timeline.say("replaced")
             return written
         raise ClusterError(
             f"InferenceService {self.config.namespace}/{self.config.name}: changed {_MAX_WRITES} times while it was to be "
             "written. See who writes to it (kubectl get -o yaml --show-managed-fields), and deploy again."
         )
-
-    def check_crd(self) -> None:
-        """An API server drops a field that the installed CRD does not have, without a word."""
-        name = f"{INFERENCE_SERVICE.plural}.{INFERENCE_SERVICE.group}"
-        crd = self.cluster.get(CRD, None, name) or {"spec": {"versions": []}}
-        schemas = [
-            version["schema"]["openAPIV3Schema"]["properties"]["spec"]
-            for version in crd["spec"]["versions"]
-            if version["name"] == INFERENCE_SERVICE.version
-        ]
-        # KServe's minimal CRDs keep every field; an older KServe behind them ends in the rollout's time-out.
-        if not any("canary" in spec.get("properties", {}) or spec.get(_KEEPS_ALL) for spec in schemas):
-            raise ClusterError(
-                f"deploy.canary_percent is set, but the CRD {name} of this cluster has no spec.canary, which came with KServe "
-                "0.21. Upgrade KServe, or deploy without canary_percent."
-            )
-
-    def check_route(self) -> None:
-        """A canary's traffic is split by the HTTPRoute that KServe makes where it uses the Gateway API."""
-        name = f"{self.config.name}-predictor"
-        advice = (
-            "Install the Gateway API and set enableGatewayApi in the ConfigMap inferenceservice-config, or deploy without "
-            "canary_percent."
-        )
-        try:
-            route = self.cluster.get(HTTP_ROUTE, self.config.namespace, name)
-        except ClusterError as error:
-            raise ClusterError(
-                f"deploy.canary_percent is set, but HTTPRoutes cannot be read: {error} {advice}"
-            ) from error
-        if route is None:
-            raise ClusterError(
-                f"deploy.canary_percent is set, but there is no HTTPRoute {self.config.namespace}/{name}, by which KServe "
-                f"splits the traffic. {advice}"
-            )
 
     def undo(self, *, stopped: bool) -> str:
         """Put back what was there; returns what was done, in words.
@@ -342,7 +258,7 @@ class _Change:
         return plain(current) == plain(self.before)
 
     def _is_of_this_change(self, current: Service) -> bool:
-        return self.mark == mark_of(current) or self.canary_of_this(current) is not None
+        return self.mark == mark_of(current)
 
     def _repair(self) -> str:
         if self.before is None:

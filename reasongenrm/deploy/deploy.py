@@ -39,7 +39,7 @@ def deploy(
     check_runtime(cluster, config, manifest, model)
     deployed = bring_out(cluster, store, config, manifest, golden, pace)
     served = served_judge(store, config.namespace, config.name)
-    if not deployed.is_canary and (served is None or mark_of(served.manifest) != mark_of(deployed.manifest)):
+    if served is None or mark_of(served.manifest) != mark_of(deployed.manifest):
         served = ServedJudge(
             namespace=config.namespace,
             name=config.name,
@@ -51,5 +51,4 @@ def deploy(
             served_since=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
         record_served(store, served)
-    since = f"canary/{mark_of(manifest)}" if deployed.is_canary or served is None else served.served_since
-    return replace(deployed, served_since=since)
+    return replace(deployed, served_since=served.served_since)

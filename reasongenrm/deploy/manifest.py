@@ -6,7 +6,6 @@ the judge's server in front of it (`transformer`).
 Rendering is pure; `cluster/deploy.py` talks to the cluster.
 """
 
-import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -63,7 +62,7 @@ def render_inference_service(config: DeployConfig, model: "ArtifactRef", decisio
     own = {VARIANT: str(decision.metrics["winner"]), DIGEST: model.digest, DECISION: decision.uri}
     transformer = {"transformer": render_transformer(config, decision)} if config.judge.enabled else {}
     own[ROLLOUT] = _mark([predictor, config.autoscaler, model.digest, *transformer.values()])
-    predictor["annotations"] = dict(own)  # said once more for the pods: a canary's are not those of the service
+    predictor["annotations"] = dict(own)
     predictor["labels"] = {"app.kubernetes.io/version": __version__}
     service = {
         "apiVersion": "serving.kserve.io/v1beta1",
@@ -118,25 +117,6 @@ def mark_of(item: Mapping[str, Any]) -> str | None:
     """The rollout's mark on a manifest, a pod or a pod template; None if we did not make it."""
     mark: str | None = item.get("metadata", {}).get("annotations", {}).get(ROLLOUT)
     return mark
-
-
-def canary_name(service: Mapping[str, Any]) -> str:
-    """What the canary of this manifest is called; once promoted, its pods keep the name."""
-    return f"c{mark_of(service) or ''}"[:9]
-
-
-def as_canary(service: Mapping[str, Any], stable: Mapping[str, Any], percent: int) -> dict[str, Any]:
-    """The object that is there now, with the rendered service as a canary beside it; the stable pods are left alone.
-
-    Source: KServe 0.21: the canary's predictor is laid over the stable one, has fixed replicas, and the CRD asks for an
-    empty `model.name` in it that the webhook wants empty.
-    """
-    predictor = copy.deepcopy(service["spec"]["predictor"])
-    predictor.pop("maxReplicas")
-    predictor["name"], predictor["minReplicas"], predictor["model"]["name"] = canary_name(service), 1, ""
-    beside = copy.deepcopy(dict(stable))
-    beside["spec"]["canary"] = [{"trafficPercent": percent, "predictor": predictor}]
-    return beside
 
 
 def deploy_kserve(

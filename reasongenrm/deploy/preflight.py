@@ -1,8 +1,7 @@
 """What KServe's admission webhook would refuse or silently ignore, reported before a cluster is touched.
 
 In goes a manifest (and the object that it replaces, if there is one), out comes nothing or one error with every mistake.
-Only what this package renders is covered: one predictor with a model, a custom transformer, and canaries; no explainer, no
-workers.
+Only what this package renders is covered: one predictor with a model, and a custom transformer; no explainer, no workers.
 
 Source: KServe aaac4e294 (0.21), pkg/apis/serving/v1beta1/inference_service_validation.go and component.go,
 pkg/validation/env_policy.go, pkg/constants/constants.go; the storage prefixes are of
@@ -40,11 +39,6 @@ _STORAGE_PREFIXES = (
     "oci+fetch://",
     "hf://",
 )
-# A route's weights name predictors alone, the stable backend is the transformer: httproute_reconciler.go, applyCanaryWeights.
-_PAST_THE_JUDGE = (
-    "KServe sends a canary's share of the traffic to its model, past the judge's server, and the judge's server asks the "
-    "stable model alone"
-)
 # Names that KServe still reads for its modes: pkg/constants, ParseDeploymentMode.
 _OLD_MODES = {"RawDeployment": "Standard", "Serverless": "Knative"}
 
@@ -75,7 +69,6 @@ def check_admission(service: Mapping[str, Any], existing: Mapping[str, Any] | No
             *_names(service),
             *_predictor(service),
             *_transformer(service),
-            *_canaries(service),
             *_change(service, existing),
         ],
         where,
@@ -113,17 +106,8 @@ def _settings(config: DeployConfig) -> Iterator[str]:
         )
     if config.server == "transformers" and config.gpu_count > 1:
         yield f"gpu_count is {config.gpu_count}, but server transformers uses one GPU at most: set it to 0 or 1"
-    if config.canary_percent is None and not config.canary_promote:
-        yield "canary_promote is false, which has no effect without canary_percent: set that, or leave this out"
-    if config.canary_percent is not None and config.min_replicas == 0:
-        yield "canary_percent is set, but a canary needs min_replicas of 1 at least"
-    if config.canary_percent is not None and judge.enabled:
-        yield f"canary_percent is set with judge.enabled true: {_PAST_THE_JUDGE}; set judge.enabled to false"
-    if not config.apply:
-        unused = {"canary_percent": config.canary_percent, "golden_endpoint": config.golden_endpoint}
-        for key, value in unused.items():
-            if value is not None:
-                yield f"{key} is set, which has no effect with apply false: leave it out"
+    if config.golden_endpoint is not None and not config.apply:
+        yield "golden_endpoint is set, which has no effect with apply false: leave it out"
     if config.golden_endpoint is not None and not re.fullmatch(r"https?://[^/\s]+/?", config.golden_endpoint):
         yield f"golden_endpoint is '{config.golden_endpoint}': expected http(s)://host or http(s)://host:port"
 
@@ -195,39 +179,6 @@ def _transformer(service: Mapping[str, Any]) -> Iterator[str]:
     low, high = transformer.get("minReplicas", 1), transformer.get("maxReplicas", 0)
     if low < 0 or high < 0 or (high and low > high):
         yield f"transformer: minReplicas {low} and maxReplicas {high} must not be negative, and the first not above the second"
-
-
-def _canaries(service: Mapping[str, Any]) -> Iterator[str]:
-    canaries = service["spec"].get("canary", ())
-    if not canaries:
-        return
-    mode = service["metadata"].get("annotations", {}).get(MODE)
-    if mode != "Standard":
-        yield f"canary needs the annotation {MODE}: Standard, found '{mode}'"
-    if service["spec"].get("transformer"):
-        yield f"a canary beside a transformer: {_PAST_THE_JUDGE}; deploy without canary_percent"
-    stable = service["spec"]["predictor"]
-    taken = [stable.get("name", "")]
-    for number, canary in enumerate(canaries):
-        predictor, where = canary["predictor"], f"canary[{number}].predictor"
-        name = predictor.get("name", "")
-        if not _NAME.fullmatch(name):
-            yield f"{where}.name is '{name}': expected lower-case letters, digits and '-', a letter first"
-        if name in taken:
-            yield f"{where}.name '{name}' is taken by another predictor"
-        taken.append(name)
-        yield from _model(predictor, where)
-        for field in ("maxReplicas", "scaleTarget", "scaleMetric", "autoScaling", "workerSpec"):
-            if predictor.get(field):
-                yield f"{where}.{field} is not allowed: a canary has a fixed number of replicas"
-        if predictor.get("minReplicas", 0) > stable.get("minReplicas", 1):
-            yield f"{where}.minReplicas {predictor['minReplicas']} is above the predictor's {stable.get('minReplicas', 1)}"
-        full = f"{service['metadata']['name']}-{name}-predictor"
-        if len(full) > _LABEL_CHARS:
-            yield f"the Service '{full}' has {len(full)} characters, {_LABEL_CHARS} are allowed: shorten the name"
-    percents = [canary["trafficPercent"] for canary in canaries]
-    if any(not 0 <= percent <= 100 for percent in percents) or sum(percents) > 100:
-        yield f"trafficPercent {', '.join(map(str, percents))}: expected 0 to 100 each and at most 100 together"
 
 
 def _change(service: Mapping[str, Any], existing: Mapping[str, Any] | None) -> Iterator[str]:

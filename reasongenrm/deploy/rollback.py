@@ -151,7 +151,7 @@ def roll_back(
 
 
 def _bare(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest without the note of what it replaced then, and without the name that a canary gave its pods."""
+    """The manifest without the note of what it replaced then."""
     bare = plain(manifest)
     for part in (bare["metadata"], bare["spec"]["predictor"]):
         part.get("annotations", {}).pop(f"{OWN}replaced", None)

@@ -61,7 +61,6 @@ class Target:
     name: str
     mark: str | None
     predictor: str = ""
-    is_canary: bool = False
     has_transformer: bool = False
 
     @property
@@ -130,9 +129,9 @@ def _look(cluster: Cluster, target: Target) -> tuple[str, list[Trouble], str | N
         return f"the API server does not answer ({error})", [], None
     if service is None:
         raise ClusterError(f"{target}: somebody deleted it while its pods were waited for. Deploy again.")
-    if _asked_mark(service, target) != target.mark:
+    if mark_of(service) != target.mark:
         raise ClusterError(
-            f"{target}: somebody else changed it while its pods were waited for (mark {_asked_mark(service, target)}, "
+            f"{target}: somebody else changed it while its pods were waited for (mark {mark_of(service)}, "
             f"expected {target.mark}). Let one deployment end before the next."
         )
     parts = [_part(service, part, *seen, target.mark) for part, seen in found.items()]
@@ -195,38 +194,21 @@ def _part(
     return _Part(state, troubles, done)
 
 
-def _asked_mark(service: Mapping[str, Any], target: Target) -> str | None:
-    if not target.is_canary:
-        return mark_of(service)
-    predictors = [canary["predictor"] for canary in service["spec"].get("canary", ())]
-    named: Mapping[str, Any] = next(
-        (predictor for predictor in predictors if predictor.get("name") == target.predictor), {}
-    )
-    return mark_of({"metadata": named})
-
-
 def address_of(service: Mapping[str, Any], target: Target) -> str | None:
     """Where the pods are reached, http://host[:port]; None until KServe calls them ready.
 
-    `status.address` names the transformer's Service if there is one, else the predictor's; a canary's is the same with its
-    own Service. After a change the status names the Service that clients asked before for a while.
+    `status.address` names the transformer's Service if there is one, else the predictor's. For a while after a change it
+    still names the Service of before.
     """
     status = service.get("status", {})
-    if target.is_canary:
-        ready = any(entry["name"] == target.predictor and entry["ready"] for entry in status.get("canaryStatuses", ()))
-    else:
-        model = status.get("modelStatus", {}).get("transitionStatus")
-        ready = condition(service, "Ready").get("status") == "True" and model == "UpToDate"
+    model = status.get("modelStatus", {}).get("transitionStatus")
     url: str | None = status.get("address", {}).get("url")
-    if not ready or url is None:
+    if condition(service, "Ready").get("status") != "True" or model != "UpToDate" or url is None:
         return None
-    scheme, host = url.split("//", 1)
-    first, _, rest = host.partition(".")
+    first = url.split("//", 1)[1].partition(".")[0]
     entry = target.transformer if target.has_transformer else target.deployment
     is_kserves = first.startswith(f"{target.name}-") and first.endswith(("predictor", "transformer"))
-    if not is_kserves or first == entry:
-        return url
-    return f"{scheme}//{target.deployment}.{rest}" if target.is_canary else None
+    return None if is_kserves and first != entry else url
 
 
 def _log_of(cluster: Cluster, target: Target, trouble: Trouble) -> str:

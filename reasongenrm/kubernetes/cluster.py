@@ -422,9 +422,7 @@ def _call(
     content_type: str = "application/json",
 ) -> Call:
     path = kind.path(namespace, None if verb == "create" else name)
-    return Call(
-        verb, kind.resource, namespace if kind.namespaced else None, name, method, path, query, body, content_type
-    )
+    return Call(verb, kind.resource, namespace, name, method, path, query, body, content_type)
 
 
 def _selectors(labels: str, fields: str) -> dict[str, str]:

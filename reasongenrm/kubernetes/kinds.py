@@ -11,7 +11,6 @@ class Kind:
     version: str
     plural: str
     kind: str
-    namespaced: bool = True
 
     @property
     def api_version(self) -> str:
@@ -27,7 +26,7 @@ class Kind:
         """The path of one object or of all of them; namespace None: of all namespaces."""
         parts = ["/apis", self.group] if self.group else ["/api"]
         parts.append(self.version)
-        if self.namespaced and namespace is not None:
+        if namespace is not None:
             parts += ["namespaces", namespace]
         parts.append(self.plural)
         return "/".join([*parts, name] if name is not None else parts)
@@ -41,5 +40,3 @@ SECRET = Kind("", "v1", "secrets", "Secret")
 CONFIG_MAP = Kind("", "v1", "configmaps", "ConfigMap")
 EVENT = Kind("", "v1", "events", "Event")
 DEPLOYMENT = Kind("apps", "v1", "deployments", "Deployment")
-HTTP_ROUTE = Kind("gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute")
-CRD = Kind("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False)

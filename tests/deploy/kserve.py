@@ -55,45 +55,33 @@ class KServe:
         annotations = meta.get("annotations", {})
         if service["spec"].get("transformer") and not self._transform(service, annotations):
             return
-        canaries = []
-        for canary in service["spec"].get("canary", []):
-            name = canary["predictor"]["name"]
-            ready = self._roll(service, canary["predictor"], annotations | canary["predictor"].get("annotations", {}))
-            canaries.append({"name": name, "ready": ready, "trafficPercent": canary["trafficPercent"]})
         predictor = service["spec"]["predictor"]
-        stable = self._roll(service, predictor, annotations | predictor.get("annotations", {}), canaries)
-        names = {self._name(service, found) for found in self._predictors(service)} | {f"{meta['name']}-transformer"}
+        self._roll(service, predictor, annotations | predictor.get("annotations", {}))
+        names = {self._name(service, predictor), f"{meta['name']}-transformer"}
         for deployment in self.cluster.objects("deployments", NAMESPACE):
             if deployment["metadata"]["name"] not in names:
                 self._remove_pods(deployment["metadata"]["name"])
                 self.cluster.remove("deployments", NAMESPACE, deployment["metadata"]["name"])
-        del stable
-
-    def _predictors(self, service: Item) -> list[Item]:
-        return [service["spec"]["predictor"], *(c["predictor"] for c in service["spec"].get("canary", []))]
 
     def _name(self, service: Item, predictor: Item) -> str:
         return "-".join(filter(None, (service["metadata"]["name"], predictor.get("name", ""), "predictor")))
 
-    def _roll(
-        self, service: Item, predictor: Item, annotations: dict[str, str], canaries: list[Item] | None = None
-    ) -> bool:
+    def _roll(self, service: Item, predictor: Item, annotations: dict[str, str]) -> None:
         name = self._name(service, predictor)
         how = predictor.get("model", {}).get("storageUri", "s3://b/good/").rstrip("/").rsplit("/", 1)[-1]
         if how == "no_runtime":
             failure = {"reason": "NoSupportingRuntime", "message": "Specified runtime does not support it"}
             model = {"transitionStatus": "InvalidSpec", "lastFailureInfo": failure}
             self._status(service, ready="Unknown", model=model)
-            return False
+            return
         template = {
             "metadata": {"labels": {"app": f"isvc.{name}"}, "annotations": annotations},
             "spec": {"containers": [{"name": "kserve-container", "image": "judge:1"}]},
         }
         found = self.cluster.find("deployments", NAMESPACE, name)
         if found is not None and found["spec"]["template"] == template:
-            if canaries is not None:
-                self._status(service, ready="True", canaries=canaries)
-            return True
+            self._status(service, ready="True")
+            return
         self.cluster.put(
             {
                 "apiVersion": "apps/v1",
@@ -121,11 +109,8 @@ class KServe:
                 self.cluster.set_status("pods", NAMESPACE, pod["metadata"]["name"], pod_status(ready=True))
                 done = {"replicas": 1, "updatedReplicas": 1, "availableReplicas": 1, "readyReplicas": 1}
                 self.cluster.set_status("deployments", NAMESPACE, name, {"observedGeneration": generation, **done})
-                if canaries is not None:
-                    self._status(service, ready="True", canaries=canaries, generation=generation)
-                else:
-                    self._status(service, ready="True", canaries=[self._canary(service, predictor)])
-                return True
+                self._status(service, ready="True", generation=generation)
+                return
             if how == "stuck":
                 no_room = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes have nvidia.com/gpu"}
                 status = {"phase": "Pending", "conditions": [no_room]}
@@ -139,7 +124,6 @@ class KServe:
             )
             self._status(service, ready="False", model={"transitionStatus": "InProgress"}, generation=generation)
             time.sleep(self.step_seconds * 3)
-        return False
 
     def _transform(self, service: Item, annotations: dict[str, str]) -> bool:
         name, spec = f"{service['metadata']['name']}-transformer", service["spec"]["transformer"]
@@ -172,12 +156,6 @@ class KServe:
         self.cluster.set_status("deployments", NAMESPACE, name, seen | ready)
         return not crashes
 
-    def _canary(self, service: Item, predictor: Item) -> Item:
-        percent = next(
-            c["trafficPercent"] for c in service["spec"]["canary"] if c["predictor"]["name"] == predictor["name"]
-        )
-        return {"name": predictor["name"], "ready": True, "trafficPercent": percent}
-
     def _pod(self, name: str, template: Item) -> Item:
         self.num_pods += 1
         meta = template["metadata"] | {"name": f"{name}-{self.num_pods}", "namespace": NAMESPACE}
@@ -196,7 +174,6 @@ class KServe:
         *,
         ready: str,
         model: Item | None = None,
-        canaries: list[Item] | None = None,
         generation: int = 1,
     ) -> None:
         name = service["metadata"]["name"]
@@ -208,7 +185,6 @@ class KServe:
             "conditions": [{"type": "Ready", "status": ready}],
             "modelStatus": model or {"transitionStatus": "UpToDate"},
             "address": {"url": self.address},
-            **({"canaryStatuses": canaries} if canaries else {}),
         }
         self.cluster.set_status("inferenceservices", NAMESPACE, name, status)
 

@@ -10,8 +10,8 @@ from typer.core import TyperGroup
 
 from components.images import read_table
 from reasongenrm.cli import app
-from reasongenrm.config import DeployConfig, JudgeServerConfig
-from reasongenrm.deploy.manifest import as_canary, deploy_kserve, mark_of, render_inference_service
+from reasongenrm.config import DeployConfig, JudgeServerConfig, parse_section
+from reasongenrm.deploy.manifest import deploy_kserve, mark_of, render_inference_service
 from reasongenrm.deploy.preflight import check_admission
 from reasongenrm.errors import ConfigError, InputError
 from reasongenrm.store.artifacts import ArtifactRef, Store, read_file
@@ -88,13 +88,14 @@ def test_more_minimum_than_maximum_replicas_is_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"canary_percent": 5}, "canary_percent is set with judge.enabled true: KServe sends a canary's share of the"),
         ({"judge": {"memory": "1GiB"}}, r"deploy\.judge\.memory is '1GiB': expected a Kubernetes quantity"),
         ({"min_replicas": 0}, "an autoscaler of class 'hpa' cannot scale to zero"),
         ({"autoscaler": "none", "max_replicas": 2}, "max_replicas is 2, which has no effect with autoscaler none"),
         ({"server": "transformers", "gpu_count": 2}, "server transformers uses one GPU at most"),
-        ({"canary_promote": False}, "canary_promote is false, which has no effect without canary_percent"),
-        ({"apply": False, "canary_percent": 5}, "canary_percent is set, which has no effect with apply false"),
+        (
+            {"apply": False, "golden_endpoint": "http://h"},
+            "golden_endpoint is set, which has no effect with apply false",
+        ),
         ({"golden_endpoint": "localhost:8000"}, "expected http\\(s\\)://host"),
         ({"namespace": "Judges"}, "namespace is 'Judges': expected lower-case letters"),
         ({"name": "a" * 40, "namespace": "b" * 20}, "has 73 characters, 63 are allowed: shorten the name"),
@@ -103,6 +104,11 @@ def test_more_minimum_than_maximum_replicas_is_refused() -> None:
 def test_settings_that_cannot_work_or_have_no_effect_are_refused(settings: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         render_inference_service(DeployConfig(**settings), MODEL, DECISION)
+
+
+def test_config_that_still_has_canaries_is_refused_with_its_keys() -> None:
+    with pytest.raises(ConfigError, match=r"canary_percent.*canary_promote"):
+        parse_section(DeployConfig, {"canary_percent": 5, "canary_promote": False}, "deploy")
 
 
 def edited(*path: Any, value: Any) -> dict[str, Any]:
@@ -139,40 +145,6 @@ IN_MODEL = ("spec", "predictor", "model")
 def test_what_the_webhook_refuses_is_refused_first(path: tuple[str, ...], value: Any, reason: str) -> None:
     with pytest.raises(ConfigError, match=f"{reason}[^.]*.*KServe refuses that; the cluster was not touched"):
         check_admission(edited(*path, value=value))
-
-
-def stable_and_canary(**changes: Any) -> dict[str, Any]:
-    stable = render_inference_service(NO_JUDGE, MODEL, DECISION)
-    other = MODEL.model_copy(update={"digest": "sha256:" + "6" * 64, "uri": "s3://judges/other"})
-    service = as_canary(render_inference_service(NO_JUDGE, other, DECISION), stable, 10)
-    service["spec"]["canary"][0]["predictor"].update(changes)
-    return service
-
-
-def test_canary_is_valid_and_leaves_the_stable_predictor_as_it_is() -> None:
-    service = stable_and_canary()
-    check(service)
-    check_admission(service)
-    stable = render_inference_service(NO_JUDGE, MODEL, DECISION)
-    assert service["spec"]["predictor"] == stable["spec"]["predictor"]
-    assert service["metadata"] == stable["metadata"]
-    (canary,) = service["spec"]["canary"]
-    assert canary["trafficPercent"] == 10
-    assert canary["predictor"]["model"]["name"] == ""  # the CRD asks for it
-    assert "maxReplicas" not in canary["predictor"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"maxReplicas": 2}, "maxReplicas is not allowed: a canary has a fixed number of replicas"),
-        ({"minReplicas": 2}, "minReplicas 2 is above the predictor's 1"),
-        ({"name": ""}, "name is '': expected lower-case letters"),
-    ],
-)
-def test_canary_that_the_webhook_refuses_is_refused_first(changes: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ConfigError, match=reason):
-        check_admission(stable_and_canary(**changes))
 
 
 def test_mode_of_an_existing_service_cannot_change() -> None:
@@ -290,9 +262,3 @@ def test_change_of_the_judges_server_is_another_mark_and_none_has_the_mark_of_be
 def test_transformer_that_kserve_refuses_is_refused_first(path: tuple[Any, ...], value: Any, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         check_admission(edited("spec", "transformer", *path, value=value))
-
-
-def test_canary_beside_a_judges_server_is_refused() -> None:
-    stable = render_inference_service(DeployConfig(), MODEL, DECISION)
-    with pytest.raises(ConfigError, match="a canary beside a transformer"):
-        check_admission(as_canary(render_inference_service(NO_JUDGE, MODEL, DECISION), stable, 10))

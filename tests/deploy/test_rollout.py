@@ -8,16 +8,14 @@ from reasongenrm.deploy.rollout import Target, Timeline, address_of
 
 STABLE = Target("reasongenrm", "judge", "m")
 NAMED = Target("reasongenrm", "judge", "m", predictor="c1")
-CANARY = Target("reasongenrm", "judge", "m", predictor="c1", is_canary=True)
 
 
-def service(url: str, ready: str = "True", transition: str = "UpToDate", canary_ready: bool = True) -> dict[str, Any]:
+def service(url: str, ready: str = "True", transition: str = "UpToDate") -> dict[str, Any]:
     return {
         "status": {
             "address": {"url": url},
             "conditions": [{"type": "Ready", "status": ready}],
             "modelStatus": {"transitionStatus": transition},
-            "canaryStatuses": [{"name": "c1", "ready": canary_ready, "trafficPercent": 10}],
         }
     }
 
@@ -31,10 +29,8 @@ NEW = "http://judge-c1-predictor.reasongenrm.svc.cluster.local"
     [
         (STABLE, OLD, OLD),
         (STABLE, f"{OLD}:8080", f"{OLD}:8080"),
-        (NAMED, OLD, None),  # the canary took over, the status has not noticed
+        (NAMED, OLD, None),  # the predictor was renamed, the status has not noticed
         (NAMED, NEW, NEW),
-        (CANARY, OLD, NEW),
-        (CANARY, "http://judge-c0-predictor.reasongenrm.svc.cluster.local:8080", f"{NEW}:8080"),
         (STABLE, "http://127.0.0.1:8000", "http://127.0.0.1:8000"),
     ],
 )
@@ -45,7 +41,6 @@ def test_address_is_that_of_the_pods_that_are_waited_for(target: Target, url: st
 def test_there_is_no_address_before_kserve_calls_the_pods_ready() -> None:
     assert address_of(service(OLD, ready="Unknown"), STABLE) is None
     assert address_of(service(OLD, transition="InProgress"), STABLE) is None
-    assert address_of(service(OLD, canary_ready=False), CANARY) is None
     assert address_of({}, STABLE) is None
 
 

@@ -55,7 +55,6 @@ RESOURCES = (
     Resource("serving.kserve.io", "v1alpha1", "servingruntimes", "ServingRuntime", has_status=False),
     Resource("trainer.kubeflow.org", "v1alpha1", "trainjobs", "TrainJob"),
     Resource("trainer.kubeflow.org", "v1alpha1", "trainingruntimes", "TrainingRuntime", has_status=False),
-    Resource("gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute"),
     Resource("kueue.x-k8s.io", "v1beta2", "localqueues", "LocalQueue"),
 )
 

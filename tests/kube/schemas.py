@@ -50,7 +50,7 @@ def check(obj: dict[str, Any]) -> None:
 def is_custom(api_version: str) -> bool:
     """Whether a kind of this group comes from a CRD: its group has a domain, and the domain is not Kubernetes' own."""
     group = api_version.rpartition("/")[0]
-    return "." in group and (not group.endswith(".k8s.io") or group == "gateway.networking.k8s.io")
+    return "." in group and not group.endswith(".k8s.io")
 
 
 @cache

@@ -284,7 +284,7 @@ def test_expressions_select_as_kubernetes_says(
 
 def test_groups_of_kubernetes_itself_are_told_from_custom_ones() -> None:
     assert [is_custom(group) for group in ("v1", "apps/v1", "rbac.authorization.k8s.io/v1")] == [False] * 3
-    assert all(is_custom(group) for group in ("gateway.networking.k8s.io/v1", "kueue.x-k8s.io/v1beta2", "keda.sh/v1"))
+    assert all(is_custom(group) for group in ("kueue.x-k8s.io/v1beta2", "keda.sh/v1"))
 
 
 def test_validator_of_a_kind_is_made_once() -> None:

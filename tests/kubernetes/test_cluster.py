@@ -21,7 +21,7 @@ from reasongenrm.kubernetes.cluster import (
     NotFoundError,
     UnavailableError,
 )
-from reasongenrm.kubernetes.kinds import CONFIG_MAP, CRD, POD, SECRET, TRAIN_JOB
+from reasongenrm.kubernetes.kinds import CONFIG_MAP, POD, SECRET, TRAIN_JOB
 from tests.kube.fake_api import FakeCluster
 
 
@@ -137,10 +137,9 @@ def test_deleting_by_uid_spares_another_object_of_the_same_name(cluster: Cluster
     assert cluster.get(CONFIG_MAP, "kubeflow", "a") is not None
 
 
-def test_kinds_without_namespace_have_paths_without_one(cluster: Cluster) -> None:
-    assert CRD.path(None, "x") == "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/x"
+def test_path_has_the_group_and_the_namespace_where_there_is_one() -> None:
+    assert TRAIN_JOB.path(None) == "/apis/trainer.kubeflow.org/v1alpha1/trainjobs"
     assert POD.path("n", "x") == "/api/v1/namespaces/n/pods/x"
-    assert cluster.get(CRD, None, "trainjobs.trainer.kubeflow.org") is None
 
 
 # Refusals.

@@ -12,7 +12,7 @@ from reasongenrm.kubernetes.kinds import Kind
 from tests.manifests import OVERLAYS, ROOT, rendered
 
 ACCOUNTS = ("pipeline-runner", "default-editor")
-SERVING, RUN, CLUSTER = "reasongenrm", "kubeflow", ""
+SERVING, RUN = "reasongenrm", "kubeflow"
 
 # (namespace, group, resource) -> verbs, and who needs them.
 RIGHTS: dict[tuple[str, str, str], set[str]] = {
@@ -28,12 +28,10 @@ RIGHTS: dict[tuple[str, str, str], set[str]] = {
     (SERVING, "", "pods"): {"get", "list", "watch"},  # are the new pods ready, and why not
     (SERVING, "", "events"): {"get", "list", "watch"},
     (SERVING, "", "pods/log"): {"get"},  # the last lines of a judge that does not start
-    (SERVING, "gateway.networking.k8s.io", "httproutes"): {"get"},  # a canary's route
     (RUN, "trainer.kubeflow.org", "trainjobs"): {"get", "list", "watch", "create", "patch", "delete"},
     (RUN, "", "pods"): {"get", "list", "watch"},  # the nodes of a training
     (RUN, "", "events"): {"get", "list", "watch"},
     (RUN, "", "pods/log"): {"get"},
-    (CLUSTER, "apiextensions.k8s.io", "customresourcedefinitions"): {"get"},  # has InferenceService a canary?
 }
 
 # What a call of reasongenrm.kubernetes.cluster.Cluster asks of the API.
