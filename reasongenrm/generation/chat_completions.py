@@ -1,0 +1,212 @@
+"""OpenAI's chat completions as our clients write and read them: the body of a request, and what a reply says.
+
+Two clients stand on it, the endpoint engine and the judge's predictor, so that both ask and read in the same way. Fields
+that OpenAI's API does not have are vLLM's, and are sent only when they are asked for.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NotRequired
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from reasongenrm.data.chat import FAMILIES
+from reasongenrm.generation.seam import GenerationRequest, Sampling
+from reasongenrm.generation.verdicts import TOP_LOGPROBS
+
+# A turn's closing token as a stop string, for every family: an endpoint does not tell which one its model is of.
+TURN_ENDS = tuple(dict.fromkeys(family.turn_end for family in FAMILIES))
+# Kept of max_tokens for the assistant turn's opening and a verdict: about ten tokens in the three families.
+VERDICT_TOKENS = 16
+
+
+def chat_body(
+    model_name: str,
+    request: GenerationRequest,
+    sampling: Sampling,
+    seed: int,
+    *,
+    choices: Sequence[str] = (),
+    keep_markup: bool = False,
+) -> dict[str, Any]:
+    """The body of the request for one sample.
+
+    Args:
+        model_name: as the server lists it.
+        sampling: `num_samples` and `seed` are not used: a request is one sample.
+        seed: of this sample, in [0, 2**31).
+        choices: all that the answer may be; () leaves it free.
+        keep_markup: have vLLM leave the turns' markup in the text.
+    """
+    body: dict[str, Any] = {
+        "model": model_name,
+        "messages": request.messages,
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "seed": seed,
+    }
+    if request.opening_role is not None:
+        body["chat_template_kwargs"] = {"opening_role": request.opening_role}
+    if request.stop_at == "turn":
+        body["stop"] = TURN_ENDS
+    if sampling.verdict_logprobs:
+        body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
+    if keep_markup:
+        body["skip_special_tokens"] = False
+    if choices:
+        body["structured_outputs"] = {"choice": choices}
+        if request.opening_role == "reason" and sampling.max_tokens > VERDICT_TOKENS:
+            # vLLM's grammar begins after the reason, and a reason without an end would leave no room for a verdict.
+            body["thinking_token_budget"] = sampling.max_tokens - VERDICT_TOKENS
+    return body
+
+
+class _TopToken(TypedDict):
+    token: str
+    logprob: float
+
+
+class _Token(TypedDict):
+    token: str
+    logprob: float
+    top_logprobs: NotRequired[list[_TopToken] | None]
+
+
+class _Logprobs(TypedDict):
+    content: NotRequired[list[_Token] | None]
+
+
+class _Message(TypedDict, total=False):
+    """A message or what is new of it; servers name the reason in two ways. The last field is our own server's."""
+
+    content: str | None
+    reasoning: str | None
+    reasoning_content: str | None
+    reasoning_truncated: bool
+
+
+class _Choice(TypedDict):
+    finish_reason: NotRequired[str | None]
+    logprobs: NotRequired[_Logprobs | None]
+
+
+class _WholeChoice(_Choice):
+    message: _Message
+
+
+class _ChunkChoice(_Choice):
+    delta: _Message
+
+
+class _Usage(TypedDict):
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class _Whole(TypedDict):
+    choices: list[_WholeChoice]
+    usage: _Usage
+
+
+class _Chunk(TypedDict):
+    choices: list[_ChunkChoice]
+    usage: NotRequired[_Usage | None]
+
+
+# TypedDicts are read out of JSON in one pass and leave out what is not asked for: with 64 tokens of 20 log-probabilities
+# each half the time of `json.loads`.
+_WHOLE = TypeAdapter(_Whole)
+_CHUNK = TypeAdapter(_Chunk)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A chat completion's one choice, or a part of it while it is streamed.
+
+    Attributes:
+        reason: what the server split off as the reason, as it was written; None if it split nothing off.
+        content: the rest.
+        tokens: `logprobs.content`: {"token", "logprob", "top_logprobs": [{"token", "logprob"}, ...]} each, natural logs;
+            of the content alone, or (vLLM) of all that was generated; None if the server gave none.
+        finish_reason: None for a part that is not the last.
+        reason_truncated: the reason was cut off, though the generation went on.
+    """
+
+    reason: str | None = None
+    content: str = ""
+    tokens: Sequence[Mapping[str, Any]] | None = None
+    finish_reason: str | None = None
+    reason_truncated: bool = False
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+
+
+def read_completion(data: str | bytes) -> Completion:
+    """A whole reply.
+
+    Raises:
+        ValueError: it is no chat completion; the message says where.
+    """
+    try:
+        found = _WHOLE.validate_json(data)
+    except ValidationError as error:
+        raise ValueError(first_problem(error)) from error
+    if not found["choices"]:
+        raise ValueError("choices: has none; expected one")
+    choice = found["choices"][0]
+    return _part(choice["message"], choice, found["usage"])
+
+
+def read_chunk(data: str | bytes) -> Completion:
+    """A part of a streamed reply.
+
+    Raises:
+        ValueError: it is no chunk of a chat completion; the message says where.
+    """
+    try:
+        found = _CHUNK.validate_json(data)
+    except ValidationError as error:
+        raise ValueError(first_problem(error)) from error
+    choice: _ChunkChoice = found["choices"][0] if found["choices"] else {"delta": {}}
+    return _part(choice["delta"], choice, found.get("usage"))
+
+
+def join_parts(parts: Sequence[Completion]) -> Completion:
+    """The completion that was streamed in these parts."""
+    reasons = [part.reason for part in parts if part.reason is not None]
+    tokens = [token for part in parts for token in part.tokens or ()]
+    return Completion(
+        reason="".join(reasons) if reasons else None,
+        content="".join(part.content for part in parts),
+        tokens=tokens if any(part.tokens is not None for part in parts) else None,
+        finish_reason=next((part.finish_reason for part in reversed(parts) if part.finish_reason), None),
+        reason_truncated=any(part.reason_truncated for part in parts),
+        num_prompt_tokens=max((part.num_prompt_tokens for part in parts), default=0),
+        num_output_tokens=max((part.num_output_tokens for part in parts), default=0),
+    )
+
+
+def _part(message: _Message, choice: _Choice, usage: _Usage | None) -> Completion:
+    reason = message.get("reasoning")
+    if reason is None:
+        reason = message.get("reasoning_content")
+    return Completion(
+        reason=reason,
+        content=message.get("content") or "",
+        tokens=(choice.get("logprobs") or {}).get("content"),
+        finish_reason=choice.get("finish_reason"),
+        reason_truncated=message.get("reasoning_truncated", False),
+        num_prompt_tokens=usage["prompt_tokens"] if usage else 0,
+        num_output_tokens=usage["completion_tokens"] if usage else 0,
+    )
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that is wrong with a reply: where, and what."""
+    detail = error.errors(include_url=False, include_input=False)[0]
+    if detail["type"] == "json_invalid":
+        return "not JSON"
+    place = ".".join(str(part) for part in detail["loc"])
+    return f"{place}: {detail['msg']}" if place else detail["msg"]

@@ -1,0 +1,419 @@
+"""The one client of OpenAI-compatible servers: chat completions whole or streamed, and the list of models.
+
+The endpoint engine, the judge's predictor and the web page's chat stand on it. A body goes in, a `Completion` comes out.
+Connections are pooled; cancelling the task that waits closes its connection, which is how a cancellation reaches vLLM.
+aiohttp, because a request costs a fraction of the CPU time that httpx takes (benchmarks/evaluate_cost.py).
+
+    EngineError
+    `- EndpointError                no reply that can be used
+       |- EndpointAwayError         no connection, a connection that broke, or 502 to 504; may pass
+       |- EndpointFailedError       another 5xx; may pass
+       |- EndpointBusyError         429; may pass, perhaps when Retry-After says
+       |- EndpointTimeoutError      no reply in time; may pass
+       |- ContextExceededError      prompt and max_tokens do not fit into the model's context
+       |- EndpointRefusedError      any other status
+       `- WrongReplyError           what came is no reply of an OpenAI-compatible server
+"""
+
+import json
+import logging
+import re
+import ssl
+import urllib.request
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, NotRequired, Self, TypeVar
+
+import aiohttp
+import certifi
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+from yarl import URL
+
+from reasongenrm.errors import EngineError
+from reasongenrm.generation.chat_completions import Completion, first_problem, read_chunk, read_completion
+from reasongenrm.http_client import AttemptError, LongLineError, Retries, bearer, read_events, retry_after_seconds
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+CONNECT_SECONDS = 10.0
+EXCERPT_CHARS = 300  # of a server's words, in messages
+# OpenAI's code; the words of vLLM 0.32 (its API, then its engine), and of versions before it.
+CONTEXT_WORDS = (
+    "context_length_exceeded",
+    "maximum context length",
+    "maximum model length",
+    "context length is only",
+)
+
+
+class EndpointError(EngineError, AttemptError):
+    """The endpoint gave no reply that can be used.
+
+    Attributes:
+        found: what came instead, as the message has it, without where and what to do.
+        status: of the reply; None if there was none, or if the error came within a stream.
+        code: the server's, for programs.
+        param: the request's field that the server finds at fault.
+        request_id: as in the server's log, if it tells one.
+        retry_after_seconds: when the server wants to be asked again.
+    """
+
+    advice = "Look at the server, and ask again."
+
+    def __init__(
+        self,
+        where: str,
+        found: str,
+        advice: str | None = None,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        param: str | None = None,
+        request_id: str | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(f"{where}: {found.rstrip('.')}. {advice or self.advice}")
+        self.found, self.brief = found, f"{where}: {found}"
+        self.status, self.code, self.param, self.request_id = status, code, param, request_id
+        self.retry_after_seconds = retry_after_seconds
+
+
+class EndpointAwayError(EndpointError):
+    """Nobody answers there now."""
+
+
+class EndpointFailedError(EndpointError):
+    """The server failed."""
+
+
+class EndpointBusyError(EndpointError):
+    """The server has too much to do."""
+
+
+class EndpointTimeoutError(EndpointError):
+    """No reply in time."""
+
+
+class ContextExceededError(EndpointError):
+    """Prompt and max_tokens do not fit into the model's context."""
+
+    advice = "Send less, or ask for a smaller max_tokens."
+
+    @property
+    def fitting_fraction(self) -> float:
+        """About how much of the prompt would fit, in (0, 1], by the numbers in the server's words; 1 if they do not tell.
+
+        The prompt alone is less than the largest number, so that the fraction errs on the side of cutting in two steps.
+        """
+        context = re.search(r"context length\D{0,12}(\d{1,9})\b", self.found)
+        asked = max((int(number) for number in re.findall(r"\b\d{1,9}\b", self.found)), default=0)
+        return int(context[1]) / asked if context is not None and 0 < int(context[1]) < asked else 1.0
+
+
+class EndpointRefusedError(EndpointError):
+    """The server refuses the request, as it will the next time."""
+
+    advice = "Expected a chat completion. Change what the server refuses."
+
+
+class WrongReplyError(EndpointError):
+    """The reply is none of an OpenAI-compatible server."""
+
+    advice = "Expected an OpenAI-compatible server; check the URL, which ends with the API's version (/v1)."
+
+
+PASSING = (EndpointAwayError, EndpointFailedError, EndpointBusyError, EndpointTimeoutError)
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """A model that a server lists; `max_model_len` is its context in tokens, if told."""
+
+    name: str
+    max_model_len: int | None
+
+
+class _Card(TypedDict):
+    id: str
+    max_model_len: NotRequired[int | None]
+
+
+class _Cards(TypedDict):
+    data: list[_Card]
+
+
+_CARDS = TypeAdapter(_Cards)
+
+
+class OpenAIClient:
+    """An async context manager: the connections live as long as it does.
+
+    Args:
+        base_url: up to and including the API's version, such as "http://127.0.0.1:8000/v1".
+        key: sent as a bearer token; "": none.
+        key_name: the environment variable of the key, for messages.
+        timeout_seconds: of one attempt, from its connection to the end of its reply; None: no limit.
+        silence_seconds: between two parts of a reply; None: no limit.
+        connect_seconds: for a new connection.
+        retries: of requests that have no reply yet.
+        passing: which errors are tried again.
+        after_retries: what to do when they were in vain, for messages.
+
+    Raises:
+        EndpointError: the URL is none.
+        ConfigError: the key cannot be sent.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        key: str = "",
+        key_name: str = "OPENAI_API_KEY",
+        timeout_seconds: float | None = None,
+        silence_seconds: float | None = None,
+        connect_seconds: float = CONNECT_SECONDS,
+        retries: Retries | None = None,
+        passing: tuple[type[EndpointError], ...] = PASSING,
+        after_retries: str | None = None,
+    ) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._headers = bearer(key, key_name)
+        self._key_name = key_name
+        try:
+            url = URL(self.base_url)
+            if url.scheme not in ("http", "https") or not url.host:
+                raise ValueError("neither http:// nor https:// and a host")
+            _ = url.port
+        except ValueError as error:
+            raise EndpointError(
+                self.base_url,
+                f"{error}; expected a URL such as http://127.0.0.1:8000/v1",
+                "Correct the URL.",
+            ) from error
+        self._chat_url, self._models_url = url / "chat/completions", url / "models"
+        self._timeout = aiohttp.ClientTimeout(timeout_seconds, connect_seconds, silence_seconds)
+        self._timeout_seconds, self._connect_seconds = timeout_seconds or silence_seconds, connect_seconds
+        self._num_attempts = 1 if retries is None else retries.num and retries.num + 1
+        self._retrying = None if retries is None else retries.retrying(passing, logger)
+        self._passing, self._after_retries = passing, after_retries
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            headers=self._headers,
+            connector=aiohttp.TCPConnector(limit=0, ssl=_tls() if self._chat_url.scheme == "https" else True),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=self._timeout,
+            proxy=_proxy_of(self._chat_url),
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._session is not None
+        await self._session.close()
+
+    async def models(self) -> list[ModelCard]:
+        """The models that the server lists.
+
+        Raises:
+            EndpointError: no list of models.
+        """
+        return await self._retried(self._models, self.base_url)
+
+    async def complete(self, body: Mapping[str, Any], what: str = "") -> Completion:
+        """One chat completion, whole.
+
+        Args:
+            body: see `chat_completions.chat_body`.
+            what: the request's name in messages.
+
+        Raises:
+            EndpointError: see the module's docstring; after the retries.
+        """
+        return await self._retried(self._complete, self._where(what), body)
+
+    async def stream(self, body: Mapping[str, Any], what: str = "") -> AsyncGenerator[Completion, None]:
+        """One chat completion in parts (`chat_completions.join_parts` joins them); retried until the first one comes.
+
+        Leaving the generator (`contextlib.aclosing`) closes the connection.
+
+        Raises:
+            EndpointError: also in the middle, if the server gives up or the connection breaks.
+        """
+        where = self._where(what)
+        response = await self._retried(self._open_stream, where, {**body, "stream": True})
+        has_ended = False
+        async with response:
+            with self._losses(where):
+                async for event in read_events(response.content.iter_any()):
+                    if event.data == "[DONE]":
+                        break
+                    part = self._part(where, event.data)
+                    has_ended |= part.finish_reason is not None
+                    yield part
+        if not has_ended:
+            raise EndpointAwayError(where, "ended its reply before it was whole")
+
+    @asynccontextmanager
+    async def forward(self, body: bytes) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Hand a chat completion request on as it is; the response is the caller's to read.
+
+        Raises:
+            EndpointError: no response.
+        """
+        async with await self._retried(self._open, self.base_url, body) as response:
+            yield response
+
+    def _where(self, what: str) -> str:
+        return f"{self.base_url}: {what}" if what else self.base_url
+
+    async def _retried(self, attempt: Callable[..., Awaitable[T]], where: str, *rest: Any) -> T:
+        if self._retrying is None:
+            return await attempt(where, *rest)
+        try:
+            return await self._retrying(attempt, where, *rest)
+        except self._passing as error:
+            if self._num_attempts is None or self._num_attempts == 1:
+                raise
+            raise type(error)(
+                where,
+                f"failed {self._num_attempts} times, the last time with {error.found}; expected a reply",
+                self._after_retries,
+                status=error.status,
+                code=error.code,
+            ) from error
+
+    async def _models(self, where: str) -> list[ModelCard]:
+        raw = await self._read(where, "GET", self._models_url)
+        try:
+            return [ModelCard(card["id"], card.get("max_model_len")) for card in _CARDS.validate_json(raw)["data"]]
+        except ValidationError as error:
+            raise WrongReplyError(f"{where}/models", f"is no list of models: {first_problem(error)}") from error
+
+    async def _complete(self, where: str, body: Mapping[str, Any]) -> Completion:
+        raw = await self._read(where, "POST", self._chat_url, json=body)
+        try:
+            return read_completion(raw)
+        except ValueError as error:
+            raise WrongReplyError(
+                where, f"the reply is no chat completion with choices and usage: {error} ({_excerpt(raw)})"
+            ) from error
+
+    async def _read(self, where: str, method: str, url: URL, **more: Any) -> bytes:
+        with self._losses(where):
+            async with self._request(method, url, **more) as response:
+                raw = await response.read()
+        if response.status != 200:
+            raise self._refusal(where, response, raw)
+        return raw
+
+    async def _open_stream(self, where: str, body: Mapping[str, Any]) -> aiohttp.ClientResponse:
+        with self._losses(where):
+            response = await self._request("POST", self._chat_url, json=body)
+            if response.status == 200:
+                return response
+            async with response:
+                raw = await response.read()
+        raise self._refusal(where, response, raw)
+
+    async def _open(self, where: str, body: bytes) -> aiohttp.ClientResponse:
+        with self._losses(where):
+            headers = {"Content-Type": "application/json"}
+            response = await self._request("POST", self._chat_url, data=body, headers=headers)
+            if response.status not in (502, 503):
+                return response
+            async with response:
+                raw = await response.read()
+        raise self._refusal(where, response, raw)
+
+    def _request(self, method: str, url: URL, **more: Any) -> Any:
+        assert self._session is not None, "used as an async context manager"
+        return self._session.request(method, url, allow_redirects=False, **more)  # the key is for this server alone
+
+    @contextmanager
+    def _losses(self, where: str) -> Iterator[None]:
+        """What aiohttp raises, sorted: what took too long, what broke, what is no stream."""
+        try:
+            yield
+        except aiohttp.ConnectionTimeoutError as error:
+            raise EndpointAwayError(where, f"no connection within {self._connect_seconds:g} s") from error
+        except TimeoutError as error:
+            raise EndpointTimeoutError(where, f"no reply within {self._timeout_seconds:g} s") from error
+        except aiohttp.ClientConnectorError as error:
+            raise EndpointAwayError(where, f"no connection ({error})") from error
+        except aiohttp.ClientError as error:
+            raise EndpointAwayError(where, f"the connection broke ({type(error).__name__}: {error})") from error
+        except LongLineError as error:
+            raise WrongReplyError(where, f"its stream cannot be read: {error}") from error
+
+    def _part(self, where: str, data: str) -> Completion:
+        try:
+            return read_chunk(data)
+        except ValueError as error:
+            said = _error_of(data.encode())
+            if said:
+                raise self._error(where, None, said, data.encode()) from error
+            raise WrongReplyError(where, f"its stream is none of chat completion chunks: {error}") from error
+
+    def _refusal(self, where: str, response: aiohttp.ClientResponse, raw: bytes) -> EndpointError:
+        """The error that a reply of another status than 200 means."""
+        said = {"request_id": response.headers.get("X-Request-ID"), **_error_of(raw)}
+        return self._error(where, response.status, said, raw, retry_after_seconds(response.headers.get("Retry-After")))
+
+    def _error(
+        self, where: str, status: int | None, said: Mapping[str, Any], raw: bytes, after: float | None = None
+    ) -> EndpointError:
+        kind: type[EndpointError] = EndpointRefusedError
+        advice = None
+        if status is None or status in (502, 503, 504):
+            kind = EndpointAwayError if status else EndpointFailedError
+        elif status >= 500:
+            kind = EndpointFailedError
+        elif status == 429:
+            kind = EndpointBusyError
+        elif status == 400 and any(words in raw.decode("utf-8", "replace") for words in CONTEXT_WORDS):
+            kind = ContextExceededError
+        elif status in (401, 403):
+            advice = f"Set {self._key_name} to a key that this endpoint takes."
+        elif status == 404:
+            advice = "Check the model's name, and that the URL ends with the API's version (/v1)."
+        words = _excerpt(str(said["message"]).encode() if said.get("message") else raw)
+        found = f"HTTP {status}: {words}" if status else words
+        named = {name: said[name] for name in ("code", "param", "request_id") if isinstance(said.get(name), str)}
+        return kind(where, found, advice, status=status, retry_after_seconds=after, **named)
+
+
+def _error_of(raw: bytes) -> dict[str, Any]:
+    """The error object of a reply in OpenAI's shape; vLLM has {"error": "Unauthorized"} too. {} if it has none."""
+    try:
+        body = json.loads(raw)
+    except ValueError:
+        return {}
+    error = body.get("error") if isinstance(body, dict) else None
+    if isinstance(error, str):
+        return {"message": error}
+    return error if isinstance(error, dict) else {}
+
+
+def _excerpt(raw: bytes) -> str:
+    """What a server said, on one line, not too long."""
+    return " ".join(raw.decode("utf-8", "replace").split())[:EXCERPT_CHARS] or "no text"
+
+
+def _proxy_of(url: URL) -> str | None:
+    """The proxy that the environment names for a URL (HTTPS_PROXY, NO_PROXY, ...)."""
+    if urllib.request.proxy_bypass(url.host or ""):
+        return None
+    proxies = urllib.request.getproxies()
+    return proxies.get(url.scheme) or proxies.get("all")
+
+
+def _tls() -> ssl.SSLContext:
+    """Trusts the system's authorities, which slim images have none of, and certifi's."""
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())
+    return context
