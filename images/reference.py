@@ -5,6 +5,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from components.images import read_table
+from reasongenrm.components.images import read_table
 
 sys.stdout.write(read_table()[sys.argv[1]] + "\n")

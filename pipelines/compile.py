@@ -88,7 +88,7 @@ def stale_files(path: Path) -> list[Path]:
 def _compile() -> tuple[Any, Any]:
     from kfp.compiler import Compiler
 
-    from pipelines.reason_reward_model import reason_reward_model
+    from reasongenrm.pipelines.reason_reward_model import reason_reward_model
 
     with TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"

@@ -1,4 +1,4 @@
-"""Runs the pipeline on this machine: `python -m pipelines.local ARGUMENTS.json`, in a process of its own.
+"""Runs the pipeline on this machine: `python -m reasongenrm.pipelines.local ARGUMENTS.json`, in a process of its own.
 
 `reasongenrm/runs/local.py` starts it, reads its output and stops it. Tasks are subprocesses of the same Python environment.
 """
@@ -28,7 +28,7 @@ def run(pipeline_root: Path, arguments: dict[str, Any]) -> None:
     from kfp import local
     from kfp.local import subprocess_task_handler
 
-    from pipelines.reason_reward_model import reason_reward_model
+    from reasongenrm.pipelines.reason_reward_model import reason_reward_model
 
     subprocess_task_handler.replace_python_executable = _replace_python
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(pipeline_root))

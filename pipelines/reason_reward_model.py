@@ -13,20 +13,21 @@ from typing import Any
 
 from kfp import dsl
 
-from components import images
-from components.deploy_kserve.component import deploy_kserve
-from components.distill_reasons.component import distill_reasons
-from components.evaluate_rewardbench.component import evaluate_rewardbench
-from components.import_model.component import import_model
-from components.prepare_pairs.component import prepare_pairs
-from components.sample_reasons.component import sample_reasons
-from components.score_reasons.component import score_reasons
-from components.select_preferences.component import select_preferences
-from components.select_reasons.component import select_reasons
-from components.select_winner.component import select_winner
-from components.train_dpo.component import train_dpo
-from components.train_sft.component import train_sft
-from pipelines.resources import (
+from reasongenrm.components import images
+from reasongenrm.components.deploy_kserve.component import deploy_kserve
+from reasongenrm.components.distill_reasons.component import distill_reasons
+from reasongenrm.components.evaluate_rewardbench.component import evaluate_rewardbench
+from reasongenrm.components.import_model.component import import_model
+from reasongenrm.components.prepare_pairs.component import prepare_pairs
+from reasongenrm.components.sample_reasons.component import sample_reasons
+from reasongenrm.components.score_reasons.component import score_reasons
+from reasongenrm.components.select_preferences.component import select_preferences
+from reasongenrm.components.select_reasons.component import select_reasons
+from reasongenrm.components.select_winner.component import select_winner
+from reasongenrm.components.train_dpo.component import train_dpo
+from reasongenrm.components.train_sft.component import train_sft
+from reasongenrm.config import RunConfig, Section
+from reasongenrm.pipelines.resources import (
     HUB_KEY,
     JUDGE_KEYS,
     TEACHER_KEY,
@@ -37,7 +38,6 @@ from pipelines.resources import (
     place,
     tell_who_they_are,
 )
-from reasongenrm.config import RunConfig, Section
 
 
 def parameters(section: Section) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components import images
+from reasongenrm.components import images
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)

@@ -51,6 +51,9 @@ app = typer.Typer(
 @app.callback()
 def root(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=tools.print_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Turn preference data into a judge that writes a reason, then a verdict, and serve it.
 
@@ -79,7 +82,6 @@ app.command("runs", rich_help_panel=_STORE)(contents.runs)
 app.command("rollback", rich_help_panel=_CLUSTER)(rollback.rollback)
 app.command("compile", rich_help_panel=_CLUSTER)(tools.compile_pipeline)
 app.command("doctor", rich_help_panel=_TOOLS)(tools.doctor)
-app.command("version", rich_help_panel=_TOOLS)(tools.version)
 
 
 def main() -> None:

@@ -120,7 +120,7 @@ def submit(
 
       reasongenrm submit --config run.yaml --store s3://judges/runs --as-job -n kubeflow > job.yaml
     """
-    from pipelines.compile import PIPELINE_NAME, compile_pipeline
+    from reasongenrm.pipelines.compile import PIPELINE_NAME, compile_pipeline
     from reasongenrm.processes.doctor import require
     from reasongenrm.runs.kfp import PipelineServer
     from reasongenrm.runs.submit import arguments_of, parse_parameters, reachable_inputs
@@ -163,7 +163,7 @@ def _print_job(
     host: str | None,
     service_account: str,
 ) -> None:
-    from components.images import image
+    from reasongenrm.components.images import image
     from reasongenrm.runs.submit_job import as_yaml, submit_job
 
     namespace = namespace or "kubeflow"
@@ -272,7 +272,7 @@ def cancel(run: RunArgument, host: HostOption = None, namespace: NamespaceOption
 
 def show_runs(host: str | None, namespace: str | None, run: str | None, as_json: bool) -> None:
     """The runs of a cluster, or one with its tasks; `reasongenrm runs --host` calls it."""
-    from pipelines.compile import PIPELINE_NAME
+    from reasongenrm.pipelines.compile import PIPELINE_NAME
     from reasongenrm.runs.kfp import PipelineServer
 
     server = PipelineServer.connect(host, namespace)

@@ -88,7 +88,7 @@ def examine_image(name: str) -> list[Finding]:
 
 
 def _version(name: str) -> Finding:
-    from components.images import read_table
+    from reasongenrm.components.images import read_table
 
     tag = read_table()[name].rpartition(":")[2]
     installed = importlib.metadata.version("reasongenrm")

@@ -133,7 +133,7 @@ def image_overrides(assignments: list[str], registry: str | None) -> dict[str, s
     Raises:
         ConfigError: an assignment without a name that we have, or an image without a tag that says what it is.
     """
-    from components.images import NAMES, read_table
+    from reasongenrm.components.images import NAMES, read_table
 
     prefix = registry.rstrip("/") if registry else ""
     images = {name: f"{prefix}/{image.rpartition('/')[2]}" for name, image in read_table().items()} if prefix else {}

@@ -1,4 +1,4 @@
-"""compile, doctor, version: commands that are not about data or models."""
+"""compile, doctor, --version: commands that are not about data or models."""
 
 from pathlib import Path
 from typing import Annotated
@@ -44,7 +44,7 @@ def compile_pipeline(
 
       reasongenrm compile -o build/pipeline.yaml --namespace kubeflow --registry registry.example/team --image vllm=judge:7
     """
-    from pipelines.compile import compile_to, stale_files
+    from reasongenrm.pipelines.compile import compile_to, stale_files
     from reasongenrm.processes.doctor import require
 
     require("pipeline")
@@ -107,6 +107,8 @@ def doctor(
         raise typer.Exit(1)
 
 
-def version() -> None:
-    """Print the version."""
-    out.print(f"reasongenrm {__version__}")
+def print_version(wanted: bool) -> None:
+    """Of `--version`: print it and end."""
+    if wanted:
+        out.print(f"reasongenrm {__version__}")
+        raise typer.Exit

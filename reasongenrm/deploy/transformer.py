@@ -99,7 +99,7 @@ def render_transformer(config: DeployConfig, decision: "ArtifactRef") -> dict[st
 
 
 def _image() -> str:
-    from components.images import image
+    from reasongenrm.components.images import image
 
     return image("cpu")
 

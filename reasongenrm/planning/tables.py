@@ -170,7 +170,7 @@ def memory_grid(machine: Machine) -> Grid:
 
 def reference_plan(name: str, judge: str) -> Plan:
     """80,000 pairs with the reference's configuration of a judge, taught by a 70B model, on eight H100."""
-    folder = resources.files("pipelines") / "configs" / "reference"
+    folder = resources.files("reasongenrm.pipelines") / "configs" / "reference"
     config = load_config(Path(str(folder)) / f"{name}.yaml")
     points = shipped_points()
     assumed = Assumptions(num_pairs=80_000)

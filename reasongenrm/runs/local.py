@@ -25,7 +25,11 @@ from reasongenrm.runs.task import DEFECT, ENDED, OUTCOME, STARTED, TaskOutcome
 from reasongenrm.store.artifacts import Store
 from reasongenrm.store.run_records import RunInputs, RunRecord, TaskRecord, end_run, new_run, save_run
 
-PIPELINE = ("-u", "-m", "pipelines.local")  # what Python runs; one argument follows, the file with the arguments
+PIPELINE = (
+    "-u",
+    "-m",
+    "reasongenrm.pipelines.local",
+)  # what Python runs; one argument follows, the file with the arguments
 STOP_SECONDS = 10.0  # for tasks to clean up after SIGTERM, before SIGKILL
 _TAIL_LINES = 15
 

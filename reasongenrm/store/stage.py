@@ -303,7 +303,11 @@ def content_digest(files: Iterable[FileEntry]) -> str:
 def source_sha256() -> str:
     """SHA-256 over this package's source files: two manifests that differ in it were made by different code."""
     package = Path(__file__).parents[1]
-    lines = [f"{path.relative_to(package)}\0{sha256_file(path)}\n" for path in sorted(package.rglob("*.py"))]
+    # An installed package also holds components/ and pipelines/, which wire stages and do none of their work.
+    paths = sorted(
+        path for path in package.rglob("*.py") if path.relative_to(package).parts[0] not in ("components", "pipelines")
+    )
+    lines = [f"{path.relative_to(package)}\0{sha256_file(path)}\n" for path in paths]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

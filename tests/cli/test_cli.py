@@ -74,7 +74,7 @@ def test_help_of_every_command_imports_only_what_draws_it() -> None:
 @pytest.mark.parametrize(
     ("arguments", "uses"),
     [
-        ("version", set()),
+        ("--version", set()),
         ("doctor", set()),
         ("runs --store {folder}", {"boto3"}),
         ("models --store {folder}", {"boto3"}),
@@ -90,11 +90,11 @@ def test_command_imports_only_the_heavy_packages_that_it_uses(arguments: str, us
 def test_commands_are_those_of_the_documentation() -> None:
     stages = ["prepare", "distill", "sample", "score", "train"]
     cluster = ["submit", "logs", "cancel", "rollback", "compile"]
-    others = ["run", "plan", "evaluate", "judge", "judge-server", "serve", "web", "models", "runs", "doctor", "version"]
+    others = ["run", "plan", "evaluate", "judge", "judge-server", "serve", "web", "models", "runs", "doctor"]
     assert sorted([*stages, *cluster, *others]) == COMMANDS
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "version"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_a_command_has_an_example_that_parses(name: str) -> None:
     text = invoke(name, "--help").output
     examples = re.findall(rf"^ +reasongenrm {name}\b(.*)$", text, re.MULTILINE)
@@ -115,7 +115,7 @@ def test_every_option_says_what_it_is_for(name: str) -> None:
 
 
 def test_version_is_printed() -> None:
-    assert invoke("version").output == f"reasongenrm {__version__}\n"
+    assert invoke("--version").output == f"reasongenrm {__version__}\n"
 
 
 def test_shell_completion_can_be_installed() -> None:

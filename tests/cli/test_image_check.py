@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from components import images
 from reasongenrm.cli import app, image_check
 from reasongenrm.cli.image_check import COMMANDS, EXTRAS, STAGES, examine_image
+from reasongenrm.components import images
 from tests.kube.pods import containers, pod_specs
 from tests.manifests import rendered
 from tests.manifests.example import example
@@ -22,7 +22,7 @@ def test_every_adapter_of_an_image_is_checked_in_that_image() -> None:
     of_image: dict[str, set[str]] = {name: set() for name in images.NAMES}
     for path in COMPONENTS.glob("*/component.py"):
         name = path.parent.name
-        component = vars(importlib.import_module(f"components.{name}.component"))[name]
+        component = vars(importlib.import_module(f"reasongenrm.components.{name}.component"))[name]
         image = component.component_spec.implementation.container.image
         of_image[next(key for key, reference in images.read_table().items() if reference == image)].add(name)
     assert {name: {stage.split(".")[1] for stage in stages} for name, stages in STAGES.items()} == of_image

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from kfp.dsl import HTML, Artifact, ClassificationMetrics, Dataset, Markdown, Metrics, Model
 
-from components import images
 from reasongenrm import __version__
+from reasongenrm.components import images
 from reasongenrm.config import RunConfig, parse_section
 from reasongenrm.demo.formats import teacher_server
 from reasongenrm.store.artifacts import ArtifactRef, read_file
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.timeout(900)  # one fixture runs everything: half a min
 
 
 def component(name: str) -> Any:
-    return vars(importlib.import_module(f"components.{name}.component"))[name]
+    return vars(importlib.import_module(f"reasongenrm.components.{name}.component"))[name]
 
 
 def test_there_is_one_adapter_for_every_stage() -> None:

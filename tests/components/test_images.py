@@ -2,8 +2,8 @@ from importlib import reload
 
 import pytest
 
-from components import images
 from reasongenrm import __version__
+from reasongenrm.components import images
 
 
 def test_every_image_of_the_table_has_the_package_version_as_its_tag() -> None:

@@ -8,8 +8,8 @@ import typer
 import yaml
 from typer.core import TyperGroup
 
-from components.images import read_table
 from reasongenrm.cli import app
+from reasongenrm.components.images import read_table
 from reasongenrm.config import DeployConfig, JudgeServerConfig, parse_section
 from reasongenrm.deploy.manifest import deploy_kserve, mark_of, render_inference_service
 from reasongenrm.deploy.preflight import check_admission

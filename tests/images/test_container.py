@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from components import images
-from components.prepare_pairs.component import prepare_pairs
+from reasongenrm.components import images
+from reasongenrm.components.prepare_pairs.component import prepare_pairs
 from reasongenrm.config import ModelConfig
 from reasongenrm.data.import_model import import_model
 from reasongenrm.store.artifacts import ArtifactRef, Store, read_file

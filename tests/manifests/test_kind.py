@@ -21,8 +21,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from components.images import read_table
 from reasongenrm.cli import app
+from reasongenrm.components.images import read_table
 from reasongenrm.config import DeployConfig, load_config
 from reasongenrm.deploy.preflight import check_settings
 from tests.kube.fake_kfp import FakeKfp

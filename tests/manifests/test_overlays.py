@@ -15,9 +15,9 @@ import typer
 import yaml
 from typer.core import TyperGroup
 
-from components.images import read_table
 from reasongenrm import __version__
 from reasongenrm.cli import app
+from reasongenrm.components.images import read_table
 from reasongenrm.data.chat import REASONING_PARSER_FILE
 from reasongenrm.judge.server.telemetry import Telemetry
 from tests.kube.pods import containers, pod_specs

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from components import images
-from pipelines.compile import Compiled, compile_pipeline, compile_to, stale_files
-from pipelines.reason_reward_model import parameters, reason_reward_model
-from pipelines.resources import S3_KEYS
 from reasongenrm import __version__
+from reasongenrm.components import images
 from reasongenrm.config import ResourcesConfig, RunConfig, Section, parse_section
+from reasongenrm.pipelines.compile import Compiled, compile_pipeline, compile_to, stale_files
+from reasongenrm.pipelines.reason_reward_model import parameters, reason_reward_model
+from reasongenrm.pipelines.resources import S3_KEYS
 from tests.kube.schemas import check
 
 GOLDEN = Path(__file__).parents[2] / "pipelines" / "compiled" / "reason_reward_model.yaml"
@@ -140,7 +140,7 @@ def test_images_are_parameters_with_the_tables_images_as_defaults(compiled: tupl
     expected = {images.CPU: image % "cpu", images.TRAIN: image % "train", images.VLLM: image % "vllm"}
     for stage, found in used.items():
         name = stage.replace("-", "_")
-        adapter = vars(importlib.import_module(f"components.{name}.component"))[name]
+        adapter = vars(importlib.import_module(f"reasongenrm.components.{name}.component"))[name]
         assert found == expected[adapter.component_spec.implementation.container.image], stage
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pipelines.compile import PIPELINE_NAME, Compiled, compile_pipeline
 from reasongenrm.config import RunConfig
 from reasongenrm.errors import ClusterError, ConfigError
+from reasongenrm.pipelines.compile import PIPELINE_NAME, Compiled, compile_pipeline
 from reasongenrm.runs import kfp
 from reasongenrm.runs.kfp import NotThereError, PipelineServer, ServerAwayError
 from reasongenrm.runs.kfp_runs import task_names

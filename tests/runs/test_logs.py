@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pipelines.compile import PIPELINE_NAME, compile_pipeline
 from reasongenrm.cli import app
 from reasongenrm.config import RunConfig
 from reasongenrm.kubernetes.cluster import Cluster
+from reasongenrm.pipelines.compile import PIPELINE_NAME, compile_pipeline
 from reasongenrm.runs import kfp
 from reasongenrm.runs.kfp import NotThereError, PipelineServer
 from reasongenrm.runs.logs import NODE_NAME, RUN_LABEL, task_log, task_of, task_pods
