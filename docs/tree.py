@@ -6,33 +6,16 @@
 import ast
 import re
 import textwrap
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "architecture.md"
 BETWEEN = re.compile(r"(?<=<!-- tree: made by docs/tree.py -->\n```\n).*?(?=```\n<!-- end -->)", re.DOTALL)
 WIDTH, COLUMN = 120, 26
-# The data flow. A folder may import those before it.
-ORDER = [
-    "processes",
-    "store",
-    "packing",
-    "data",
-    "generation",
-    "reasons",
-    "training",
-    "evaluation",
-    "serving",
-    "judge",
-    "kubernetes",
-    "deploy",
-    "trainjob",
-    "runs",
-    "planning",
-    "web",
-    "demo",
-    "cli",
-]
+# Folders in data-flow order: the layers that `make lint` checks, the lowest first.
+LAYERS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"][0]
+ORDER = [name.strip() for layer in reversed(LAYERS["layers"]) for name in layer.split("|")]
 
 
 def phrase(module: Path) -> str:
@@ -49,7 +32,10 @@ def rows(folder: Path, depth: int = 1) -> list[tuple[str, str]]:
     found = [("  " * depth + path.name, phrase(path)) for path in modules]
     packages = [path.parent for path in folder.glob("*/__init__.py")]
     for package in sorted(packages, key=lambda path: (ORDER.index(path.name) if depth == 1 else 0, path.name)):
-        found += [("  " * depth + package.name + "/", phrase(package / "__init__.py")), *rows(package, depth + 1)]
+        inside = (
+            [] if package.is_symlink() else rows(package, depth + 1)
+        )  # components/, pipelines/: at the top of the repository
+        found += [("  " * depth + package.name + "/", phrase(package / "__init__.py")), *inside]
     return found
 
 
