@@ -78,17 +78,17 @@ ask_judge() {
   within 310 "${kubectl[@]}" -n $serving_namespace wait "inferenceservice/$service" --for=condition=Ready --timeout=300s >&2 ||
     die "InferenceService $serving_namespace/$service is not Ready after 300 s."
   forward $serving_namespace "$service-transformer" "$judge_port" 80 /readyz
-  OPENAI_API_KEY="$(secret_value $serving_namespace reasongenrm-judge JUDGE_API_KEY)"
-  export OPENAI_API_KEY
+  JUDGE_API_KEY="$(secret_value $serving_namespace reasongenrm-judge JUDGE_API_KEY)"
+  export JUDGE_API_KEY
   # The key goes in by a file that only we can read, not as an argument.
-  (umask 077 && printf 'header = "Authorization: Bearer %s"\n' "$OPENAI_API_KEY" >"$scratch/curl.conf")
+  (umask 077 && printf 'header = "Authorization: Bearer %s"\n' "$JUDGE_API_KEY" >"$scratch/curl.conf")
   status="$(curl -sS --max-time 120 --config "$scratch/curl.conf" -H 'Content-Type: application/json' \
     -d "{\"model\": \"$service\", \"max_tokens\": 16, \"messages\": [{\"role\": \"user\", \"content\": \"Name a river.\"}]}" \
     -o "$scratch/completion.json" -w '%{http_code}' "$base/v1/chat/completions")" || die "the judge does not answer at $base."
   [ "$status" = 200 ] || die "the judge answered HTTP $status: $(head -c 500 "$scratch/completion.json")"
-  within 300 "$python" -m reasongenrm judge --endpoint "$base/v1" --json --set evaluate.max_tokens=16 \
+  within 300 "$python" -m reasongenrm judge --url "$base" --json --max-tokens 32 \
     --question "Name a river. Write the whole answer in capital letters." --answer-a "THE NILE." --answer-b "The Nile." \
-    >"$scratch/judgment.json" || die "'reasongenrm judge' failed at $base/v1."
+    >"$scratch/judgment.json" || die "'reasongenrm judge' failed at $base."
   "$python" -m reasongenrm.demo.smoke check "$scratch/completion.json" "$scratch/judgment.json" || die "the judge's answer has the wrong form."
 }
 

@@ -11,8 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from reasongenrm.cli import cluster, contents, judge, judge_server, run, tools, web
-from reasongenrm.cli import evaluate as judging
+from reasongenrm.cli import cluster, contents, evaluate_command, judge_command, judge_server, run, tools, web
 from reasongenrm.cli import plan_command as plan
 from reasongenrm.cli import rollback_command as rollback
 from reasongenrm.cli import serve as endpoint
@@ -72,8 +71,8 @@ app.command("train", rich_help_panel=_PIPELINE)(stages.train)
 app.command("submit", rich_help_panel=_CLUSTER)(cluster.submit)
 app.command("logs", rich_help_panel=_CLUSTER)(cluster.logs)
 app.command("cancel", rich_help_panel=_CLUSTER)(cluster.cancel)
-app.command("evaluate", rich_help_panel=_JUDGE)(judging.evaluate)
-app.command("judge", rich_help_panel=_JUDGE)(judge.judge)
+app.command("evaluate", rich_help_panel=_JUDGE)(evaluate_command.evaluate)
+app.command("judge", rich_help_panel=_JUDGE)(judge_command.judge)
 app.command("serve", rich_help_panel=_JUDGE)(endpoint.serve)
 app.command("judge-server", rich_help_panel=_JUDGE)(judge_server.judge_server)
 app.command("web", rich_help_panel=_JUDGE)(web.web)

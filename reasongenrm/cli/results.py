@@ -1,7 +1,7 @@
 """How results look in a terminal: the table of variants, one judged pair."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from reasongenrm.evaluation.judge_pair import PairJudgment
     from reasongenrm.evaluation.metrics import Evaluation
     from reasongenrm.judge.api import PairwiseResponse
 
@@ -55,36 +54,10 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}"
 
 
-def pair_panel(question: str, answer_a: str, answer_b: str, judgment: "PairJudgment", judge: str) -> RenderableType:
-    """One judged pair: the question, the answers, each order's reason and verdict, and what both orders agree on."""
-    parts: list[RenderableType] = [
-        _part("Question", question),
-        _part("Answer A", answer_a),
-        _part("Answer B", answer_b),
-    ]
-    orders = (("as given", judgment.given), ("answers swapped", judgment.swapped))
-    for (order, found), verdict in zip(orders, judgment.verdicts, strict=True):
-        parts.append(Text())
-        if found.reason is not None:
-            parts.append(_part(f"Reason ({order})", found.reason))
-        said = (
-            f"{found.verdict}, answer {verdict[2]} as given" if found.verdict and verdict else f"none: {found.answer!r}"
-        )
-        parts.append(_part(f"Verdict ({order})", said))
-    agreed = f"Answer {judgment.preferred}, in both orders." if judgment.preferred else "The two orders do not agree."
-    parts += [Text(), Text(agreed, style="bold green" if judgment.preferred else "bold yellow")]
-    return Panel(Group(*parts), title=Text(judge), title_align="left")
-
-
-def judgment_panel(
-    question: str, answer_a: str, answer_b: str, judgment: "PairwiseResponse", judge: str
-) -> RenderableType:
-    """What a judge service says about a pair: each generation's reason, what is said in all, and p_a as a bar."""
-    parts: list[RenderableType] = [
-        _part("Question", question),
-        _part("Answer A", answer_a),
-        _part("Answer B", answer_b),
-    ]
+def judgment_panel(asked: Mapping[str, str], judgment: "PairwiseResponse", judge: str) -> RenderableType:
+    """What a judge says about a pair: each generation's reason, the verdict of all, and p_a as a bar."""
+    headings = {"question": "Question", "answer_a": "Answer A", "answer_b": "Answer B"}
+    parts: list[RenderableType] = [_part(heading, asked[name]) for name, heading in headings.items()]
     several = any(one.vote for one in judgment.judgments)
     for one in judgment.judgments:
         order = "as given" if one.order == "given" else "answers swapped: its A is your B"
@@ -105,14 +78,14 @@ def judgment_panel(
             "B", Bar(1.0, 0.0, judgment.p_a, width=_BAR_CHARS, color="green", bgcolor="bright_black"), "A", label
         )
         parts.append(bar)
-    words = {
-        "A": "Answer A" + (", in both orders." if judgment.consistent else "."),
-        "B": "Answer B" + (", in both orders." if judgment.consistent else "."),
-        "tie": "A tie: the answers are equal." if judgment.consistent else "A tie: the two orders do not agree.",
-        None: "No verdict could be read.",
-    }
     decided = judgment.preferred in ("A", "B")
-    parts.append(Text(words[judgment.preferred], style="bold green" if decided else "bold yellow"))
+    if decided:
+        words = f"Answer {judgment.preferred}" + (", in both orders." if judgment.consistent else ".")
+    elif judgment.preferred == "tie":
+        words = "A tie: the answers are equal." if judgment.consistent else "A tie: the two orders do not agree."
+    else:
+        words = "No verdict could be read."
+    parts.append(Text(words, style="bold green" if decided else "bold yellow"))
     return Panel(Group(*parts), title=Text(judge), title_align="left")
 
 

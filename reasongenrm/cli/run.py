@@ -1,12 +1,9 @@
 """run: the whole pipeline on this machine, then the winner behind an endpoint, judging a pair."""
 
-import contextlib
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -213,23 +210,28 @@ class _Results:
 
 def _try_winner(results: _Results, model_folder: Path, config: "EvaluateConfig", port: int, keep_up: bool) -> None:
     """Serve the winner, judge one benchmark pair through HTTP, print it; with `keep_up` serve on until Ctrl-C."""
-    from reasongenrm.cli.results import pair_panel
+    from reasongenrm.cli.results import judgment_panel
     from reasongenrm.cli.serve import served
     from reasongenrm.data.prompts import question_text
+    from reasongenrm.evaluation.calibration import load_calibration
     from reasongenrm.evaluation.evaluate import VARIANT_STYLES
-    from reasongenrm.evaluation.judge_pair import judge_row
     from reasongenrm.evaluation.metrics import variant_name
-    from reasongenrm.generation import open_engine
+    from reasongenrm.judge.api import PairwiseRequest
+    from reasongenrm.judge.service import JudgeSettings, judge_once
 
-    row, is_vllm = results.first_row, find_spec("vllm") is not None
+    row = results.first_row
+    asked = {"question": question_text(row.question), "answer_a": row.chosen, "answer_b": row.rejected}
     with served(model_folder, port) as endpoint:
-        with (
-            contextlib.redirect_stdout(sys.stderr),
-            contextlib.closing(open_engine(endpoint.address, config.engine, keep_markup=is_vllm)) as engine,
-        ):
-            judgment = judge_row(engine, row, config, VARIANT_STYLES[results.winner])
+        settings = JudgeSettings(
+            predictor_url=endpoint.address,
+            style=VARIANT_STYLES[results.winner],
+            max_tokens=config.max_tokens,
+            timeout_seconds=config.engine.timeout_seconds,
+            calibration=load_calibration(model_folder),
+        )
+        judgment = judge_once(settings, PairwiseRequest(**asked))
         title = f"{variant_name(results.winner)} judges {row.row_id} at {endpoint.address}"
-        out.print(pair_panel(question_text(row.question), row.chosen, row.rejected, judgment, title))
+        out.print(judgment_panel(asked, judgment, title))
         if keep_up:
             print_note(f"serving {model_folder} at {endpoint.address} until Ctrl-C; judge a pair of your own:")
             print_note(

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from reasongenrm.demo.formats import write_demo_data
 from reasongenrm.demo.tiny import tiny_checkpoint
 from reasongenrm.errors import InputError, ReasonGenRMError
-from reasongenrm.evaluation.judge_pair import PairJudgment
+from reasongenrm.judge.api import PairwiseResponse
 from reasongenrm.store.artifacts import Store
 
 MODEL = "model"  # the folder's name below the prefix; the two files keep the demo's names
@@ -72,19 +72,19 @@ def check_completion(text: str) -> str:
     return str(content)
 
 
-def check_judgment(text: str) -> PairJudgment:
+def check_judgment(text: str) -> PairwiseResponse:
     """Read what `reasongenrm judge --json` printed: a reason in both orders; the verdict may be missing.
 
     Raises:
         InputError: it is no judgment, or one without a reason.
     """
     try:
-        judgment = PairJudgment.model_validate_json(text)
+        judgment = PairwiseResponse.model_validate_json(text)
     except ValidationError as error:
         raise InputError(f"what the judge command printed is no judgment: {text[:300]!r}.") from error
-    for order, found in (("as given", judgment.given), ("swapped", judgment.swapped)):
+    for found in judgment.judgments:
         if not (found.reason or "").strip():
-            raise InputError(f"the judgment of the answers {order} has no reason: {text[:300]!r}.")
+            raise InputError(f"the judgment in the order '{found.order}' has no reason: {text[:300]!r}.")
     return judgment
 
 
@@ -96,12 +96,8 @@ def main(arguments: list[str]) -> None:
         case ["check", completion, judgment]:
             content = check_completion(Path(completion).read_text(encoding="utf-8"))
             judged = check_judgment(Path(judgment).read_text(encoding="utf-8"))
-            found = [
-                f"chat completion: {content!r}",
-                f"reason (as given): {judged.given.reason!r}",
-                f"reason (swapped): {judged.swapped.reason!r}",
-                f"verdicts: {judged.given.verdict}, {judged.swapped.verdict} (random weights: none is expected)",
-            ]
+            found = [f"chat completion: {content!r}"]
+            found += [f"reason ({one.order}): {one.reason!r}, preferred: {one.preferred}" for one in judged.judgments]
         case _:
             sys.exit(
                 "usage: python -m reasongenrm.demo.smoke write s3://BUCKET/PREFIX | check COMPLETION.json JUDGMENT.json"

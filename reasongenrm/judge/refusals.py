@@ -1,9 +1,9 @@
 """What the judge can answer instead of a judgment: HTTP status, and what the caller should do."""
 
-from reasongenrm.errors import ReasonGenRMError
+from reasongenrm.errors import EngineError
 
 
-class JudgeError(ReasonGenRMError):
+class JudgeError(EngineError):
     """A judgment that could not be given.
 
     Attributes:

@@ -1,5 +1,6 @@
 """The judge itself, without HTTP: API requests in, responses out, one predictor behind it."""
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
@@ -11,6 +12,7 @@ from reasongenrm.judge.api import (
     JudgeOptions,
     ListwiseRequest,
     ListwiseResponse,
+    PairwiseRequest,
     PairwiseResponse,
     PointwiseRequest,
     PointwiseResponse,
@@ -20,7 +22,7 @@ from reasongenrm.judge.pairwise import JudgeEvent, JudgeSettings, Observed, Obse
 from reasongenrm.judge.predictor import Predictor
 from reasongenrm.judge.prompting import Pair
 
-__all__ = ["JudgeEvent", "JudgeService", "JudgeSettings", "Observed", "Observer", "open_judge"]
+__all__ = ["JudgeEvent", "JudgeService", "JudgeSettings", "Observed", "Observer", "judge_once", "open_judge"]
 
 KEY_VARIABLE = "VLLM_API_KEY"  # the predictor's, under vLLM's own name
 
@@ -123,18 +125,35 @@ class JudgeService:
 
 
 @asynccontextmanager
-async def open_judge(settings: JudgeSettings, observer: Observer | None = None) -> AsyncIterator[JudgeService]:
-    """A judge with its connections; the predictor's key, if it wants one, is read from VLLM_API_KEY.
+async def open_judge(
+    settings: JudgeSettings, observer: Observer | None = None, key: str | None = None
+) -> AsyncIterator[JudgeService]:
+    """A judge with its connections.
 
     Args:
         observer: is told of every generation and pair.
+        key: the predictor's; None reads VLLM_API_KEY, which may be unset.
     """
     predictor = Predictor(
         settings.predictor_url,
         settings.model,
-        os.environ.get(KEY_VARIABLE) or None,
+        key or os.environ.get(KEY_VARIABLE) or None,
         settings.timeout_seconds,
         settings.max_concurrency,
     )
     async with predictor:
         yield JudgeService(predictor, settings, observer)
+
+
+def judge_once(settings: JudgeSettings, request: PairwiseRequest, key: str | None = None) -> PairwiseResponse:
+    """One pair, judged as a server with these settings would, from code without an event loop (see `open_judge`).
+
+    Raises:
+        JudgeError: see `PairJudge.judge`.
+    """
+
+    async def ask() -> PairwiseResponse:
+        async with open_judge(settings, key=key) as service:
+            return await service.pairwise(request, "once")
+
+    return asyncio.run(ask())

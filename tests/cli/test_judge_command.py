@@ -85,17 +85,15 @@ def test_json_is_the_services_answer_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (
-            ("--url", "http://127.0.0.1:9", *PAIR, "--endpoint", "http://127.0.0.1:9/v1"),
-            "--endpoint has no effect with",
-        ),
+        (("--url", "http://127.0.0.1:9", *PAIR, "--endpoint", "http://127.0.0.1:9/v1"), "one of --url URL"),
+        (("--url", "http://127.0.0.1:9", *PAIR, "--style", "plain"), "--style has no effect with --url"),
         (("--url", "http://127.0.0.1:9", *PAIR, "-o", "x"), "--output needs --file"),
         (("--url", "http://127.0.0.1:9", "--question", "q", "--answer-a", "a"), "--answer-b is missing"),
         (("--url", "http://127.0.0.1:9", *PAIR, "--file", "x"), "--question has no effect with --file"),
-        (("--url", "http://127.0.0.1:9", "--file", "x"), "--file needs --output"),
+        (("--url", "http://127.0.0.1:9", "--file", "x"), "and --output, the file for the judgments"),
+        (("--endpoint", "http://127.0.0.1:9/v1", "--file", "x", "-o", "y"), "--file needs --url, a judge service"),
         (("--url", "http://127.0.0.1:9/v1", *PAIR), "without /v1"),
-        (("--endpoint", "http://127.0.0.1:9/v1", *PAIR, "--votes", "2"), "--votes needs a judge service"),
-        (PAIR, "or a judge service as --url URL"),
+        (PAIR, "give the judge as one of --url URL (a judge service) and --endpoint URL"),
     ],
 )
 def test_options_that_say_nothing_together_are_refused(arguments: tuple[str, ...], words: str) -> None:

@@ -1,0 +1,139 @@
+"""evaluate: one judge on one benchmark, from a checkpoint or behind an OpenAI-compatible endpoint."""
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from reasongenrm.cli.console import print_json, print_note, print_table
+from reasongenrm.cli.settings import (
+    DEFAULT_STORE,
+    ConfigOption,
+    JsonOption,
+    SetOption,
+    StoreOption,
+    absolute,
+    make_config,
+)
+from reasongenrm.errors import ConfigError
+
+EndpointOption = Annotated[
+    str | None,
+    typer.Option(
+        "--endpoint", metavar="URL", help="An OpenAI-compatible endpoint, http(s)://.../v1; its key: OPENAI_API_KEY."
+    ),
+]
+ServedModelOption = Annotated[
+    str | None,
+    typer.Option("--served-model", metavar="NAME", help="Which of an endpoint's models; needed if it has several."),
+]
+StyleOption = Annotated[
+    Literal["plain", "verdict", "reason"] | None,
+    typer.Option(
+        "--style",
+        help="How the judge is asked: plain chat, for the verdict at once, for reason and verdict. A checkpoint's chat "
+        "template tells; an endpoint is asked for reason and verdict.",
+    ),
+]
+
+
+def evaluate(
+    benchmark: Annotated[
+        str,
+        typer.Option(
+            metavar="URI", help="RewardBench or a benchmark in its schema: JSON Lines file, s3:// or hub name."
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="A checkpoint: a folder, or s3://... as `reasongenrm models` shows it."),
+    ] = None,
+    endpoint: EndpointOption = None,
+    served_model: ServedModelOption = None,
+    style: StyleOption = None,
+    keep_markup: Annotated[
+        bool,
+        typer.Option(
+            "--keep-markup", help="For a judge behind a plain vLLM: ask it to leave the turns' markup in its text."
+        ),
+    ] = False,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Gets report.html and the figures as JSON.")
+    ] = Path("report"),
+    name: Annotated[str, typer.Option("--name", help="What the report calls the judge.")] = "judge",
+    store: StoreOption = DEFAULT_STORE,
+    config: ConfigOption = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Judge so many rows, spread over the subsets.")] = None,
+    assignments: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Have a judge judge a benchmark in both orders, print its figures and write a report.
+
+    Killed and started again with the same arguments, it goes on where it stopped.
+
+    [bold]Examples[/bold]
+
+      reasongenrm evaluate --endpoint http://127.0.0.1:8000/v1 --benchmark allenai/reward-bench
+
+      reasongenrm evaluate --model ./my-judge --benchmark rows.jsonl --limit 100 -o report
+    """
+    from reasongenrm.cli.results import evaluations_table
+    from reasongenrm.data.benchmarks import load_benchmark
+    from reasongenrm.evaluation.evaluate import evaluate_alone
+    from reasongenrm.evaluation.judge_pair import style_of
+    from reasongenrm.evaluation.report import build_report
+    from reasongenrm.evaluation.report_page import render_html
+    from reasongenrm.generation import open_engine
+    from reasongenrm.store.stage import quiet_threads
+
+    if (model is None) == (endpoint is None):
+        raise ConfigError("give the judge as one of --model URI and --endpoint URL.")
+    if config is None:
+        assignments = [f"evaluate.engine.kind={'vllm' if find_spec('vllm') else 'transformers'}", *assignments]
+    settings = make_config(config, assignments, limit).evaluate
+    rows = load_benchmark(absolute(benchmark), settings.limit, settings.seed)
+    quiet_threads()
+    with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as opened:  # stdout is for the result
+        folder = None if model is None else opened.enter_context(_checkpoint_folder(model, store))
+        engine = open_engine(folder or endpoint, settings.engine, model_name=served_model, keep_markup=keep_markup)
+        opened.callback(engine.close)
+        output.mkdir(parents=True, exist_ok=True)
+        evaluation, judgments = evaluate_alone(
+            engine,
+            settings,
+            rows,
+            style or (style_of(folder) if folder else "reason"),
+            name=name,
+            model=model or f"{engine.model_name} at {endpoint}",
+            folder=output,
+        )
+    report = build_report({name: evaluation}, {name: judgments}, rows.rows)
+    (output / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (output / "report.html").write_text(render_html(report), encoding="utf-8")
+    if as_json:
+        print_json(evaluation.model_dump(mode="json"))
+    else:
+        print_table(evaluations_table([evaluation]))
+    print_note(f"report: {(output / 'report.html').resolve()}")
+
+
+@contextmanager
+def _checkpoint_folder(model: str, store: str) -> Iterator[Path]:
+    """A checkpoint as a local folder: the folder itself, or a temporary copy of a model in the store."""
+    if not model.startswith("s3://"):
+        yield Path(model).expanduser()
+        return
+    from reasongenrm.runs.local import open_store
+    from reasongenrm.store.artifacts import download
+
+    with tempfile.TemporaryDirectory(prefix="reasongenrm-model-") as folder:
+        with open_store(store):
+            print_note(f"fetching {model}")
+            download(model, Path(folder))
+        yield Path(folder)

@@ -1,0 +1,126 @@
+"""judge: one pair or a file of pairs, by a judge service, or by the judge itself in front of an OpenAI-compatible endpoint."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from reasongenrm.cli.console import out, print_json, print_note
+from reasongenrm.cli.evaluate_command import EndpointOption, ServedModelOption, StyleOption
+from reasongenrm.cli.settings import JsonOption
+from reasongenrm.errors import ConfigError
+
+TIMEOUT_SECONDS = 600.0  # of one generation of --endpoint: a small server on a laptop writes some ten tokens per second
+
+
+def judge(
+    question: Annotated[str | None, typer.Option(help="The question.")] = None,
+    answer_a: Annotated[str | None, typer.Option(help="The first answer.")] = None,
+    answer_b: Annotated[str | None, typer.Option(help="The second answer.")] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            "--url",
+            metavar="URL",
+            help="A judge service (judge-server), such as http://127.0.0.1:8080; its key: JUDGE_API_KEY.",
+        ),
+    ] = None,
+    endpoint: EndpointOption = None,
+    served_model: ServedModelOption = None,
+    style: StyleOption = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file",
+            metavar="PAIRS",
+            help="JSON Lines with question, answer_a, answer_b and optionally id; needs --url.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="JUDGED", help="Gets a line for each line of --file.")
+    ] = None,
+    rubric: Annotated[str | None, typer.Option(help="What to judge by, in words.")] = None,
+    votes: Annotated[int | None, typer.Option(min=1, max=16, help="Reasons per order. Default: 1.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Limit of one reason with its verdict.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Pairs of --file under way at once.")] = 16,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge one pair, or a file of pairs, in both orders: reasons, verdicts, probability, and whether the orders agree.
+
+    With --endpoint this command asks the model as a judge service would, but without calibration. A file's judgments are
+    kept as they come: killed and started again, the command goes on where it stopped.
+
+    [bold]Examples[/bold]
+
+      reasongenrm judge --url http://127.0.0.1:8080 --question "Name a prime." --answer-a "7" --answer-b "9"
+
+      reasongenrm judge --url http://127.0.0.1:8080 --file pairs.jsonl -o judged.jsonl
+
+      reasongenrm judge --endpoint http://127.0.0.1:8000/v1 --question "Name a prime." --answer-a "7" --answer-b "9"
+    """
+    from reasongenrm import Judge
+    from reasongenrm.cli.results import judgment_panel
+    from reasongenrm.judge.api import PairwiseRequest
+
+    given = {"rubric": rubric, "votes": votes, "max_tokens": max_tokens}
+    options = {name: value for name, value in given.items() if value is not None}
+    pair = {"question": question, "answer_a": answer_a, "answer_b": answer_b}
+    if (url is None) == (endpoint is None):
+        raise ConfigError("judge: give the judge as one of --url URL (a judge service) and --endpoint URL.")
+    if url is not None:
+        _refuse({"--served-model": served_model, "--style": style}, "has no effect with --url; the service sets it")
+    if file is not None:
+        _refuse(pair, "has no effect with --file")
+        if url is None or output is None:
+            raise ConfigError("judge: --file needs --url, a judge service, and --output, the file for the judgments.")
+        _judge_file(url, file, output, options, concurrency, as_json)
+        return
+    _refuse({"--output": output}, "needs --file")
+    missing = [name for name, text in pair.items() if text is None]
+    if missing:
+        option = "--" + missing[0].replace("_", "-")
+        raise ConfigError(f"judge: {option} is missing; expected --question, --answer-a and --answer-b, or --file.")
+    texts = {name: text or "" for name, text in pair.items()}
+    if url is not None:
+        with Judge(url) as service:
+            found = service.compare(**texts, **options)
+    else:
+        from reasongenrm.generation import is_endpoint
+        from reasongenrm.judge.service import JudgeSettings, judge_once
+
+        if not is_endpoint(endpoint or ""):
+            raise ConfigError(f"judge: --endpoint {endpoint} is no address; expected http(s)://.../v1.")
+        settings = JudgeSettings(
+            predictor_url=endpoint or "", model=served_model, style=style or "reason", timeout_seconds=TIMEOUT_SECONDS
+        )
+        found = judge_once(settings, PairwiseRequest(**texts, **options), os.environ.get("OPENAI_API_KEY"))
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    out.print(judgment_panel(texts, found, f"{found.model} at {url or endpoint}"))
+
+
+def _refuse(options: Mapping[str, Any], why: str) -> None:
+    """Options that were given where they have no effect."""
+    given = ["--" + name.lstrip("-").replace("_", "-") for name, value in options.items() if value]
+    if given:
+        raise ConfigError(f"judge: {given[0]} {why}. Leave it out, or change the other.")
+
+
+def _judge_file(
+    url: str, file: Path, output: Path, options: Mapping[str, Any], concurrency: int, as_json: bool
+) -> None:
+    from reasongenrm import Judge
+    from reasongenrm.judge.client.pair_files import judge_file
+
+    with contextlib.redirect_stdout(sys.stderr), Judge(url) as service:
+        summary = judge_file(service, file, output, options, concurrency)
+    if as_json:
+        print_json(summary.model_dump(mode="json"))
+    else:
+        out.print(summary.line(), markup=False)
+    print_note(f"judgments: {output.resolve()}")
