@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from reasongenrm.errors import ConfigError
 
@@ -22,6 +22,17 @@ ScoreDtype = Dtype | Literal["float64"]
 Probability = Annotated[float, Field(ge=0, le=1)]
 # Pattern of resource.Quantity in the published CRDs, without its exponents.
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([KMGTPE]i|[mkMGTPE])?$")]
+
+
+def _pinned(image: str) -> str:
+    """KFP and Kubernetes treat two images of one name as the same image."""
+    tag = image.rpartition("/")[2].partition(":")[2]
+    if tag in ("", "latest"):
+        raise ValueError("expected an image with a tag or digest that never moves, such as registry.example/judge:7")
+    return image
+
+
+Image = Annotated[str, AfterValidator(_pinned)]
 
 
 class Section(BaseModel):
@@ -330,9 +341,9 @@ class ResourcesConfig(Section):
     hub_secret: str = "reasongenrm-hub"
     judge_secret: str = "reasongenrm-judge"
     image_pull_secret: str = "reasongenrm-registry"  # need not exist: kubelet then pulls without
-    cpu_image: str | None = None  # None: that of components/images, as compiled; so for the other two
-    train_image: str | None = None
-    vllm_image: str | None = None
+    cpu_image: Image | None = None  # None: that of components/images, as compiled; so for the other two
+    train_image: Image | None = None
+    vllm_image: Image | None = None
 
 
 class RunConfig(Section):

@@ -63,10 +63,12 @@ run_pipeline() {
   within $((minutes * 60)) "$python" -m reasongenrm submit --host "http://127.0.0.1:$kfp_port" --namespace $run_namespace \
     --name "$run" --wait --config "$root/pipelines/configs/smoke.yaml" --store "s3://$bucket/$run" \
     --model "$inputs/model" --preferences "$inputs/preferences.jsonl" --benchmark "$inputs/benchmark.jsonl" \
-    --image "cpu=$(image cpu)" --image "train=$(image train)" --image "vllm=$(image train)" \
-    --param num_accelerators=0 --param num_teacher_accelerators=0 --param num_train_accelerators=0 \
-    --param accelerator_cpu=500m --param accelerator_memory=3Gi --param train_cpu=500m --param train_memory=4Gi \
-    --param cpu=250m --param memory=1Gi \
+    --set "resources.cpu_image=$(image cpu)" --set "resources.train_image=$(image train)" \
+    --set "resources.vllm_image=$(image train)" \
+    --set resources.num_accelerators=0 --set resources.num_teacher_accelerators=0 \
+    --set resources.num_train_accelerators=0 --set resources.accelerator_cpu=500m \
+    --set resources.accelerator_memory=3Gi --set resources.train_cpu=500m --set resources.train_memory=4Gi \
+    --set resources.cpu=250m --set resources.memory=1Gi \
     --set deploy.apply=true --set "deploy.name=$service" --set deploy.runtime=reasongenrm-transformers --set deploy.server=transformers \
     --set deploy.judge.cpu=250m --set deploy.judge.memory=512Mi --set deploy.judge_secret=reasongenrm-judge --set deploy.min_golden_agreement=0 \
     --set deploy.rollout_timeout_seconds=600 >&2 || die "run $run did not succeed in $minutes min."

@@ -14,13 +14,12 @@ from reasongenrm.cli.console import err, out, print_json, print_note, print_tabl
 from reasongenrm.cli.settings import (
     BenchmarkOption,
     ConfigOption,
-    ImageOption,
     JsonOption,
     ModelOption,
     PreferencesOption,
     RegistryOption,
     SetOption,
-    image_overrides,
+    images_of,
     make_config,
 )
 from reasongenrm.errors import ConfigError, ReasonGenRMError
@@ -75,22 +74,12 @@ def submit(
     ] = None,
     config: ConfigOption = None,
     assignments: SetOption = [],  # noqa: B006
-    parameters: Annotated[
-        list[str],
-        typer.Option(
-            "--param",
-            metavar="NAME=VALUE",
-            help="A pipeline parameter, as the KFP UI names it: num_accelerators=4; the same as --set resources.NAME=VALUE.",
-        ),
-    ] = [],  # noqa: B006
     limit: Annotated[
         int | None, typer.Option(min=1, help="Take so many preference pairs and so many benchmark rows.")
     ] = None,
-    images: ImageOption = [],  # noqa: B006
     registry: RegistryOption = None,
     host: HostOption = None,
     namespace: NamespaceOption = None,
-    experiment: Annotated[str, typer.Option(help="KFP's experiment, a folder for runs.")] = EXPERIMENT,
     name: Annotated[str | None, typer.Option(help="The run's name; default: one with the time in it.")] = None,
     upload: Annotated[
         bool, typer.Option("--upload", help="Put inputs that are local files or folders into the store first.")
@@ -120,29 +109,42 @@ def submit(
 
       reasongenrm submit --config run.yaml --store s3://judges/runs --as-job -n kubeflow > job.yaml
     """
+    from reasongenrm.components.images import image as task_image
     from reasongenrm.pipelines.compile import PIPELINE_NAME, compile_pipeline
     from reasongenrm.processes.doctor import require
     from reasongenrm.runs.kfp import PipelineServer
-    from reasongenrm.runs.submit import arguments_of, parse_parameters, reachable_inputs
+    from reasongenrm.runs.submit import arguments_of, reachable_inputs
+    from reasongenrm.runs.submit_job import as_yaml, submit_job
     from reasongenrm.store.run_records import choose_inputs, new_run_id
 
     require("pipeline")
     if as_job and (wait or as_json):
         raise ConfigError("submit: --as-job starts nothing, so there is nothing for --wait or --json. Leave them out.")
-    settings = make_config(config, [*assignments, *parse_parameters(parameters)], limit)
-    other_images = image_overrides(images, registry)
+    ours = [f"resources.{name}_image={image}" for name, image in images_of(registry).items()]
+    settings = make_config(config, [*ours, *assignments], limit)
     inputs = reachable_inputs(
         choose_inputs(settings.inputs, preferences, benchmark, model, teacher), settings, store, upload
     )
-    arguments = arguments_of(settings, inputs, store, other_images)
+    arguments = arguments_of(settings, inputs, store)
     name = name or f"{EXPERIMENT}-{new_run_id()}"
     if as_job:
-        _print_job(settings, inputs, store, other_images, name, experiment, namespace, host, service_account)
+        job = submit_job(
+            settings,
+            inputs,
+            store,
+            name=name,
+            experiment=EXPERIMENT,
+            namespace=namespace or "kubeflow",
+            host=host or f"http://ml-pipeline.{namespace or 'kubeflow'}:8888",
+            image=settings.resources.cpu_image or task_image("cpu"),
+            service_account=service_account,
+        )
+        out.print(as_yaml(job), markup=False, soft_wrap=True, end="")
         return
     compiled = compile_pipeline()
     server = PipelineServer.connect(host, namespace)
     version = server.ensure_version(PIPELINE_NAME, compiled.version_name, compiled.ir)
-    run_id = server.start(version, experiment, name, arguments)
+    run_id = server.start(version, EXPERIMENT, name, arguments)
     if as_json:
         print_json({"run_id": run_id, "name": name, "version": version.name, "link": server.link(run_id)})
     else:
@@ -150,36 +152,6 @@ def submit(
         print_note(f"pipeline version {version.name}, run id {run_id}")
     if wait:
         _follow(server, run_id)
-
-
-def _print_job(
-    settings: Any,
-    inputs: Any,
-    store: str,
-    images: dict[str, str],
-    name: str,
-    experiment: str,
-    namespace: str | None,
-    host: str | None,
-    service_account: str,
-) -> None:
-    from reasongenrm.components.images import image
-    from reasongenrm.runs.submit_job import as_yaml, submit_job
-
-    namespace = namespace or "kubeflow"
-    given = settings.resources.model_copy(update={f"{kind}_image": reference for kind, reference in images.items()})
-    job = submit_job(
-        settings.model_copy(update={"resources": given}),
-        inputs,
-        store,
-        name=name,
-        experiment=experiment,
-        namespace=namespace,
-        host=host or f"http://ml-pipeline.{namespace}:8888",
-        image=given.cpu_image or image("cpu"),
-        service_account=service_account,
-    )
-    out.print(as_yaml(job), markup=False, soft_wrap=True, end="")
 
 
 def logs(

@@ -59,14 +59,6 @@ SetOption = Annotated[
         "--set", metavar="SECTION.KEY=VALUE", help="Change one value of the config; may be given several times."
     ),
 ]
-ImageOption = Annotated[
-    list[str],
-    typer.Option(
-        "--image",
-        metavar="NAME=IMAGE",
-        help="Another image for the tasks of one kind: cpu, train or vllm; may be repeated.",
-    ),
-]
 RegistryOption = Annotated[
     str | None,
     typer.Option(
@@ -127,26 +119,10 @@ def absolute(uri: str) -> str:
     return uri if "://" in uri or not path.exists() else str(path.resolve())
 
 
-def image_overrides(assignments: list[str], registry: str | None) -> dict[str, str]:
-    """What --registry and --image say: "cpu", "train", "vllm" -> image. --image goes over --registry.
+def images_of(registry: str | None) -> dict[str, str]:
+    """What --registry stands for: our images' references there, by "cpu", "train" and "vllm"; {} without one."""
+    from reasongenrm.components.images import read_table
 
-    Raises:
-        ConfigError: an assignment without a name that we have, or an image without a tag that says what it is.
-    """
-    from reasongenrm.components.images import NAMES, read_table
-
-    prefix = registry.rstrip("/") if registry else ""
-    images = {name: f"{prefix}/{image.rpartition('/')[2]}" for name, image in read_table().items()} if prefix else {}
-    for assignment in assignments:
-        name, equals, image = assignment.partition("=")
-        where = f"--image {assignment}"
-        if not equals or name not in NAMES:
-            raise ConfigError(f"{where}: expected NAME=IMAGE with one of the names {', '.join(NAMES)}.")
-        _, colon, tag = image.rpartition("/")[2].partition(":")
-        if not colon or tag == "latest":
-            raise ConfigError(
-                f"{where}: expected an image with a tag or a digest that stays what it is, such as {read_table()[name]}; KFP and "
-                "Kubernetes take an image of the same name for the same."
-            )
-        images[name] = image
-    return images
+    if registry is None:
+        return {}
+    return {name: f"{registry.rstrip('/')}/{image.rpartition('/')[2]}" for name, image in read_table().items()}

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from reasongenrm import __version__
 from reasongenrm.cli.console import out, print_json, print_note
-from reasongenrm.cli.settings import ImageOption, JsonOption, RegistryOption, image_overrides
+from reasongenrm.cli.settings import JsonOption, RegistryOption, images_of
 from reasongenrm.errors import ConfigError
 
 COMPILED = Path("pipelines/compiled/reason_reward_model.yaml")
@@ -25,7 +25,6 @@ def compile_pipeline(
     namespace: Annotated[
         str | None, typer.Option(help="Namespace of the Kubernetes objects; default: what `kubectl -n` says.")
     ] = None,
-    images: ImageOption = [],  # noqa: B006
     registry: RegistryOption = None,
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; fail if the files are not what compiling gives.")
@@ -42,14 +41,14 @@ def compile_pipeline(
 
       reasongenrm compile --check
 
-      reasongenrm compile -o build/pipeline.yaml --namespace kubeflow --registry registry.example/team --image vllm=judge:7
+      reasongenrm compile -o build/pipeline.yaml --namespace kubeflow --registry registry.example/team
     """
     from reasongenrm.pipelines.compile import compile_to, stale_files
     from reasongenrm.processes.doctor import require
 
     require("pipeline")
     if check:
-        if images or registry or namespace:
+        if registry or namespace:
             raise ConfigError(
                 "compile: --check looks at what plain `reasongenrm compile` writes. Leave the other options out."
             )
@@ -60,7 +59,7 @@ def compile_pipeline(
                 "writes."
             )
         return
-    compiled = compile_to(output, image_overrides(images, registry), namespace)
+    compiled = compile_to(output, images_of(registry), namespace)
     print_note(f"wrote {' and '.join(map(str, compiled.files(output)))}: {compiled.version_name}")
 
 

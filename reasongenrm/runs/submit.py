@@ -109,9 +109,7 @@ def _put_model(store: Store, config: RunConfig, uri: str) -> str:
     return import_model(store, config.model, str(Path(uri).expanduser())).uri
 
 
-def arguments_of(
-    config: RunConfig, inputs: RunInputs, store_uri: str, images: Mapping[str, str] = {}
-) -> dict[str, Any]:
+def arguments_of(config: RunConfig, inputs: RunInputs, store_uri: str) -> dict[str, Any]:
     """The pipeline's arguments; what is None is left to the pipeline's default, for KFP has no null.
 
     Raises:
@@ -120,11 +118,9 @@ def arguments_of(
     check_accelerators(config, inputs)
     sections = {name: section.model_dump(mode="json", exclude_none=True) for name, section in config.stages().items()}
     resources = config.resources.model_dump(mode="json", exclude_none=True)
-    named = {f"{name}_image": image for name, image in images.items()}
-    cpu_image = named.get("cpu_image") or config.resources.cpu_image
-    if cpu_image is not None:  # the judge's server runs in it, and the step that writes it does not see `resources`
-        sections["deploy"]["judge"].setdefault("image", cpu_image)
-    return {"store_uri": store_uri, **inputs.model_dump(), **sections, **resources, **named}
+    if "cpu_image" in resources:  # the judge's server runs in it, and the step that writes it does not see `resources`
+        sections["deploy"]["judge"].setdefault("image", resources["cpu_image"])
+    return {"store_uri": store_uri, **inputs.model_dump(), **sections, **resources}
 
 
 def check_accelerators(config: RunConfig, inputs: RunInputs) -> None:
@@ -180,18 +176,3 @@ def _check_spread(where: str, sizes: dict[str, int], key: str, given: int) -> No
             f"{settings}, but resources.{key} is {given}: it would not start. Set resources.{key} to {needed}, or lower "
             f"{' or '.join(asked)}."
         )
-
-
-def parse_parameters(assignments: list[str], where: str = "--param") -> list[str]:
-    """Pipeline parameters as the KFP UI names them, "num_accelerators=4", as assignments to the config, "resources....".
-
-    Raises:
-        ConfigError: no NAME=VALUE.
-    """
-    for assignment in assignments:
-        name, equals, _ = assignment.partition("=")
-        if not equals or not name or "." in name:
-            raise ConfigError(
-                f"{where} {assignment}: expected NAME=VALUE, such as num_accelerators=4. What a section holds is set by --set."
-            )
-    return [f"resources.{assignment}" for assignment in assignments]

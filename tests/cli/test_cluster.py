@@ -58,19 +58,9 @@ def asked(run: FakeRun) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def run(server: FakeKfp) -> FakeRun:
     """A run that was submitted with options of every kind."""
-    options = [
-        "--set",
-        "sft.learning_rate=1e-4",
-        "--param",
-        "num_accelerators=2",
-        "--limit",
-        "48",
-        "--experiment",
-        "mine",
-    ]
-    return submitted(
-        server, "the-run", *options, "--image", "vllm=registry/judge:7", "--registry", "mirror.example/us/"
-    )
+    changes = ("sft.learning_rate=1e-4", "resources.num_accelerators=2", "resources.vllm_image=registry/judge:7")
+    options = [text for change in changes for text in ("--set", change)]
+    return submitted(server, "the-run", *options, "--limit", "48", "--registry", "mirror.example/us/")
 
 
 def test_options_become_the_runs_arguments(server: FakeKfp, run: FakeRun) -> None:
@@ -81,7 +71,7 @@ def test_options_become_the_runs_arguments(server: FakeKfp, run: FakeRun) -> Non
     assert arguments["teacher_uri"] == "org/model"
     assert arguments["vllm_image"] == "registry/judge:7"
     assert arguments["cpu_image"].startswith("mirror.example/us/reasongenrm-cpu:")
-    assert next(iter(server.experiments.values()))["display_name"] == "mine"
+    assert next(iter(server.experiments.values()))["display_name"] == "reasongenrm"
 
 
 def test_submit_says_the_runs_name_and_page(server: FakeKfp) -> None:
@@ -110,17 +100,17 @@ def test_config_file_may_hold_everything_and_options_go_over_it(server: FakeKfp,
     ("arguments", "exit_code", "message"),
     [
         (
-            [*GIVEN, "--param", "num_acelerators=2"],
+            [*GIVEN, "--set", "resources.num_acelerators=2"],
             2,
             "unknown key 'resources.num_acelerators'; did you mean 'num_accelerators'?",
         ),
-        ([*GIVEN, "--param", "memory=8GiB"], 2, "'resources.memory' is '8GiB'"),
-        ([*GIVEN, "--image", "gpu=x:1"], 2, "expected NAME=IMAGE with one of the names cpu, train, vllm"),
+        ([*GIVEN, "--set", "resources.memory=8GiB"], 2, "'resources.memory' is '8GiB'"),
         (
-            [*GIVEN, "--image", "cpu=registry/x:latest"],
+            [*GIVEN, "--set", "resources.cpu_image=registry:5000/x:latest"],
             2,
-            "expected an image with a tag or a digest that stays what it is",
+            "'resources.cpu_image' is 'registry:5000/x:latest': value error, expected an image with a tag or digest",
         ),
+        ([*GIVEN, "--set", "resources.cpu_image=registry:5000/x"], 2, "expected an image with a tag or digest"),
         ([*GIVEN, "--as-job", "--wait"], 2, "--as-job starts nothing"),
         (
             ["--store", "s3://b", "--model", "a/m"],
@@ -258,7 +248,8 @@ def test_cancel_says_what_is_kept_and_an_ended_run_is_left_alone(server: FakeKfp
 
 def test_job_is_printed_for_kubectl_and_nothing_is_started(server: FakeKfp) -> None:
     before = len(server.seen)
-    arguments = ["submit", *GIVEN, "--as-job", "--name", "later", "-n", "team-a", "--image", "cpu=registry/cpu:3"]
+    arguments = ["submit", *GIVEN, "--as-job", "--name", "later", "-n", "team-a"]
+    arguments += ["--set", "resources.cpu_image=registry/cpu:3"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "run.yaml: |\n" in result.stdout  # a block that people can read

@@ -9,7 +9,7 @@ import yaml
 
 from reasongenrm.config import ResourcesConfig, RunConfig, load_config, parse_section
 from reasongenrm.errors import ConfigError, InputError
-from reasongenrm.runs.submit import arguments_of, is_local, parse_parameters, reachable_inputs
+from reasongenrm.runs.submit import arguments_of, is_local, reachable_inputs
 from reasongenrm.runs.submit_job import CONFIG_FOLDER, submit_job
 from reasongenrm.store.artifacts import Store, open_artifact, read_uri
 from reasongenrm.store.run_records import RunInputs, choose_inputs
@@ -104,11 +104,11 @@ def test_bad_row_is_found_before_anything_is_uploaded(store: Store, tmp_path: Pa
 
 def test_arguments_are_sections_resources_and_images() -> None:
     config = parse_section(RunConfig, {"resources": {"num_accelerators": 4, "cpu_image": "registry/cpu:1"}}, "test")
-    arguments = arguments_of(config, REMOTE, STORE, {"vllm": "registry/vllm:2"})
+    arguments = arguments_of(config, REMOTE, STORE)
     assert arguments["store_uri"] == STORE
     assert arguments["model_uri"] == "org/model"
     assert arguments["num_accelerators"] == 4
-    assert (arguments["cpu_image"], arguments["vllm_image"]) == ("registry/cpu:1", "registry/vllm:2")
+    assert arguments["cpu_image"] == "registry/cpu:1"
     assert arguments["deploy"]["judge"]["image"] == "registry/cpu:1"
     assert "image" not in arguments_of(RunConfig(), REMOTE, STORE)["deploy"]["judge"]
     assert "train_image" not in arguments  # the pipeline's own default
@@ -163,13 +163,6 @@ def test_pods_that_only_wait_for_trainjobs_hold_no_accelerators() -> None:
     arguments_of(config.model_copy(update={"resources": ResourcesConfig(num_train_accelerators=0)}), REMOTE, STORE)
     one = parse_section(RunConfig, {"sft": {"mode": "trainjob"}}, "test")
     arguments_of(one, REMOTE, STORE)  # the others train in their own pods
-
-
-def test_parameters_are_assignments_to_the_resources() -> None:
-    assert parse_parameters(["num_accelerators=4"]) == ["resources.num_accelerators=4"]
-    for wrong in ("num_accelerators", "=4", "sft.learning_rate=1"):
-        with pytest.raises(ConfigError, match=r"expected NAME=VALUE"):
-            parse_parameters([wrong])
 
 
 # The Job.
