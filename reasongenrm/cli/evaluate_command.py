@@ -101,7 +101,9 @@ def evaluate(
     quiet_threads()
     with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as opened:  # stdout is for the result
         folder = None if model is None else opened.enter_context(_checkpoint_folder(model, store))
-        engine = open_engine(folder or endpoint, settings.engine, model_name=served_model, keep_markup=keep_markup)
+        engine = open_engine(
+            folder or endpoint or "", settings.engine, model_name=served_model, keep_markup=keep_markup
+        )
         opened.callback(engine.close)
         output.mkdir(parents=True, exist_ok=True)
         evaluation, judgments = evaluate_alone(

@@ -67,7 +67,7 @@ def judge(
     from reasongenrm.judge.api import PairwiseRequest
 
     given = {"rubric": rubric, "votes": votes, "max_tokens": max_tokens}
-    options = {name: value for name, value in given.items() if value is not None}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     pair = {"question": question, "answer_a": answer_a, "answer_b": answer_b}
     if (url is None) == (endpoint is None):
         raise ConfigError("judge: give the judge as one of --url URL (a judge service) and --endpoint URL.")
@@ -85,9 +85,10 @@ def judge(
         option = "--" + missing[0].replace("_", "-")
         raise ConfigError(f"judge: {option} is missing; expected --question, --answer-a and --answer-b, or --file.")
     texts = {name: text or "" for name, text in pair.items()}
+    request = PairwiseRequest.model_validate({**texts, **options})
     if url is not None:
         with Judge(url) as service:
-            found = service.compare(**texts, **options)
+            found = service.ask(request)
     else:
         from reasongenrm.generation import is_endpoint
         from reasongenrm.judge.service import JudgeSettings, judge_once
@@ -97,7 +98,7 @@ def judge(
         settings = JudgeSettings(
             predictor_url=endpoint or "", model=served_model, style=style or "reason", timeout_seconds=TIMEOUT_SECONDS
         )
-        found = judge_once(settings, PairwiseRequest(**texts, **options), os.environ.get("OPENAI_API_KEY"))
+        found = judge_once(settings, request, os.environ.get("OPENAI_API_KEY"))
     if as_json:
         print_json(found.model_dump(mode="json"))
         return
