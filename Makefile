@@ -99,7 +99,7 @@ compile: install ## rewrite pipelines/compiled/
 docs: install ## rewrite docs/cli.md, the tree of docs/architecture.md, and the computed figures of the pages
 	$(CLI_DOCS) > docs/cli.md
 	$(BIN)/python docs/tree.py
-	$(BIN)/python -m reasongenrm.planning.pages docs
+	$(BIN)/python docs/recompute.py
 
 lock: install ## pin the newest version of every dependency in requirements.lock
 	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-annotate --no-header --no-emit-index-url --no-emit-find-links \

@@ -2,7 +2,7 @@
 
     python -m benchmarks [sft dpo scoring equality] [--shape NAME] [--scoring-shape NAME] [--budget 20] [--output DIR]
     torchrun --nproc-per-node 8 -m benchmarks ...          the same on several GPUs
-    python -m benchmarks generation|growth|judge-load|evaluate-cost ...  the other benchmarks; each has its own --help
+    python -m benchmarks generation|stages|judge-load|evaluate-cost ...  the other benchmarks; each has its own --help
 
 See benchmarks/README.md and docs/speed.md.
 """
@@ -15,8 +15,8 @@ from reasongenrm.errors import ReasonGenRMError
 OTHERS = {
     "evaluate-cost": "evaluate_cost",
     "generation": "generation",
-    "growth": "growth",
     "judge-load": "judge_load",
+    "stages": "stages",
 }
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from reasongenrm.planning.points import Work
+from reasongenrm.planning.measurements import Workload
 
 PartName = Literal["sft", "dpo", "scoring", "equality"]
 TRAINING_FLOPS, INFERENCE_FLOPS = 6, 2  # of a parameter and token: forward and backward, forward alone
@@ -56,7 +56,7 @@ class Step(Figures):
     seconds: float
     tokens: int
     examples: int
-    work: Work
+    work: Workload
 
 
 class Measured(Figures):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from benchmarks.setting import Setting
 
 PARTS: tuple[PartName, ...] = get_args(PartName)
-RESULTS, TABLES, PICTURE, POINTS = "results.json", "results.md", "results.svg", "points.json"
+RESULTS, TABLES, PICTURE, MEASUREMENTS = "results.json", "results.md", "results.svg", "measurements.json"
 # Shape of training and equality, shape of scoring, seconds for each way.
 GPU_DEFAULTS, CPU_DEFAULTS = ("qwen2.5-1.5b", "qwen2.5-7b", 20.0), ("cpu", "cpu", 12.0)
 
@@ -99,9 +99,9 @@ def measure(parts: tuple[PartName, ...], setting: "Setting", scoring: "Setting",
 
     from benchmarks.libraries import quieten
     from benchmarks.machine import find_machine
+    from benchmarks.measurements import as_measurements
     from benchmarks.parts import run_part
     from benchmarks.plot import render_svg
-    from benchmarks.points import as_points
     from benchmarks.tables import last_line, render_markdown
 
     world = setting.world
@@ -133,10 +133,10 @@ def measure(parts: tuple[PartName, ...], setting: "Setting", scoring: "Setting",
                 report.write(output / RESULTS)
                 (output / TABLES).write_text(render_markdown(report), encoding="utf-8")
                 (output / PICTURE).write_text(render_svg(report), encoding="utf-8")
-                as_points(report, memory_bytes).write(output / POINTS)
+                as_measurements(report, memory_bytes).write(output / MEASUREMENTS)
         finished = report.parts
     console.print(f"\n{render_markdown(report)}", markup=False)
-    console.print(f"Written to {output}: {RESULTS}, {TABLES}, {PICTURE}, {POINTS}")
+    console.print(f"Written to {output}: {RESULTS}, {TABLES}, {PICTURE}, {MEASUREMENTS}")
     return report.failures
 
 

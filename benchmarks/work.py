@@ -13,7 +13,7 @@ from benchmarks.shapes import Lengths, Shape
 from reasongenrm.config import SFTConfig
 from reasongenrm.packing.batches import draw_order
 from reasongenrm.packing.trees import IGNORED
-from reasongenrm.planning.points import Work
+from reasongenrm.planning.measurements import Workload
 from reasongenrm.reasons.candidates import Candidate, Row
 from reasongenrm.records import Reason
 
@@ -36,15 +36,10 @@ class Amount:
 
     tokens: int
     examples: int
-    work: Work
+    work: Workload
 
     def __add__(self, other: "Amount") -> "Amount":
-        return Amount(self.tokens + other.tokens, self.examples + other.examples, add_work(self.work, other.work))
-
-
-def add_work(one: Work, other: Work) -> Work:
-    """Both together."""
-    return Work(**{name: getattr(one, name) + getattr(other, name) for name in Work.model_fields})
+        return Amount(self.tokens + other.tokens, self.examples + other.examples, self.work + other.work)
 
 
 class Draw:
@@ -99,9 +94,7 @@ def sft_amounts(columns: Columns, examples: int) -> list[Amount]:
         labels = columns["labels"][at : at + examples]
         num_prompt = sum(row.count(IGNORED) for row in labels)
         num_reason = sum(map(len, labels)) - num_prompt
-        work = Work(
-            num_prompts=examples, prompt_tokens=num_prompt, num_reasons=examples, reason_tokens=num_reason, num_steps=1
-        )
+        work = Workload(num_prompts=examples, prompt_tokens=num_prompt, num_reasons=examples, reason_tokens=num_reason)
         amounts.append(Amount(num_prompt + num_reason, examples, work))
     return amounts
 
@@ -113,12 +106,11 @@ def dpo_amounts(columns: Columns, pairs: int) -> list[Amount]:
         num_prompt, chosen, rejected = (
             sum(map(len, columns[name][at : at + pairs])) for name in ("prompt_ids", "chosen_ids", "rejected_ids")
         )
-        work = Work(
+        work = Workload(
             num_prompts=pairs,
             prompt_tokens=num_prompt,
             num_reasons=2 * pairs,
             reason_tokens=chosen + rejected,
-            num_steps=1,
         )
         amounts.append(Amount(2 * num_prompt + chosen + rejected, pairs, work))
     return amounts
@@ -167,7 +159,9 @@ def scoring_amount(rows: Sequence[Row]) -> Amount:
     num_prompt = sum(len(row.prompt_ids) for row in rows)
     candidates = [candidate for row in rows for candidate in row.candidates]
     num_reason = sum(len(candidate.ids) for candidate in candidates)
-    work = Work(num_prompts=len(rows), prompt_tokens=num_prompt, num_reasons=len(candidates), reason_tokens=num_reason)
+    work = Workload(
+        num_prompts=len(rows), prompt_tokens=num_prompt, num_reasons=len(candidates), reason_tokens=num_reason
+    )
     return Amount(num_prompt + num_reason, len(candidates), work)
 
 

@@ -1,18 +1,17 @@
 """plan: what a run costs, before it runs."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from reasongenrm.cli.console import out, print_json, print_note, print_table
+from reasongenrm.cli.console import out, print_json, print_table
 from reasongenrm.cli.settings import ConfigOption, JsonOption, SetOption, make_config
 from reasongenrm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from reasongenrm.planning.tables import Grid
     from reasongenrm.training.shapes import ModelShape
 
 ENDPOINT = "endpoint"
@@ -21,7 +20,7 @@ ENDPOINT = "endpoint"
 def plan(
     pairs: Annotated[int, typer.Option(min=1, help="Preference pairs; the config's pairs.limit is kept.")] = 80_000,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Reasons a prompt, of teacher and policy. Default: the config's.")
+        int | None, typer.Option(min=1, help="Reasons per prompt, of teacher and policy. Default: the config's.")
     ] = None,
     model: Annotated[
         str | None,
@@ -39,40 +38,27 @@ def plan(
             "else the judge itself.",
         ),
     ] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs that there are; 8 unless it is said.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs that are available.  [default: 8]")] = None,
     gpu: Annotated[
-        str, typer.Option(metavar="MACHINE", help="What was measured: h100, h200, cpu, or a machine of --points.")
+        str, typer.Option(metavar="MACHINE", help="h100, h200, cpu, or a machine of --measurements.")
     ] = "h100",
+    price: Annotated[float | None, typer.Option(min=0.0, help="Money per GPU-hour; adds the cost.")] = None,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a judge prompt, on average.")] = 1_000,
     reason_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a reason, on average.")] = 500,
     kept: Annotated[
-        float,
-        typer.Option(min=0.0, max=1.0, help="Share of the prompts that get an R*, and of those that get a DPO pair."),
+        float, typer.Option(min=0.0, max=1.0, help="Share of the prompts that get an R*, and that get a DPO pair.")
     ] = 0.5,
-    benchmark_rows: Annotated[
-        int, typer.Option(min=1, help="Rows of the benchmark (RewardBench's); the config's evaluate.limit is kept.")
-    ] = 2_985,
-    order: Annotated[
-        Literal["mirrored", "random"] | None,
-        typer.Option(help="Both orders of a pair, or one. Default: the config's pairs.order."),
-    ] = None,
-    price: Annotated[
-        float | None, typer.Option(min=0.0, help="Money for a GPU for an hour; without it there is no column of cost.")
-    ] = None,
     config: ConfigOption = None,
     assignments: SetOption = [],  # noqa: B006 - typer copies it
-    points: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Measured points of your own, beside the shipped ones.")
-    ] = None,
-    plot: Annotated[
+    measurements: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.svg", dir_okay=False, help="Draw the measured points and the laws through them."),
+        typer.Option(metavar="FILE", help="Measurements or machines of your own, besides the shipped ones."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Hours, GPU-hours, storage and money of every stage, from measured points.
+    """Hours, GPU-hours, storage and money of every stage, from measured throughputs.
 
-    What lies beyond the largest measurement is marked, with how far. docs/planning.md says how points are measured.
+    Each row names the measurement that it rests on and how far it is scaled. docs/planning.md explains the ranges.
 
     [bold]Examples[/bold]
 
@@ -82,50 +68,48 @@ def plan(
 
       reasongenrm plan --config pipelines/configs/demo.yaml --model 135M --teacher endpoint --gpu cpu
     """
-    from reasongenrm.planning.plan import make_plan
-    from reasongenrm.planning.points import read_points, shipped_points
-    from reasongenrm.planning.stages import Assumptions
-    from reasongenrm.planning.tables import laws_grid, notes, plan_grid, points_grid
+    from reasongenrm.planning.estimate import estimate_run
+    from reasongenrm.planning.measurements import read_measurements
+    from reasongenrm.planning.plan_text import answer, basis_lines, stage_table
+    from reasongenrm.planning.workloads import Assumptions
     from reasongenrm.training.shapes import find_shape
 
     if samples is not None:
         assignments = [*assignments, f"distill.num_samples={samples}", f"sample.num_samples={samples}"]
-    if order is not None:
-        assignments = [*assignments, f"pairs.order={order}"]
     settings = make_config(config, assignments)
     named = model or settings.inputs.model
     if named is None:
         raise ConfigError("plan: no model; expected --model, such as 8B, or a --config with inputs.model.")
     judge = find_shape(named)
     taught_by = teacher or settings.inputs.teacher
-    measured = shipped_points() + read_points(points) if points else shipped_points()
+    measured = read_measurements()
+    if measurements is not None:
+        measured += read_measurements(measurements)
     machine = measured.machine(gpu)
     if gpus is not None and machine.memory_bytes is None:
-        raise ConfigError(f"plan: --gpus {gpus} has no effect on {machine.title}, which is one. Leave it out.")
-    planned = make_plan(
+        raise ConfigError(f"plan: --gpus {gpus} has no effect on {machine.title}. Leave it out.")
+    estimate = estimate_run(
         settings,
-        Assumptions(pairs, prompt_tokens, reason_tokens, kept, benchmark_rows),
+        Assumptions(pairs, prompt_tokens, reason_tokens, kept),
         judge,
         judge if taught_by is None else _teacher(taught_by),
         measured,
         machine,
-        gpus or 8,
+        gpus or (1 if machine.memory_bytes is None else 8),
         price,
     )
-    if plot is not None:
-        from reasongenrm.planning.chart import chart
-
-        plot.write_text(chart(planned.laws), encoding="utf-8")
-        print_note(f"wrote {plot}")
     if as_json:
-        print_json(planned.to_json())
+        print_json(estimate.model_dump(mode="json"))
         return
-    _show(plan_grid(planned))
-    for line in notes(planned):
-        out.print(Text(line), soft_wrap=True)
-    for grid in (laws_grid(planned.laws), points_grid(planned.laws)):
-        out.print()
-        _show(grid)
+    head, rows = stage_table(estimate)
+    table = Table(box=None, pad_edge=False)
+    for place, name in enumerate(head):
+        table.add_column(Text(name), justify="left" if place in (0, len(head) - 1) else "right")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    out.print(Text("\n".join(answer(estimate)) + "\n"), soft_wrap=True)
+    print_table(table)
+    out.print(Text("\n" + "\n".join(basis_lines(estimate, measured))), soft_wrap=True)
 
 
 def _teacher(name: str) -> "ModelShape | None":
@@ -133,12 +117,3 @@ def _teacher(name: str) -> "ModelShape | None":
     from reasongenrm.training.shapes import find_shape
 
     return None if name == ENDPOINT or name.startswith(("http://", "https://")) else find_shape(name)
-
-
-def _show(grid: "Grid") -> None:
-    table = Table(title=Text(grid.title, style="bold"), title_justify="left", box=None, pad_edge=False)
-    for place, name in enumerate(grid.head):
-        table.add_column(Text(name), justify="right" if place else "left")
-    for row in grid.rows:
-        table.add_row(*map(Text, row))
-    print_table(table)

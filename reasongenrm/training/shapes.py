@@ -1,7 +1,7 @@
 """A model's shape: its parameters, and the FLOPs and bytes that follow from them.
 
-In goes what config.json says, out come counts; nothing is loaded. `SHAPES` has the models that are planned with by
-name.
+In goes what config.json says, out come counts; nothing is loaded. `SHAPES` has the models that plans and benchmarks
+take by name.
 """
 
 import json
@@ -13,18 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reasongenrm.errors import InputError
 
-INFERENCE_BYTES = 2  # a parameter in bfloat16
-# With ZeRO-3: float32 master weights 4, gradients 4, AdamW's two moments 8, and DeepSpeed's bfloat16 weights 2.
-TRAINING_BYTES = 18
-# Of TRL's fused head: logits of 4,096 tokens x 32,768 entries at a time, a few copies in float32.
-HEAD_BYTES = 4 * 4096 * 32768 * 4
-RESUME_BYTES = 12  # of a checkpoint to resume from: float32 weights and both moments
+INFERENCE_BYTES = 2  # per parameter, in bfloat16
+RESUME_BYTES = 12  # per parameter of a checkpoint to resume from: float32 weights and both of AdamW's moments
 CONFIG = "config.json"
-_ATTENTION_BIAS = {
-    "llama": False,
-    "mistral": False,
-    "qwen2": True,
-}  # model_type -> bias of q, k and v, unless config.json says
+# model_type -> whether q, k and v have biases, unless config.json says so itself.
+_ATTENTION_BIAS = {"llama": False, "mistral": False, "qwen2": True}
 
 Count = Annotated[int, Field(gt=0)]
 
@@ -60,49 +53,30 @@ class ModelShape(BaseModel):
         return embeddings + self.num_layers * layer + self.hidden_size
 
     def forward_flops(self, num_tokens: float, mean_context: float) -> float:
-        """FLOPs of a forward pass: 2 for each parameter and token, and attention's two products.
+        """FLOPs of a forward pass: 2 per parameter and token, and attention's two products.
 
         = tokens x (2N + 4 x layers x heads x head size x context)
 
         Args:
             num_tokens: that go through the model, each once.
-            mean_context: tokens that one of them sees, itself included, on average.
+            mean_context: tokens that one of them attends to, itself included, on average.
         """
         attention = 4 * self.num_layers * self.num_heads * self.head_dim * mean_context
         return num_tokens * (2 * self.num_parameters + attention)
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes of the KV cache for one token in bfloat16: keys and values of every layer."""
+        """Bytes of the KV cache per token in bfloat16: keys and values of every layer."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * INFERENCE_BYTES
 
     def serving_bytes(self, num_sequences: int, tokens_each: int) -> float:
         """Bytes over all GPUs to serve the model: its weights and the KV cache of all sequences in flight."""
         return self.num_parameters * INFERENCE_BYTES + num_sequences * tokens_each * self.kv_bytes_per_token
 
-    def training_bytes(self, num_gpus: int, tokens_per_gpu: int) -> float:
-        """Bytes on each GPU to train with ZeRO-3 and activation checkpointing.
 
-        = 18 bytes a parameter / num_gpus + tokens x 2 bytes x layers x hidden size + HEAD_BYTES: the states; each layer's
-        input in bfloat16; the tile of logits that is there at a time.
-        """
-        activations = 2 * self.num_layers * self.hidden_size
-        return self.num_parameters * TRAINING_BYTES / num_gpus + tokens_per_gpu * activations + HEAD_BYTES
-
-
-def _shape(
-    name: str,
-    layers: int,
-    hidden: int,
-    intermediate: int,
-    heads: int,
-    kv_heads: int,
-    vocab: int,
-    *,
-    tied: bool,
-    bias: bool,
-) -> ModelShape:
-    return ModelShape(
+# From the config.json of each model on the hub: layers, hidden and MLP size, heads, KV heads, vocabulary, tied, bias.
+SHAPES: dict[str, ModelShape] = {
+    size: ModelShape(
         name=name,
         num_layers=layers,
         hidden_size=hidden,
@@ -114,19 +88,17 @@ def _shape(
         tied=tied,
         attention_bias=bias,
     )
-
-
-# By the names that `reasongenrm plan` takes; from the config.json of each model on the hub.
-SHAPES: dict[str, ModelShape] = {
-    "135M": _shape("SmolLM2-135M", 30, 576, 1536, 9, 3, 49_152, tied=True, bias=False),
-    "0.5B": _shape("Qwen2.5-0.5B", 24, 896, 4864, 14, 2, 151_936, tied=True, bias=True),
-    "1.5B": _shape("Qwen2.5-1.5B", 28, 1536, 8960, 12, 2, 151_936, tied=True, bias=True),
-    "3B": _shape("Qwen2.5-3B", 36, 2048, 11_008, 16, 2, 151_936, tied=True, bias=True),
-    "7B": _shape("Qwen2.5-7B", 28, 3584, 18_944, 28, 4, 152_064, tied=False, bias=True),
-    "8B": _shape("Llama-3.1-8B", 32, 4096, 14_336, 32, 8, 128_256, tied=False, bias=False),
-    "14B": _shape("Qwen2.5-14B", 48, 5120, 13_824, 40, 8, 152_064, tied=False, bias=True),
-    "32B": _shape("Qwen2.5-32B", 64, 5120, 27_648, 40, 8, 152_064, tied=False, bias=True),
-    "70B": _shape("Llama-3.1-70B", 80, 8192, 28_672, 64, 8, 128_256, tied=False, bias=False),
+    for size, name, layers, hidden, intermediate, heads, kv_heads, vocab, tied, bias in (
+        ("135M", "SmolLM2-135M", 30, 576, 1536, 9, 3, 49_152, True, False),
+        ("0.5B", "Qwen2.5-0.5B", 24, 896, 4864, 14, 2, 151_936, True, True),
+        ("1.5B", "Qwen2.5-1.5B", 28, 1536, 8960, 12, 2, 151_936, True, True),
+        ("3B", "Qwen2.5-3B", 36, 2048, 11_008, 16, 2, 151_936, True, True),
+        ("7B", "Qwen2.5-7B", 28, 3584, 18_944, 28, 4, 152_064, False, True),
+        ("8B", "Llama-3.1-8B", 32, 4096, 14_336, 32, 8, 128_256, False, False),
+        ("14B", "Qwen2.5-14B", 48, 5120, 13_824, 40, 8, 152_064, False, True),
+        ("32B", "Qwen2.5-32B", 64, 5120, 27_648, 40, 8, 152_064, False, True),
+        ("70B", "Llama-3.1-70B", 80, 8192, 28_672, 64, 8, 128_256, False, False),
+    )
 }
 
 
@@ -135,16 +107,16 @@ def shape_of_config(config: Mapping[str, Any], name: str) -> ModelShape:
 
     Args:
         config: its content.
-        name: of the model, for the tables; also where an error says it was found.
+        name: of the model, for tables; also where an error says it was found.
 
     Raises:
-        InputError: another architecture than Llama's, Mistral's or Qwen 2.5's, or a key is missing or no number.
+        InputError: another architecture than Llama's, Mistral's or Qwen 2.5's, or a key is missing or not a number.
     """
-    kind = config.get("model_type")
-    if kind not in _ATTENTION_BIAS:
+    model_type = config.get("model_type")
+    if model_type not in _ATTENTION_BIAS:
         raise InputError(
-            f"{name}: model_type is {kind!r}; expected one of {', '.join(_ATTENTION_BIAS)}, whose parameters can be "
-            f"counted. Plan with a named shape of about its size: {', '.join(SHAPES)}."
+            f"{name}: model_type is {model_type!r}; expected one of {', '.join(_ATTENTION_BIAS)}, whose parameters can "
+            f"be counted. Plan with a named shape of about its size: {', '.join(SHAPES)}."
         )
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
     head_dim = config.get("head_dim")
@@ -161,18 +133,18 @@ def shape_of_config(config: Mapping[str, Any], name: str) -> ModelShape:
             head_dim=head_dim,
             vocab_size=config.get("vocab_size"),
             tied=config.get("tie_word_embeddings", False),
-            attention_bias=config.get("attention_bias", _ATTENTION_BIAS[kind]),
+            attention_bias=config.get("attention_bias", _ATTENTION_BIAS[model_type]),
         )
     except ValidationError as error:
         keys = ", ".join(str(detail["loc"][0]) for detail in error.errors())
-        raise InputError(f"{name}: {CONFIG} has no usable {keys}; expected whole numbers. Mend the file.") from error
+        raise InputError(f"{name}: {CONFIG} has no usable {keys}; expected whole numbers. Fix the file.") from error
 
 
 def find_shape(model: str) -> ModelShape:
     """The shape of a named size ("8B"), of a hub name that begins like one, of a checkpoint's folder or a config.json.
 
     Raises:
-        InputError: neither a name nor a file, or the file is no config of a model that can be counted.
+        InputError: neither a name nor a file, or the file is not a config of a model that can be counted.
     """
     if model in SHAPES:
         return SHAPES[model]

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from benchmarks.figures import Apart, Machine, Part, Report, Step, Way, mfu, ratios, read_report, summarise
-from reasongenrm.planning.points import Work
+from reasongenrm.planning.measurements import Workload
 
 MACHINE = Machine(
     device="GPU", num_processes=2, peak_tflops=0.5, peak_how="", versions={"torch": "2"}, commit=None, load_average=0.0
@@ -13,7 +13,7 @@ MACHINE = Machine(
 
 def step(seconds: float, tokens: int, examples: int) -> Step:
     return Step(
-        seconds=seconds, tokens=tokens, examples=examples, work=Work(num_prompts=examples, prompt_tokens=tokens)
+        seconds=seconds, tokens=tokens, examples=examples, work=Workload(num_prompts=examples, prompt_tokens=tokens)
     )
 
 

@@ -16,12 +16,12 @@ from benchmarks.clock import Budget
 from benchmarks.equality import equality
 from benchmarks.figures import Machine, Report, read_report
 from benchmarks.measure import PARTS, measure
+from benchmarks.measurements import machine_of_plan
 from benchmarks.parts import Comparison, _run_way
-from benchmarks.points import machine_name
 from benchmarks.setting import Done, Setting
 from benchmarks.shapes import SHAPES
 from benchmarks.world import World
-from reasongenrm.planning.points import read_points
+from reasongenrm.planning.measurements import read_measurements
 
 MICRO = SHAPES["micro"]
 MACHINE = Machine(device="x", num_processes=1, peak_tflops=1.0, peak_how="", versions={}, commit=None, load_average=0.0)
@@ -130,14 +130,14 @@ def test_the_picture_has_a_bar_for_every_measured_way(results: Path, report: Rep
     assert "skipped: liger's kernels need a GPU" in texts
 
 
-def test_ours_is_written_as_points_of_the_plan(results: Path, report: Report) -> None:
-    points = read_points(results / "points.json")
-    assert [point.kind for point in points.points] == ["sft", "dpo", "score"]
-    assert [point.model for point in points.points] == [MICRO.model] * 3
+def test_ours_is_written_as_measurements_of_the_plan(results: Path, report: Report) -> None:
+    measured = read_measurements(results / "measurements.json").measurements
+    assert [one.kind for one in measured] == ["train_sft", "train_dpo", "score_reasons"]
+    assert [one.model for one in measured] == [MICRO.model] * 3
     sft, dpo, _ = (part.ways[0].measured for part in report.parts[:3])
-    assert points.points[0].seconds == pytest.approx(sft.seconds)
-    assert points.points[1].seconds == pytest.approx(dpo.seconds + dpo.before_seconds * dpo.num_examples / 16)
-    assert points.points[0].work.prompt_tokens + points.points[0].work.reason_tokens == sft.num_tokens
+    assert measured[0].seconds == pytest.approx(sft.seconds)
+    assert measured[1].seconds == pytest.approx(dpo.seconds + dpo.before_seconds * dpo.num_examples / 16)
+    assert measured[0].work.num_tokens == sft.num_tokens
 
 
 def test_the_tables_are_markdown(results: Path) -> None:
@@ -165,10 +165,10 @@ def test_of_several_processes_a_failure_ends_the_run(tmp_path) -> None:
         _run_way("trl", Comparison(lambda _: 0, {"trl": broken}, 6), 0, several, MACHINE)
 
 
-def test_gpus_have_the_names_that_the_plan_knows() -> None:
-    assert machine_name("NVIDIA H100 80GB HBM3", 80) == "h100"
-    assert machine_name("NVIDIA GeForce RTX 4090", 24) == "nvidia-geforce-rtx-4090"
-    assert machine_name("x86_64, 2 threads", None) == "cpu"
+def test_gpus_are_those_that_the_plan_knows() -> None:
+    assert machine_of_plan("NVIDIA H100 80GB HBM3", 80) == read_measurements().machine("h100")
+    assert machine_of_plan("NVIDIA GeForce RTX 4090", 24).name == "nvidia-geforce-rtx-4090"
+    assert machine_of_plan("x86_64, 2 threads", None).name == "cpu"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from benchmarks.work import (
 )
 from reasongenrm.config import ScoreConfig
 from reasongenrm.packing.trees import IGNORED
-from reasongenrm.planning.points import Work
+from reasongenrm.planning.measurements import Workload
 from reasongenrm.reasons.candidates import Candidate, Row
 from reasongenrm.records import Reason
 
@@ -66,14 +66,14 @@ def test_sft_steps_count_prompt_and_reason_tokens() -> None:
     assert (first.tokens, second.tokens) == (3, 2)
     (both,) = sft_amounts({name: rows[1:] for name, rows in columns.items()}, 2)
     assert (both.tokens, both.examples) == (6, 2)
-    assert both.work == Work(num_prompts=2, prompt_tokens=3, num_reasons=2, reason_tokens=3, num_steps=1)
+    assert both.work == Workload(num_prompts=2, prompt_tokens=3, num_reasons=2, reason_tokens=3)
 
 
 def test_dpo_steps_count_a_prompt_for_both_sides_and_once_as_work() -> None:
     columns = {"prompt_ids": [[1, 2, 3]], "chosen_ids": [[4, 5]], "rejected_ids": [[6]]}
     (amount,) = dpo_amounts(columns, 1)
     assert (amount.tokens, amount.examples) == (9, 1)
-    assert amount.work == Work(num_prompts=1, prompt_tokens=3, num_reasons=2, reason_tokens=3, num_steps=1)
+    assert amount.work == Workload(num_prompts=1, prompt_tokens=3, num_reasons=2, reason_tokens=3)
     assert training_work(columns, 1, 1).lengths == [6]
 
 
@@ -99,7 +99,7 @@ def test_scoring_counts_a_prompt_once_for_all_its_reasons() -> None:
     candidates = tuple(Candidate(reason, array("i", ids), 2, 1) for ids in ([1, 2, 3, 4], [1, 2, 3, 4, 5]))
     amount = scoring_amount([Row(array("i", [9] * 10), candidates)])
     assert (amount.tokens, amount.examples) == (19, 2)
-    assert amount.work == Work(num_prompts=1, prompt_tokens=10, num_reasons=2, reason_tokens=9)
+    assert amount.work == Workload(num_prompts=1, prompt_tokens=10, num_reasons=2, reason_tokens=9)
     assert (amount + amount).work.prompt_tokens == 20
 
 

@@ -1,22 +1,21 @@
-"""`reasongenrm plan`: its tables, its JSON, its picture, and what it says when it cannot plan."""
+"""`reasongenrm plan`: what it prints, its JSON, and what it says when it cannot plan."""
 
 import json
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 from typer.testing import CliRunner
 
 from reasongenrm.cli import app
-from reasongenrm.planning.points import Points, shipped_points
+from reasongenrm.planning.measurements import Machine, Measurements, read_measurements
 from tests.tiny import tiny_checkpoint
 
 REFERENCE = "pipelines/configs/reference/qwen2.5-7b.yaml"
 
 
 def invoke(*arguments: str) -> Any:
-    return CliRunner().invoke(app, ["plan", *arguments], env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
+    return CliRunner().invoke(app, ["plan", *arguments], env={"COLUMNS": "120", "TERM": "dumb", "NO_COLOR": "1"})
 
 
 def planned(*arguments: str) -> dict[str, Any]:
@@ -31,79 +30,81 @@ def stage(plan: dict[str, Any], name: str) -> dict[str, Any]:
     return found
 
 
-def test_stages_laws_and_points_are_shown_side_by_side() -> None:
-    text = invoke("--pairs", "80000", "--samples", "16", "--model", "8B", "--teacher", "70B", "--gpus", "8").output
-    assert "A run on H100 80GB" in text
-    for shown in (
-        "distill_reasons",
-        "one after another",
-        "TFLOP/s",
-        "measured s",
-        "beyond the points",
-        "Not computed:",
-    ):
-        assert shown in text
+def test_the_answer_comes_first_then_the_stages_then_what_they_rest_on() -> None:
+    text = invoke(
+        "--pairs", "80000", "--samples", "16", "--model", "8B", "--teacher", "70B", "--gpus", "8", "--price", "2"
+    ).output
+    lines = text.splitlines()
+    assert "hours on 8 x H100 80GB" in lines[0]
+    head, last, first_measurement = (
+        next(number for number, line in enumerate(lines) if line.startswith(start))
+        for start in ("stage", "deploy_kserve", "[1]")
+    )
+    assert head < last < first_measurement
+    assert "?" not in text
+    assert max(map(len, lines[head:last])) <= 120
 
 
 def test_numbers_come_from_the_configuration_and_options_go_first() -> None:
     plan = planned("--config", REFERENCE)  # pairs.order random, 16 samples, teacher Llama-3.1-70B by its hub name
     assert stage(plan, "distill_reasons")["work"]["num_reasons"] == 80_000 * 16
-    assert stage(plan, "distill_reasons")["beyond"]["parameters"] > 9
+    assert stage(plan, "distill_reasons")["basis"]["model_scale"] > 9
     changed = planned(
-        "--config", REFERENCE, "--pairs", "100", "--samples", "3", "--order", "mirrored", "--model", "14B"
+        "--config", REFERENCE, "--pairs", "100", "--samples", "3", "--set", "pairs.order=mirrored", "--model", "14B"
     )
     assert stage(changed, "sample_reasons")["work"]["num_reasons"] == 100 * 2 * 3
     assert stage(changed, "import_model")["work"]["num_bytes"] == 2 * 14_770_033_664
-    assert (
-        stage(planned("--model", "7B", "--benchmark-rows", "60"), "evaluate_rewardbench (sft)")["work"]["num_prompts"]
-        == 120
-    )
+    limited = planned("--model", "7B", "--set", "evaluate.limit=60")
+    assert stage(limited, "evaluate_rewardbench (sft)")["work"]["num_prompts"] == 120
     tokens = planned("--config", REFERENCE, "--prompt-tokens", "10", "--reason-tokens", "7", "--kept", "0.1")
     assert stage(tokens, "train_dpo")["work"] == {
         "num_prompts": 8_000,
         "prompt_tokens": 80_000,
         "num_reasons": 16_000,
         "reason_tokens": 112_000,
-        "num_steps": 63,
         "num_rows": 0,
         "num_bytes": 0,
     }
 
 
 def test_an_endpoint_takes_no_gpus_and_without_a_teacher_the_judge_teaches_itself() -> None:
-    assert (
-        stage(planned("--model", "8B", "--teacher", "https://teacher.example/v1"), "distill_reasons")["hours"] is None
-    )
-    assert stage(planned("--model", "8B", "--teacher", "endpoint"), "distill_reasons")["hours"] is None
+    for teacher in ("https://teacher.example/v1", "endpoint"):
+        assert stage(planned("--model", "8B", "--teacher", teacher), "distill_reasons")["hours"] is None
     itself = planned("--model", "8B")
     assert stage(itself, "distill_reasons")["hours"] == pytest.approx(stage(itself, "sample_reasons")["hours"])
 
 
-def test_money_comes_with_a_price_alone() -> None:
-    dear = planned("--model", "8B", "--price", "2.5")
-    assert dear["totals"]["cost"] == pytest.approx(2.5 * dear["totals"]["device_hours"])
-    assert planned("--model", "8B")["totals"]["cost"] is None
+def test_money_comes_only_with_a_price() -> None:
+    priced = planned("--model", "8B", "--price", "2.5")
+    assert priced["cost"]["expected"] == pytest.approx(2.5 * priced["device_hours"]["expected"])
+    assert planned("--model", "8B")["cost"] is None
+    assert "at 2.5 per GPU-hour" in invoke("--model", "8B", "--price", "2.5").output
 
 
-def test_a_checkpoint_of_ones_own_is_planned_by_its_config(tmp_path: Path) -> None:
+def test_a_checkpoint_of_your_own_is_planned_by_its_config(tmp_path: Path) -> None:
     plan = planned("--model", str(tiny_checkpoint(tmp_path, "chatml")), "--gpu", "cpu")
     assert plan["machine"]["name"] == "cpu"
-    assert 0 < stage(plan, "train_sft (sft)")["hours"] < 100
+    assert 0 < stage(plan, "train_sft (sft)")["hours"]["expected"] < 100
 
 
-def test_own_points_go_before_the_shipped_ones(tmp_path: Path) -> None:
-    shipped = shipped_points().of("h100", "generate")
-    slow = [point.model_copy(update={"seconds": 10 * point.seconds}) for point in shipped]
-    Points(points=tuple(slow)).write(tmp_path / "points.json")
-    name = "sample_reasons"
-    own = stage(planned("--model", "7B", "--points", str(tmp_path / "points.json")), name)
-    assert own["hours"] == pytest.approx(10 * stage(planned("--model", "7B"), name)["hours"])
+def test_measurements_of_your_own_replace_the_shipped_ones(tmp_path: Path) -> None:
+    shipped = [one for one in read_measurements().measurements if (one.machine, one.kind) == ("h100", "write_reasons")]
+    slow = [one.model_copy(update={"seconds": 10 * one.seconds}) for one in shipped]
+    path = tmp_path / "measurements.json"
+    Measurements(measurements=tuple(slow)).write(path)
+    own, usual = (
+        stage(planned("--model", "7B", *options), "sample_reasons")["hours"]["expected"] - 90 / 3600
+        for options in (("--measurements", str(path)), ())
+    )
+    assert own == pytest.approx(10 * usual)
 
 
-def test_points_and_laws_are_drawn(tmp_path: Path) -> None:
-    picture = tmp_path / "growth.svg"
-    assert invoke("--model", "8B", "--plot", str(picture)).exit_code == 0
-    assert ElementTree.parse(picture).getroot().tag.endswith("svg")
+def test_a_machine_that_nobody_measured_is_planned_by_its_peak(tmp_path: Path) -> None:
+    path = tmp_path / "machines.json"
+    a100 = Machine(name="a100", title="A100 80GB", memory_bytes=85e9, peak_tflops=312)
+    Measurements(machines=(a100,)).write(path)
+    plan = planned("--model", "7B", "--measurements", str(path), "--gpu", "a100")
+    assert stage(plan, "train_dpo")["basis"]["peak_scale"] == pytest.approx(312 / 989.4)
 
 
 @pytest.mark.parametrize(
@@ -112,9 +113,9 @@ def test_points_and_laws_are_drawn(tmp_path: Path) -> None:
         ([], "plan: no model; expected --model, such as 8B"),
         (["--model", "9B"], "9B: no size with this name and no such file"),
         (["--model", "8B", "--gpu", "b300"], "--gpu b300: no machine with this name"),
-        (["--model", "8B", "--gpus", "1"], "needs 4 GPUs of 80 GB, found --gpus 1"),
+        (["--model", "8B", "--gpus", "1"], "needs 4 x H100 80GB, found --gpus 1"),
         (["--model", "135M", "--gpu", "cpu", "--gpus", "2"], "--gpus 2 has no effect on one CPU core"),
-        (["--model", "8B", "--points", "no.json"], "no.json: no such file"),
+        (["--model", "8B", "--measurements", "no.json"], "no.json: no such file"),
     ],
 )
 def test_mistakes_are_named_and_end_with_code_2(arguments: list[str], message: str) -> None:

@@ -70,12 +70,6 @@ def test_serving_needs_weights_and_the_cache_of_all_that_is_in_flight() -> None:
     assert SMALL.serving_bytes(num_sequences=3, tokens_each=7) == 2 * SMALL_PARAMETERS + 3 * 7 * 40
 
 
-def test_training_states_are_shared_out_but_activations_are_not() -> None:
-    whole = 50 * 2 * 2 * 10 + 4 * 4096 * 32768 * 4  # layers' inputs in bfloat16; four float32 tiles of logits
-    assert SMALL.training_bytes(num_gpus=1, tokens_per_gpu=50) == 18 * SMALL_PARAMETERS + whole
-    assert SMALL.training_bytes(num_gpus=4, tokens_per_gpu=50) == 4.5 * SMALL_PARAMETERS + whole
-
-
 def test_what_is_no_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"9B: no size with this name and no such file; expected one of 135M, 0.5B"):
         find_shape("9B")

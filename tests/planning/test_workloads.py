@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from reasongenrm.config import RunConfig
-from reasongenrm.planning.points import Work
-from reasongenrm.planning.stages import Assumptions, StageWork, run_stages
+from reasongenrm.planning.measurements import Workload
+from reasongenrm.planning.workloads import Assumptions, StageWorkload, run_workloads
 from reasongenrm.training.shapes import SHAPES
 
 COMPILED = Path(__file__).parents[2] / "pipelines" / "compiled" / "reason_reward_model.yaml"
@@ -17,8 +17,8 @@ JUDGE, TEACHER = SHAPES["7B"], SHAPES["70B"]
 ASSUMED = Assumptions(num_pairs=1_000, prompt_tokens=100, reason_tokens=50, kept_fraction=0.25)
 
 
-def stages(config: RunConfig, assumed: Assumptions = ASSUMED) -> dict[str, StageWork]:
-    return {stage.stage: stage for stage in run_stages(config, assumed, JUDGE, TEACHER)}
+def stages(config: RunConfig, assumed: Assumptions = ASSUMED) -> dict[str, StageWorkload]:
+    return {stage.stage: stage for stage in run_workloads(config, assumed, JUDGE, TEACHER)}
 
 
 def changed(**sections: dict[str, Any]) -> RunConfig:
@@ -40,12 +40,12 @@ def task_names(dag: dict[str, Any], components: dict[str, Any]) -> Iterator[str]
 def test_stages_are_those_of_the_pipeline() -> None:
     compiled = yaml.safe_load(COMPILED.read_text(encoding="utf-8").split("\n---\n")[0])
     names = sorted(task_names(compiled["root"]["dag"], compiled["components"]))
-    assert sorted(stage.stage for stage in run_stages(RunConfig(), ASSUMED, JUDGE, TEACHER)) == names
+    assert sorted(stage.stage for stage in run_workloads(RunConfig(), ASSUMED, JUDGE, TEACHER)) == names
 
 
 def test_work_of_a_run_follows_from_pairs_samples_tokens_and_epochs() -> None:
     found = stages(changed())
-    written = Work(num_prompts=1_000, prompt_tokens=100_000, num_reasons=16_000, reason_tokens=800_000)
+    written = Workload(num_prompts=1_000, prompt_tokens=100_000, num_reasons=16_000, reason_tokens=800_000)
     for stage in (
         "distill_reasons",
         "sample_reasons",
@@ -54,21 +54,21 @@ def test_work_of_a_run_follows_from_pairs_samples_tokens_and_epochs() -> None:
     ):
         assert found[stage].work == written
     assert (found["distill_reasons"].model, found["sample_reasons"].model) == (TEACHER, JUDGE)
-    # 250 kept prompts, two epochs, in batches of 128: 3.9 steps, the last one filled up. A verdict has 5 tokens.
-    assert found["train_sft (sft)"].work == Work(
-        num_prompts=500, prompt_tokens=50_000, num_reasons=500, reason_tokens=27_500, num_steps=4
+    # 250 kept prompts, two epochs. A verdict has 5 tokens.
+    assert found["train_sft (sft)"].work == Workload(
+        num_prompts=500, prompt_tokens=50_000, num_reasons=500, reason_tokens=27_500
     )
     assert found["train_sft (genrm)"].work.reason_tokens == 2_500
-    # One epoch, two reasons a pair, the verdict left away.
-    assert found["train_dpo"].work == Work(
-        num_prompts=250, prompt_tokens=25_000, num_reasons=500, reason_tokens=25_000, num_steps=2
+    # One epoch, two reasons per pair, without the verdict.
+    assert found["train_dpo"].work == Workload(
+        num_prompts=250, prompt_tokens=25_000, num_reasons=500, reason_tokens=25_000
     )
     # RewardBench in both orders.
-    assert found["evaluate_rewardbench (dpo)"].work == Work(
+    assert found["evaluate_rewardbench (dpo)"].work == Workload(
         num_prompts=5_970, prompt_tokens=597_000, num_reasons=5_970, reason_tokens=5_970 * 55
     )
     assert found["evaluate_rewardbench (genrm)"].work.reason_tokens == 5_970 * 5
-    assert found["select_reasons"].work == Work(num_rows=16_000)
+    assert found["select_reasons"].work == Workload(num_rows=16_000)
 
 
 def test_mirrored_pairs_double_everything_but_the_evaluation() -> None:
@@ -88,11 +88,11 @@ def test_limits_steps_and_votes_of_the_configuration_count() -> None:
         )
     )
     assert found["distill_reasons"].work.num_prompts == 400
-    assert found["sample_reasons"].work == Work(
+    assert found["sample_reasons"].work == Workload(
         num_prompts=100, prompt_tokens=10_000, num_reasons=200, reason_tokens=4_000
     )
     assert found["train_dpo"].work.num_prompts == 25
-    assert (found["train_sft (sft)"].work.num_steps, found["train_sft (sft)"].work.num_prompts) == (7, 28)
+    assert found["train_sft (sft)"].work.num_prompts == 28  # 7 steps of 4
     assert (
         found["evaluate_rewardbench (sft)"].work.num_prompts,
         found["evaluate_rewardbench (sft)"].work.num_reasons,
@@ -103,8 +103,8 @@ def test_limits_steps_and_votes_of_the_configuration_count() -> None:
 
 
 def test_a_teacher_behind_an_endpoint_takes_no_hours_but_its_reasons_are_kept() -> None:
-    found = {stage.stage: stage for stage in run_stages(changed(), ASSUMED, JUDGE, None)}["distill_reasons"]
-    assert (found.kind, found.model, found.needs) == (None, None, "no GPU")
+    found = {stage.stage: stage for stage in run_workloads(changed(), ASSUMED, JUDGE, None)}["distill_reasons"]
+    assert (found.kind, found.model) == (None, None)
     assert found.kept_bytes == 16_000 * (50 * 4.6 + 250)
 
 

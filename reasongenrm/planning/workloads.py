@@ -1,0 +1,144 @@
+"""The work of every stage of a run: how much of which kind, with which model, and what stays in the store.
+
+It follows from the run's configuration and a few assumptions. `run_workloads` names the stages as the pipeline does
+(pipelines/reason_reward_model.py; a test compares), in the order of the data flow.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from reasongenrm.config import DistillConfig, RunConfig, SampleConfig, TrainConfig
+from reasongenrm.evaluation.evaluate import VARIANT_STYLES
+from reasongenrm.planning.measurements import WorkKind, Workload
+from reasongenrm.training.shapes import INFERENCE_BYTES, RESUME_BYTES, ModelShape
+
+REWARD_BENCH_ROWS = 2_985
+BYTES_PER_TOKEN = 4.6  # of text: RewardBench's answers under SmolLM2's tokenizer, 1,000 rows
+RECORD_BYTES = 250  # of a record's other fields: ids, names, numbers
+VERDICT_TOKENS = 5  # [[A]] and the markup around it
+
+NO_WORK = Workload()
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What a configuration does not say.
+
+    Attributes:
+        num_pairs: preference pairs, before `pairs.limit`.
+        prompt_tokens: of a judge prompt, on average.
+        reason_tokens: of a reason, on average, before `max_tokens`.
+        kept_fraction: of the prompts that get an R*, and of those sampled that get a DPO pair. The reference kept 51 %
+            (8B) and 56 % (14B) for SFT and does not say how many for DPO; half of them is our assumption.
+    """
+
+    num_pairs: int
+    prompt_tokens: int = 1_000
+    reason_tokens: int = 500
+    kept_fraction: float = 0.5
+
+
+@dataclass(frozen=True)
+class StageWorkload:
+    """One stage.
+
+    Attributes:
+        stage: its name in the pipeline.
+        kind: of its work; None: it costs no time of these machines, or waits for a cluster.
+        kept_bytes: of its artifact.
+        passing_bytes: that the store holds besides while it runs: parts, and two checkpoints to resume from (the older
+            one goes when the newer one is complete).
+    """
+
+    stage: str
+    kind: WorkKind | None = None
+    work: Workload = NO_WORK
+    model: ModelShape | None = None
+    kept_bytes: float = 0.0
+    passing_bytes: float = 0.0
+
+
+def run_workloads(
+    config: RunConfig, assumed: Assumptions, judge: ModelShape, teacher: ModelShape | None
+) -> Iterator[StageWorkload]:
+    """Every stage of a run.
+
+    Args:
+        teacher: None: an endpoint, whose hours are its owner's.
+    """
+    pairs = min(assumed.num_pairs, config.pairs.limit or assumed.num_pairs)
+    num_prompts = pairs * (2 if config.pairs.order == "mirrored" else 1)
+    num_sampled = min(num_prompts, config.sample.limit or num_prompts)
+    num_kept, num_preferred = (max(1, round(n * assumed.kept_fraction)) for n in (num_prompts, num_sampled))
+    prompt_bytes, reason_bytes = _bytes(assumed.prompt_tokens), _bytes(assumed.reason_tokens)
+    weights = judge.num_parameters * INFERENCE_BYTES
+
+    def written(stage: str, kind: WorkKind | None, work: Workload, model: ModelShape | None) -> StageWorkload:
+        size = work.num_reasons * reason_bytes
+        return StageWorkload(stage, kind, work, model, size, size)
+
+    def selected(stage: str, num_reasons: int, kept_bytes: float) -> StageWorkload:
+        return StageWorkload(stage, "select_reasons", Workload(num_rows=num_reasons), kept_bytes=kept_bytes)
+
+    def learned(num_rows: int, reasons_each: int, tokens_each: int) -> Workload:
+        return _texts(assumed, num_rows, num_rows * reasons_each, tokens_each)
+
+    yield StageWorkload("import_model", "import_model", Workload(num_bytes=weights), kept_bytes=weights)
+    yield StageWorkload(
+        "prepare_pairs", "prepare_pairs", Workload(num_rows=pairs), kept_bytes=num_prompts * prompt_bytes
+    )
+    distilled = _written(assumed, num_prompts, config.distill)
+    yield written("distill_reasons", "write_reasons" if teacher else None, distilled, teacher)
+    yield written("score_reasons (of the teacher)", "score_reasons", distilled, judge)
+    yield selected("select_reasons", distilled.num_reasons, num_kept * (prompt_bytes + reason_bytes))
+    verdicts = learned(num_kept, 1, VERDICT_TOKENS)
+    yield _trained("train_sft (genrm)", "train_sft", config.genrm, judge, verdicts)
+    reasons = learned(num_kept, 1, assumed.reason_tokens + VERDICT_TOKENS)
+    yield _trained("train_sft (sft)", "train_sft", config.sft, judge, reasons)
+    sampled = _written(assumed, num_sampled, config.sample)
+    yield written("sample_reasons", "write_reasons", sampled, judge)
+    yield written("score_reasons (of the policy)", "score_reasons", sampled, judge)
+    yield selected("select_preferences", sampled.num_reasons, num_preferred * (prompt_bytes + 2 * reason_bytes))
+    yield _trained("train_dpo", "train_dpo", config.dpo, judge, learned(num_preferred, 2, assumed.reason_tokens))
+    for variant, style in VARIANT_STYLES.items():
+        tokens = VERDICT_TOKENS if style == "verdict" else assumed.reason_tokens + VERDICT_TOKENS
+        rows = min(REWARD_BENCH_ROWS, config.evaluate.limit or REWARD_BENCH_ROWS) * 2  # in both orders
+        tokens = min(tokens, config.evaluate.max_tokens)
+        judged = _texts(assumed, rows, rows * config.evaluate.votes, tokens)
+        size = judged.num_reasons * _bytes(tokens)
+        yield StageWorkload(f"evaluate_rewardbench ({variant})", "evaluate", judged, judge, size, size)
+    yield StageWorkload("select_winner")
+    yield StageWorkload("deploy_kserve")
+
+
+def _bytes(num_tokens: float) -> float:
+    """Of a record with this many tokens of text."""
+    return num_tokens * BYTES_PER_TOKEN + RECORD_BYTES
+
+
+def _texts(assumed: Assumptions, num_prompts: int, num_reasons: int, tokens_each: int) -> Workload:
+    return Workload(
+        num_prompts=num_prompts,
+        prompt_tokens=num_prompts * assumed.prompt_tokens,
+        num_reasons=num_reasons,
+        reason_tokens=num_reasons * tokens_each,
+    )
+
+
+def _written(assumed: Assumptions, num_prompts: int, config: DistillConfig | SampleConfig) -> Workload:
+    tokens_each = min(assumed.reason_tokens, config.max_tokens)
+    return _texts(assumed, num_prompts, num_prompts * config.num_samples, tokens_each)
+
+
+def _trained(stage: str, kind: WorkKind, config: TrainConfig, judge: ModelShape, epoch: Workload) -> StageWorkload:
+    """Training for the config's epochs, or for `max_steps` batches."""
+    rows = epoch.num_prompts
+    steps = max(1, math.ceil(round(config.num_train_epochs * rows / config.train_batch_size, 6)))
+    epochs = config.num_train_epochs
+    if config.max_steps > 0:
+        steps, epochs = config.max_steps, config.max_steps * config.train_batch_size / rows
+    work = Workload(**{name: round(value * epochs) for name, value in epoch})
+    kept = judge.num_parameters * (INFERENCE_BYTES if config.dtype == "bfloat16" else 4)
+    passing = min(2, steps // config.save_steps) * judge.num_parameters * RESUME_BYTES
+    return StageWorkload(stage, kind, work, judge, kept, passing)
