@@ -18,7 +18,7 @@ from rich.console import Console
 
 from benchmarks.figures import Part, PartName, Report
 from benchmarks.shapes import SHAPES
-from reasongenrm.store.stage import quiet_threads
+from reasongenrm.processes.cpu_math import configure_cpu_math
 
 if TYPE_CHECKING:
     from benchmarks.setting import Setting
@@ -63,7 +63,7 @@ def main(
     for name in (shape, scoring_shape):
         if name is not None:
             _known(name, tuple(SHAPES), "shape")
-    quiet_threads()
+    configure_cpu_math()
     os.environ["TQDM_DISABLE"] = "1"
     from benchmarks.clock import Budget
     from benchmarks.setting import Setting

@@ -39,6 +39,7 @@ from reasongenrm.config import (
 from reasongenrm.data.chat import detect_family, encode_reason_example, install_template
 from reasongenrm.data.prompts import judge_messages, judge_prompt
 from reasongenrm.planning.measurements import LIGHT, Machine, Measurement, Measurements, WorkKind, Workload
+from reasongenrm.processes.cpu_math import configure_cpu_math
 from reasongenrm.records import (
     JudgePrompt,
     Judgment,
@@ -51,7 +52,7 @@ from reasongenrm.records import (
     parse_records,
 )
 from reasongenrm.store.artifacts import ArtifactRef, FileEntry, Store, digest_bytes, read_file, sha256_file
-from reasongenrm.store.stage import Stage, content_digest, quiet_threads
+from reasongenrm.store.stage import Stage, content_digest
 from reasongenrm.training.shapes import SHAPES, ModelShape
 
 BATCH_SIZE = 8  # of a training step, and of reasons that are written together
@@ -424,7 +425,7 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    quiet_threads()
+    configure_cpu_math()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
     from reasongenrm.store.seaweed import embedded_store

@@ -8,9 +8,12 @@ import pytest
 
 from reasongenrm.kubernetes import connection
 from reasongenrm.kubernetes.cluster import Cluster
+from reasongenrm.processes.cpu_math import configure_cpu_math
 from reasongenrm.store.artifacts import Store
 from reasongenrm.store.seaweed import EmbeddedStore, embedded_store
 from tests.kube.fake_api import FakeCluster
+
+configure_cpu_math()  # as every process of ours does, before torch is imported
 
 
 @pytest.fixture(scope="session")

@@ -90,7 +90,7 @@ def evaluate(
     from reasongenrm.evaluation.report import build_report
     from reasongenrm.evaluation.report_page import render_html
     from reasongenrm.generation import open_engine
-    from reasongenrm.store.stage import quiet_threads
+    from reasongenrm.processes.cpu_math import configure_cpu_math
 
     if (model is None) == (endpoint is None):
         raise ConfigError("give the judge as one of --model URI and --endpoint URL.")
@@ -98,7 +98,7 @@ def evaluate(
         assignments = [f"evaluate.engine.kind={'vllm' if find_spec('vllm') else 'transformers'}", *assignments]
     settings = make_config(config, assignments, limit).evaluate
     rows = load_benchmark(absolute(benchmark), settings.limit, settings.seed)
-    quiet_threads()
+    configure_cpu_math()
     with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as opened:  # stdout is for the result
         folder = None if model is None else opened.enter_context(_checkpoint_folder(model, store))
         engine = open_engine(

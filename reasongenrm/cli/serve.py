@@ -65,13 +65,13 @@ def serve(
     """
     from reasongenrm.cli.judge_stack import find_checkpoint, serve_with_judge
     from reasongenrm.config import EngineConfig
+    from reasongenrm.processes.cpu_math import configure_cpu_math
     from reasongenrm.processes.doctor import require
     from reasongenrm.runs.local import local_folder
     from reasongenrm.serving.server import serve as serve_folder
-    from reasongenrm.store.stage import quiet_threads
 
     require("serve", *(["judge"] if judge else []))
-    quiet_threads()
+    configure_cpu_math()
     checkpoint = find_checkpoint(model, store)
     if judge:
         print_note(f"serving {checkpoint.folder} as '{name}', with the judge in front of it")

@@ -43,11 +43,11 @@ def prepare(
     """
     from reasongenrm.data.import_model import import_model
     from reasongenrm.data.pairs import prepare_pairs
+    from reasongenrm.processes.cpu_math import configure_cpu_math
     from reasongenrm.runs.local import open_store
-    from reasongenrm.store.stage import quiet_threads
 
     settings = make_config(config, assignments, limit)
-    quiet_threads()
+    configure_cpu_math()
     with open_store(store) as opened:
         base = import_model(opened, settings.model, absolute(model))
         prompts = prepare_pairs(opened, settings.pairs, absolute(preferences), base)
@@ -72,13 +72,13 @@ def distill(
 
       reasongenrm distill --prompts s3://reasongenrm/prepare_pairs/... --teacher http://127.0.0.1:8000/v1
     """
+    from reasongenrm.processes.cpu_math import configure_cpu_math
     from reasongenrm.reasons.write import distill_reasons
     from reasongenrm.runs.local import open_store
     from reasongenrm.store.artifacts import open_artifact
-    from reasongenrm.store.stage import quiet_threads
 
     settings = make_config(config, assignments)
-    quiet_threads()
+    configure_cpu_math()
     with open_store(store) as opened:
         reasons = distill_reasons(opened, settings.distill, open_artifact(prompts).ref(), absolute(teacher))
     _print({"reasons": reasons}, as_json)
@@ -98,13 +98,13 @@ def sample(
 
       reasongenrm sample --prompts s3://reasongenrm/prepare_pairs/... --model s3://reasongenrm/train_sft/...
     """
+    from reasongenrm.processes.cpu_math import configure_cpu_math
     from reasongenrm.reasons.write import sample_reasons
     from reasongenrm.runs.local import open_store
     from reasongenrm.store.artifacts import open_artifact
-    from reasongenrm.store.stage import quiet_threads
 
     settings = make_config(config, assignments)
-    quiet_threads()
+    configure_cpu_math()
     with open_store(store) as opened:
         refs = open_artifact(model).ref(), open_artifact(prompts).ref()
         reasons = sample_reasons(opened, settings.sample, *refs)
@@ -132,14 +132,14 @@ def score(
 
       reasongenrm score dpo --model SFT_MODEL --prompts PROMPTS --reasons ON_POLICY_REASONS
     """
+    from reasongenrm.processes.cpu_math import configure_cpu_math
     from reasongenrm.reasons.score import score_reasons
     from reasongenrm.reasons.select import select_preferences, select_reasons
     from reasongenrm.runs.local import open_store
     from reasongenrm.store.artifacts import open_artifact
-    from reasongenrm.store.stage import quiet_threads
 
     settings = make_config(config, assignments)
-    quiet_threads()
+    configure_cpu_math()
     with open_store(store) as opened:
         model_ref, prompts_ref, reasons_ref = (open_artifact(uri).ref() for uri in (model, prompts, reasons))
         scored = score_reasons(opened, settings.score, model_ref, prompts_ref, reasons_ref)
@@ -172,14 +172,14 @@ def train(
 
       reasongenrm train dpo --model SFT_MODEL --data PREFERENCES
     """
+    from reasongenrm.processes.cpu_math import configure_cpu_math
     from reasongenrm.runs.local import open_store
     from reasongenrm.store.artifacts import open_artifact
-    from reasongenrm.store.stage import quiet_threads
     from reasongenrm.training.dpo import train_dpo
     from reasongenrm.training.sft import train_sft
 
     settings = make_config(config, assignments)
-    quiet_threads()
+    configure_cpu_math()
     with open_store(store) as opened:
         model_ref, data_ref = open_artifact(model).ref(), open_artifact(data).ref()
         if variant == "dpo":

@@ -16,6 +16,7 @@ from reasongenrm.config import Dtype, EngineConfig
 from reasongenrm.errors import EngineError, InputError
 from reasongenrm.generation.seam import Generation, GenerationRequest, Sampling, plan_batches, sample_seed
 from reasongenrm.generation.turns import Prompt, Turns, end_ids
+from reasongenrm.processes.cpu_math import warm_up_cpu_math
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -58,6 +59,7 @@ def load_model(path: Path, dtype: Dtype) -> "PreTrainedModel":
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype == "auto" and device == "cpu":
         dtype = "float32"
+    warm_up_cpu_math()
     with _loading(path):
         # Straight to the device: eight processes of a pod would need eight times the weights in its memory else.
         return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, device_map=device).eval()

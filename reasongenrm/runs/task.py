@@ -18,10 +18,10 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from reasongenrm.config import Section, parse_section
 from reasongenrm.errors import ReasonGenRMError
+from reasongenrm.processes.cpu_math import configure_cpu_math
 from reasongenrm.records import Record
 from reasongenrm.runs.stage_summary import stage_summary
 from reasongenrm.store.artifacts import ArtifactRef, Store, open_artifact, read_file
-from reasongenrm.store.stage import quiet_threads
 
 OUTCOME = "outcome.json"
 DEFECT = 70  # exit code (EX_SOFTWARE) of what no ReasonGenRMError foresaw
@@ -85,7 +85,7 @@ class Task:
         self._reused = False
 
     def __enter__(self) -> "Task":
-        quiet_threads()
+        configure_cpu_math()
         _quiet_logs()
         self._previous_handler = signal.signal(signal.SIGTERM, _stop)
         self._started, self._started_at = time.monotonic(), datetime.now(UTC)

@@ -11,7 +11,6 @@ same time write to two folders if their bytes differ, and both then go on with t
 import errno
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -42,14 +41,6 @@ from reasongenrm.store.scratch import scratch_folder
 
 _KEY_DIGITS = 16  # of 64: 2**32 different configs before two of a stage would share a key
 _DIGEST_START = "sha256-"
-
-
-def quiet_threads() -> None:
-    """Let OpenMP's threads sleep while they wait; to be called before torch is imported.
-
-    Spinning threads made generation 13 times slower on two shared cores.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 class _Checkpoint(BaseModel):

@@ -18,9 +18,10 @@ from reasongenrm.config import DPOConfig, Section, SFTConfig, TrainConfig, Train
 from reasongenrm.data.chat import ChatFamily, detect_family, install_template
 from reasongenrm.errors import ConfigError, ReasonGenRMError, TrainingError
 from reasongenrm.generation.seam import OpeningRole
+from reasongenrm.processes.cpu_math import configure_cpu_math
 from reasongenrm.processes.parent_death import end_with, ending_with_us
 from reasongenrm.store.artifacts import Store
-from reasongenrm.store.stage import Stage, quiet_threads
+from reasongenrm.store.stage import Stage
 from reasongenrm.training.sharding import RIGID
 from reasongenrm.training.world import World, check_batch
 
@@ -275,5 +276,5 @@ def _work(job: TrainingJob, rank: int) -> int:
 
 if __name__ == "__main__":
     end_with(os.getppid())  # torchrun, whose processes are beyond a kill of our group
-    quiet_threads()
+    configure_cpu_math()
     sys.exit(_work(TrainingJob.model_validate_json(Path(sys.argv[1]).read_bytes()), int(os.environ["RANK"])))

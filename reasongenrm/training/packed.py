@@ -8,8 +8,8 @@ Shape suffixes: T tokens of a packed row, P pairs.
 import math
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -99,6 +99,27 @@ def sum_by_branch(values_1T: torch.Tensor, batch: Batch) -> torch.Tensor:
     return sums.index_add(0, owners_T, values_1T[0].to(sums.dtype))[:-1]
 
 
+@contextmanager
+def _fixed_order(device: torch.device) -> Iterator[None]:
+    """Make torch's CPU kernels add in a fixed order.
+
+    By default the gradients of keys that several reasons share are added by all threads at once: every run gives other
+    bits, and takes 7 times as long for it.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    filling: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), filling.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    filling.fill_uninitialized_memory = False  # a help for debugging that costs time
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        filling.fill_uninitialized_memory = before[1]
+
+
 class _Planned:
     """What both trainers add to TRL's: the plan's micro-batches, their losses, and an end at a number that is not finite."""
 
@@ -163,7 +184,8 @@ class _Planned:
         if not self._losses:
             self._casts.enter_context(self._casts_kept())
         try:
-            loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+            with _fixed_order(self.args.device):  # type: ignore[attr-defined]
+                loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
         except torch.OutOfMemoryError as error:
             number = inputs["input_ids"].numel()
             twice = "" if self.args.activation_checkpointing else "; or set gradient_checkpointing to true"  # type: ignore[attr-defined]

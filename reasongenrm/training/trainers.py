@@ -36,6 +36,7 @@ from reasongenrm.data.chat import save_reasoning_parser
 from reasongenrm.errors import ConfigError, TrainingError
 from reasongenrm.packing.batches import BatchPlan, plan_batches
 from reasongenrm.packing.kernels import prepare_for_packed_rows
+from reasongenrm.processes.cpu_math import warm_up_cpu_math
 from reasongenrm.progress import Tracker
 from reasongenrm.store.artifacts import Store
 from reasongenrm.store.stage import Stage
@@ -137,6 +138,7 @@ def build_trainer(
     Raises:
         ConfigError: transformers or TRL refuse a setting.
     """
+    warm_up_cpu_math()
     _adjust_trl()
     plan = plan_batches(rows["length"], config, num_processes, max_batch_tokens(shape, config, num_processes))
     checkpointing = config.gradient_checkpointing

@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from reasongenrm import __version__
 from reasongenrm.config import DPOConfig, SFTConfig
 from reasongenrm.errors import ConfigError, ReasonGenRMError
+from reasongenrm.processes.cpu_math import configure_cpu_math
 from reasongenrm.store.artifacts import ArtifactRef, Store
-from reasongenrm.store.stage import Stage, quiet_threads
+from reasongenrm.store.stage import Stage
 
 
 class NodeTask(BaseModel):
@@ -71,7 +72,7 @@ def run(task: NodeTask) -> ArtifactRef:
 def main(arguments: list[str]) -> int:
     """Run the task of the one argument; the last line of the log is the error, if there is one. SIGTERM unwinds the stage."""
     signal.signal(signal.SIGTERM, _stop)
-    quiet_threads()
+    configure_cpu_math()
     logging.basicConfig(level=logging.WARNING)
     os.environ.setdefault("TQDM_DISABLE", "1")
     try:

@@ -161,3 +161,18 @@ def test_reference_is_asked_once_for_a_model_and_its_pairs(
     other = put_records(store, "select_preferences", "preferences.jsonl", pairs[:2])  # other pairs, other probabilities
     train_dpo(store, CONFIG.model_copy(update={"max_steps": 1, "train_batch_size": 2}), model, other)
     assert "reference_log_probs: wrote" in capfd.readouterr().err
+
+
+def test_equal_runs_end_with_the_same_bytes(store: Store, tmp_path: Path) -> None:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # which add up the gradients of the prompts' keys, each shared by two reasons
+    try:
+        model = put_model(store, tmp_path, opening_role="reason")
+        records = put_records(store, "select_preferences", "preferences.jsonl", preferences(8))
+        config = CONFIG.model_copy(update={"train_batch_size": 8, "max_steps": 3})
+        one, other = (train_dpo(Store(f"{store.uri}/{name}"), config, model, records) for name in ("one", "other"))
+    finally:
+        torch.set_num_threads(threads)
+    assert one.digest == other.digest
