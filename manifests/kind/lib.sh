@@ -60,7 +60,7 @@ need_cluster() {
     missing "there is no kind cluster '$cluster'. Run: make kind-up"
 }
 
-within() { # within SECONDS COMMAND...: no longer than so many seconds; 124 is timeout's own exit code
+within() { # within SECONDS COMMAND...: for at most SECONDS; 124 is timeout's own exit code
   local seconds="$1" code=0
   shift
   timeout --kill-after=10 "$seconds" "$@" || code=$?

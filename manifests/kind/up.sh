@@ -104,7 +104,7 @@ install_trainer() {
   rolled_out kubeflow-system 300 kubeflow-trainer-controller-manager
 }
 
-random_word() { # so many characters that need no quoting anywhere
+random_word() { # random_word LENGTH: characters that need no quoting anywhere
   head -c 64 /dev/urandom | base64 | tr -dc 'A-Za-z0-9' | head -c "$1"
 }
 
@@ -146,7 +146,7 @@ EOF
     --dry-run=client -o yaml <<EOF | within 30 "${kubectl[@]}" apply --server-side --force-conflicts -f - >&2
 {"identities": [{"name": "reasongenrm", "credentials": [{"accessKey": "$key_id", "secretKey": "$key"}], "actions": ["Admin"]}]}
 EOF
-  # What KServe's storage initializer reads beside the keys.
+  # What KServe's storage initializer reads in addition to the keys.
   within 30 "${kubectl[@]}" -n $serving_namespace annotate --overwrite secret reasongenrm-s3 \
     "serving.kserve.io/s3-endpoint=${store_endpoint#http://}" serving.kserve.io/s3-usehttps=0 \
     serving.kserve.io/s3-region=us-east-1 serving.kserve.io/s3-useanoncredential=false >&2
