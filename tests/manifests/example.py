@@ -13,8 +13,8 @@ from reasongenrm.deploy.manifest import render_inference_service
 from reasongenrm.store.artifacts import ArtifactRef
 
 HEAD = """\
-# What the pipeline's deploy step writes, as an example: addresses and digests are made up. Nothing applies this file by itself;
-# the step writes its own with the judge that won, and `reasongenrm rollback` puts back what was there before.
+# What the pipeline's deploy step writes, as an example: addresses and digests are made up. Nothing applies this file;
+# the step writes its own with the judge that won, and `reasongenrm rollback` restores the previous one.
 """
 
 
