@@ -73,12 +73,13 @@ test-slow: install system ## the slow tests: the whole pipeline killed and resum
 bench: install ## measure speed against TRL and one-at-a-time scoring at random weights (BENCH="sft dpo --shape cpu")
 	$(BIN)/python -m benchmarks $(BENCH)
 
-lint: install ## ruff, mypy, and the compiled pipeline against its golden copy
+lint: install ## ruff, mypy, the compiled pipeline and docs/cli.md against the code, plain English
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/reasongenrm compile --check
 	$(CLI_DOCS) | diff docs/cli.md - || { echo "make: docs/cli.md is not what the commands say; run: make docs"; exit 1; }
+	$(BIN)/python docs/words.py
 
 kind-up: install ## a local cluster with KFP, KServe and ReasonGenRM on CPUs (TRAINER=1 SKIP_BUILD=1 TORCH_INDEX=)
 	@manifests/kind/up.sh

@@ -101,7 +101,7 @@ class Budget:
     max_steps: int
 
     def is_spent(self, steps: int, seconds: float) -> bool:
-        """After so many measured steps, which took so long."""
+        """Whether to stop after this number of measured steps and this time."""
         return steps >= self.max_steps or (steps >= MIN_STEPS and seconds >= self.seconds)
 
 

@@ -194,7 +194,7 @@ def main(
             found["evaluate"].append(cpu_ms(evaluate, url, rows))
             found["bare aiohttp"].append(cpu_ms(ask_barely, url, rows))
     load = psutil.getloadavg()[0]
-    title = f"CPU ms a judgment; {platform.machine()}, {psutil.cpu_count()} CPUs, load {load:.1f}"
+    title = f"CPU ms per judgment; {platform.machine()}, {psutil.cpu_count()} CPUs, load {load:.1f}"
     table = Table("work", "median", "least", "most", title=title)
     for name, values in found.items():
         table.add_row(name, *(f"{value:.2f}" for value in (statistics.median(values), min(values), max(values))))

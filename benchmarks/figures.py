@@ -69,7 +69,7 @@ class Measured(Figures):
         mfu: FLOPs of the tokens against the measured peak, in [0, 1]: model FLOPs utilisation.
         peak_memory_gib: most that one process held: of the GPU, else resident.
         before_seconds: what has to be done once before the first step (DPO: the reference model's log-probabilities), and
-        before_examples: for so many examples; 0 where there is nothing.
+        before_examples: the number of examples of `before`; 0 if there are none.
         tokens_per_second_with_before: the same with each example's share of it.
     """
 
@@ -255,6 +255,6 @@ def _ratio(name: str, ours: Measured, peer: Measured) -> Ratio:
 
 
 def _rate(steps: Sequence[Step], before_each: float = 0.0) -> float:
-    """Tokens a second; `before_each` are seconds that every example has cost before."""
+    """Tokens per second; `before_each` is the seconds that every example has cost before."""
     seconds = sum(step.seconds + before_each * step.examples for step in steps)
     return sum(step.tokens for step in steps) / seconds

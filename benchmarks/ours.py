@@ -52,7 +52,7 @@ def packed_model(setting: Setting) -> Any:
 
 
 def train_settings(setting: Setting, work: TrainingWork) -> Settings:
-    """What is set beside the defaults of train_sft and train_dpo."""
+    """What differs from the defaults of train_sft and train_dpo."""
     return {
         "train_batch_size": work.batch_size,
         "max_batch_tokens": setting.shape.max_batch_tokens or "auto",

@@ -84,7 +84,7 @@ COMPARISONS: dict[PartName, Comparison] = {
 
 
 def run_part(name: PartName, setting: Setting, machine: Machine) -> Iterator[Part]:
-    """Measure a part; yields it anew after every way, more complete each time."""
+    """Measure a part; yields it after every way, more complete each time."""
     part = Part(
         part=name,
         shape=setting.shape.name,

@@ -64,7 +64,7 @@ def _rows(work: TrainingWork) -> Dataset:
 
 
 def _settings(setting: Setting, work: TrainingWork) -> Settings:
-    """What is set beside TRL's defaults."""
+    """What differs from TRL's defaults."""
     batch = min(DEFAULT_BATCH, work.batch_size // setting.world.size)
     return {
         "bf16": setting.dtype == torch.bfloat16,

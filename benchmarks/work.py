@@ -121,7 +121,7 @@ class TrainingWork:
     """Rows, and the steps that train on them.
 
     Attributes:
-        order: row numbers, `batch_size` after `batch_size`, as ours draws them: every epoch anew.
+        order: row numbers, `batch_size` after `batch_size`, as ours draws them: shuffled again in every epoch.
         lengths: tokens of each row as ours counts them, a shared prompt once.
         amounts: of every step.
     """

@@ -45,7 +45,7 @@ class Compiled:
         return f"{PIPELINE_NAME}-{self.version}"
 
     def files(self, path: Path) -> dict[Path, str]:
-        """What belongs into `path` and, beside it, into `<stem>.kubernetes.yaml`."""
+        """What belongs into `path` and, next to it, into `<stem>.kubernetes.yaml`."""
         return {path: self.ir, path.with_suffix(".kubernetes.yaml"): self.kubernetes}
 
 

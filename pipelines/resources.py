@@ -23,7 +23,7 @@ POD_FIELDS = {"POD_NAME": "metadata.name", "POD_UID": "metadata.uid", "POD_NAMES
 
 SHM_SIZE = "8Gi"  # NCCL and data loaders; a container's own /dev/shm has 64 MiB
 # Long tasks go on where they stopped, so a lost GPU or an endpoint that came back is worth two more tries. Light ones find what a
-# user can mend (a bad row, a threshold), and say so at once.
+# user can fix (a bad row, a threshold), and say so at once.
 NUM_RETRIES = 2
 RETRY_AFTER = "60s"
 # Light tasks take minutes; one that still runs after so long hangs. It does not count the wait for a node.

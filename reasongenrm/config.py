@@ -76,7 +76,7 @@ class PairsConfig(Section):
     """prepare_pairs: preference rows to judge prompts."""
 
     order: Literal["mirrored", "random"] = "mirrored"  # both orders of a pair, or one drawn by a seeded coin
-    limit: PositiveInt | None = None  # first so many pairs after a seeded shuffle
+    limit: PositiveInt | None = None  # the most pairs, taken after a seeded shuffle
     max_prompt_tokens: PositiveInt | None = None  # longer judge prompts are dropped (counted)
     bad_rows: Literal["error", "drop"] = "error"  # a row that is no conversation pair: stop, or drop it (counted)
     seed: int = 0
@@ -85,7 +85,7 @@ class PairsConfig(Section):
 class DistillConfig(Section):
     """distill_reasons: the teacher writes reasons, knowing the right verdict (docs/method.md, section 1)."""
 
-    num_samples: PositiveInt = 16  # reference: 16 samples a prompt in all
+    num_samples: PositiveInt = 16  # reference: 16 samples per prompt in all
     temperature: Annotated[float, Field(ge=0)] = 1.0  # reference
     top_p: Probability = 1.0  # reference
     max_tokens: PositiveInt = 8192  # reference
@@ -142,7 +142,9 @@ class TrainJobConfig(Section):
     failing_pod_seconds: Annotated[float, Field(ge=0)] = (
         60.0  # an image that cannot be pulled, a Secret that is missing
     )
-    report_seconds: Annotated[float, Field(gt=0)] = 60.0  # how often it is said what is waited for: quota, free GPUs
+    report_seconds: Annotated[float, Field(gt=0)] = (
+        60.0  # between two log lines about what the step waits for: quota, free GPUs
+    )
 
 
 class TrainConfig(Section):
@@ -192,7 +194,7 @@ class SampleConfig(Section):
     temperature: Annotated[float, Field(ge=0)] = 1.0  # reference
     top_p: Probability = 1.0  # reference
     max_tokens: PositiveInt = 8192
-    limit: PositiveInt | None = None  # first so many judge prompts after a seeded shuffle
+    limit: PositiveInt | None = None  # the most judge prompts, taken after a seeded shuffle
     min_reason_chars: PositiveInt = 8
     seed: int = 0
     engine: EngineConfig = EngineConfig()
@@ -237,7 +239,7 @@ class EvaluateConfig(Section):
     """evaluate_rewardbench (docs/method.md, section 7)."""
 
     max_tokens: PositiveInt = 8192
-    votes: PositiveInt = 1  # 1: greedy; more: majority of so many samples at `vote_temperature`
+    votes: PositiveInt = 1  # 1: greedy; more: majority of the samples at `vote_temperature`
     vote_temperature: Annotated[float, Field(gt=0)] = 1.0
     limit: PositiveInt | None = None  # rows, spread over the subsets in proportion
     num_bootstrap: PositiveInt = 10000
@@ -295,7 +297,7 @@ class DeployConfig(Section):
     max_model_len: PositiveInt = 32768
     min_replicas: Annotated[int, Field(ge=0)] = 1
     max_replicas: PositiveInt = 1
-    autoscaler: Literal["hpa", "external", "none"] = "hpa"  # external: a KEDA ScaledObject or HPA of one's own
+    autoscaler: Literal["hpa", "external", "none"] = "hpa"  # external: your own KEDA ScaledObject or HPA
     strategy: Literal["Recreate", "RollingUpdate"] = "Recreate"  # a rolling update needs room for a replica more
     rollout_timeout_seconds: Annotated[float, Field(gt=0)] = 3600.0  # 28 GiB of a 14B model, image and start included
     num_golden: PositiveInt = 8  # rows of the winner's own evaluation that the new pods judge, in both orders
@@ -442,7 +444,7 @@ def load_config(path: Path | None) -> RunConfig:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}. Mend the file.") from error
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}. Fix the file.") from error
     if values is None:
         return RunConfig()
     if not isinstance(values, dict):

@@ -15,7 +15,7 @@ from reasongenrm.errors import EmptyStageError, InputError
 
 Verdict = Literal["[[A]]", "[[B]]"]
 Order = Literal["chosen_first", "rejected_first"]
-CALIBRATION_FILE = "judge_calibration.json"  # beside a judge's checkpoint, and in its evaluation: judge/calibration.py
+CALIBRATION_FILE = "judge_calibration.json"  # in a judge's checkpoint, and in its evaluation: judge/calibration.py
 OPPOSITE: dict[Verdict, Verdict] = {"[[A]]": "[[B]]", "[[B]]": "[[A]]"}
 
 

@@ -56,7 +56,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def benchmark_of(folder: Path, sizes: Mapping[str, int], name: str = "bench.jsonl") -> Benchmark:
-    """A benchmark with so many rows in each subset."""
+    """A benchmark with a number of rows in each subset."""
     return load_benchmark(write_rows(folder / name, [row(s, n) for s, size in sizes.items() for n in range(size)]))
 
 

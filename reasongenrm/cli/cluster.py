@@ -75,7 +75,7 @@ def submit(
     config: ConfigOption = None,
     assignments: SetOption = [],  # noqa: B006
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Take so many preference pairs and so many benchmark rows.")
+        int | None, typer.Option(min=1, help="Take at most this number of preference pairs, and of benchmark rows.")
     ] = None,
     registry: RegistryOption = None,
     host: HostOption = None,

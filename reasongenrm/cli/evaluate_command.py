@@ -69,7 +69,9 @@ def evaluate(
     name: Annotated[str, typer.Option("--name", help="What the report calls the judge.")] = "judge",
     store: StoreOption = DEFAULT_STORE,
     config: ConfigOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Judge so many rows, spread over the subsets.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Judge at most this number of rows, spread over the subsets.")
+    ] = None,
     assignments: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:

@@ -35,7 +35,7 @@ STAGES = {
     "train": ("model.import_model", "scoring.score_reasons", "sft.train_sft", "dpo.train_dpo"),
     "vllm": ("reasons.distill_reasons", "reasons.sample_reasons", "evaluation.evaluate_rewardbench"),
 }
-# Image -> commands that pods of it run beside the tasks: the judge's server, the web page (a test compares with the manifests).
+# Image -> commands that its pods run in addition to the tasks: the judge's server, the web page (a test compares with the manifests).
 COMMANDS = {"cpu": ("judge-server", "web"), "train": ("serve",), "vllm": ()}
 # Image -> what those functions and commands import only when they work.
 LAZY = {
@@ -93,13 +93,13 @@ def _version(name: str) -> Finding:
     tag = read_table()[name].rpartition(":")[2]
     installed = importlib.metadata.version("reasongenrm")
     right = tag == installed == __version__
-    advice = "" if right else "The package, its metadata and the table of images must agree: build the image anew."
+    advice = "" if right else "The package, its metadata and the table of images must agree: rebuild the image."
     return Finding("version", right, f"{__version__}, installed as {installed}, tag {tag}", advice)
 
 
 def _extra(extra: str) -> Finding:
     wrong = [*missing_packages(extra), *unfit_packages(extra)]
-    advice = "Write the lock files anew (make lock-images) and build the image anew." if wrong else ""
+    advice = "Rewrite the lock files (make lock-images) and rebuild the image." if wrong else ""
     return Finding(f"extra '{extra}'", not wrong, "; ".join(wrong) or "installed", advice)
 
 
@@ -115,7 +115,7 @@ def _imports(what: str, module: str, function: str | None = None) -> Finding:
         if function is not None:
             vars(found)[function]
     except (ImportError, KeyError, OSError) as error:  # OSError: a shared library that is not there
-        return Finding(what, False, f"{type(error).__name__}: {error}", "A package is missing: build the image anew.")
+        return Finding(what, False, f"{type(error).__name__}: {error}", "A package is missing: rebuild the image.")
     return Finding(what, True, "works")
 
 
@@ -123,7 +123,7 @@ def _command(name: str) -> Finding:
     from reasongenrm.cli import app
 
     found = [command.name or "" for command in app.registered_commands]
-    advice = "" if name in found else "The package in this image is another version: build the image anew."
+    advice = "" if name in found else "The package in this image is another version: rebuild the image."
     return Finding(f"command {name}", name in found, "works" if name in found else f"only {', '.join(found)}", advice)
 
 

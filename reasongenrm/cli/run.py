@@ -48,7 +48,7 @@ def run(
     config: ConfigOption = None,
     assignments: SetOption = [],  # noqa: B006
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Take so many preference pairs and so many benchmark rows.")
+        int | None, typer.Option(min=1, help="Take at most this number of preference pairs, and of benchmark rows.")
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     try_it: Annotated[
@@ -193,7 +193,7 @@ class _Results:
         out.print(service, markup=False, soft_wrap=True)
 
     def fetch_winner(self, folder: Path) -> None:
-        """Copy the winner's checkpoint to a local folder, over that of an earlier run, its calibration beside it."""
+        """Copy the winner's checkpoint to a local folder, over that of an earlier run, with its calibration."""
         from reasongenrm.evaluation.calibration import save_calibration
         from reasongenrm.evaluation.metrics import Evaluation
         from reasongenrm.store.artifacts import download, open_artifact, read_file

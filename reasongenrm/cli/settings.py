@@ -1,6 +1,6 @@
 """Options that several commands share, and a run's configuration from file and command line.
 
-Every command's help imports this module, so the config's models (a quarter of a second) are imported by whoever reads one.
+Every command's help imports this module, so the config's models (a quarter of a second) are imported only where a config is read.
 """
 
 from pathlib import Path
@@ -74,7 +74,7 @@ def make_config(path: Path | None, assignments: list[str], limit: int | None = N
     Args:
         path: a YAML file; None for the defaults.
         assignments: "section.key=value", the value in YAML.
-        limit: so many preference pairs, and so many benchmark rows.
+        limit: the most preference pairs, and the most benchmark rows.
 
     Raises:
         ConfigError: a mistake in the file, or an assignment that does not fit; names it.

@@ -31,7 +31,7 @@ def prepare(
     model: Annotated[str, typer.Option(metavar="URI", help="Base model: a folder, GGUF file, s3:// or hub name.")],
     store: StoreOption = DEFAULT_STORE,
     config: ConfigOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Take so many pairs.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take at most this number of pairs.")] = None,
     assignments: SetOption = [],  # noqa: B006 - typer copies it
     as_json: JsonOption = False,
 ) -> None:

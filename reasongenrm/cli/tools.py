@@ -19,7 +19,7 @@ def compile_pipeline(
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="YAML file to write; <name>.kubernetes.yaml is written beside it."
+            "--output", "-o", metavar="FILE", help="YAML file to write; <name>.kubernetes.yaml is written next to it."
         ),
     ] = COMPILED,
     namespace: Annotated[
@@ -32,7 +32,7 @@ def compile_pipeline(
 ) -> None:
     """Compile the pipeline for a cluster.
 
-    FILE can be uploaded in the KFP UI, or be given to `kfp pipeline create`. The file beside it has a Pipeline and a
+    FILE can be uploaded in the KFP UI, or be given to `kfp pipeline create`. The file next to it has a Pipeline and a
     PipelineVersion for `kubectl apply`, where KFP keeps its pipelines in Kubernetes.
 
     [bold]Examples[/bold]

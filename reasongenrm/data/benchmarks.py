@@ -99,7 +99,7 @@ def load_benchmark(uri: str, limit: int | None = None, seed: int = 0) -> Benchma
 
     Args:
         uri: a hub name, a local file, or an s3:// URI of a JSON Lines file.
-        limit: at most so many rows, spread over the subsets (see `spread`).
+        limit: the most rows, spread over the subsets (see `spread`).
         seed: of that choice.
 
     Raises:
@@ -195,7 +195,7 @@ def _checked_rows(raw: Sequence[tuple[str, Any]], uri: str) -> list[BenchmarkRow
 
 
 def _check_subsets(rows: Sequence[BenchmarkRow], places: Sequence[str], uri: str) -> None:
-    """Refuse RewardBench's subsets beside unknown ones: no sections could be formed."""
+    """Refuse RewardBench's subsets mixed with unknown ones: no sections could be formed."""
     unknown = Counter(row.subset for row in rows if row.subset not in SECTION_OF)
     num_known = len(rows) - sum(unknown.values())
     if not unknown or not num_known:
@@ -204,7 +204,7 @@ def _check_subsets(rows: Sequence[BenchmarkRow], places: Sequence[str], uri: str
     names = ", ".join(f"'{subset}' ({num} rows{_meant(subset)})" for subset, num in unknown.most_common(5))
     more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
     raise InputError(
-        f"{uri}: {num_known} rows are of RewardBench's subsets, and beside them are unknown subsets: {names}{more}, the first at "
+        f"{uri}: {num_known} rows are of RewardBench's subsets, mixed with unknown subsets: {names}{more}, the first at "
         f"{first}; expected only RewardBench's 23 subsets (they have sections), or only subsets of your own (they have none). "
         "Correct the names, or put your own rows into a file of their own."
     )

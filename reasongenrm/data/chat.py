@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _MARK = "ReasonGenRM chat template"
-REASONING_PARSER_FILE = "reasongenrm_reasoning_parser.py"  # of vLLM; lies in every checkpoint beside the template
+REASONING_PARSER_FILE = "reasongenrm_reasoning_parser.py"  # of vLLM; in every checkpoint, next to the template
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def reasoning_parser() -> str:
 
 
 def save_reasoning_parser(folder: Path) -> None:
-    """Put vLLM's reasoning parser beside a judge's template, so that vLLM tells its reason from its verdict."""
+    """Put vLLM's reasoning parser next to a judge's template, so that vLLM tells its reason from its verdict."""
     (folder / REASONING_PARSER_FILE).write_text(reasoning_parser(), encoding="utf-8")
 
 

@@ -204,7 +204,7 @@ def check_folder(path: Path, where: str) -> ModelFolder:
         )
     if not any(all((path / name).is_file() for name in names) for names in _TOKENIZERS):
         raise InputError(
-            f"{where}: found no tokenizer; expected tokenizer.json beside the weights. Copy it from the base model."
+            f"{where}: found no tokenizer; expected tokenizer.json next to the weights. Copy it from the base model."
         )
     weights = _weight_files(path, where)
     num_parameters: dict[str, int] = {}

@@ -73,7 +73,7 @@ def parse_json_lines(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
         except json.JSONDecodeError as error:
             raise InputError(
                 f"{name} line {number}: not JSON ({error.msg} at column {error.colno}: {line[:40]!r}); "
-                f"expected {_SHAPE}, one a line. Mend or remove the line."
+                f"expected {_SHAPE}, one per line. Fix or remove the line."
             ) from error
 
 
@@ -103,7 +103,7 @@ def parse_pair(row: Any, where: str, pair_id: str) -> PreferencePair:
         _DropRowError: the row is of the shape, but holds no preference.
     """
     if not isinstance(row, Mapping):
-        raise InputError(f"{where}: found {type(row).__name__}; expected {_SHAPE}. Mend or remove the row.")
+        raise InputError(f"{where}: found {type(row).__name__}; expected {_SHAPE}. Fix or remove the row.")
     chosen, rejected = (_turns(row, side, where) for side in ("chosen", "rejected"))
     if any(not turn.content.strip() for turn in (*chosen, *rejected)):
         raise _DropRowError("empty_turn")
@@ -131,14 +131,14 @@ def _turns(row: Mapping[str, Any], side: str, where: str) -> tuple[Message, ...]
     except ValidationError as error:
         detail = error.errors()[0]
         place = ".".join(str(part) for part in (side, *detail["loc"]))
-        raise InputError(f"{where}: {place}: {detail['msg']}; expected {_SHAPE}. Mend or remove the row.") from error
+        raise InputError(f"{where}: {place}: {detail['msg']}; expected {_SHAPE}. Fix or remove the row.") from error
     roles = [turn.role for turn in turns]
     expected = ["user", "assistant"] * ((len(turns) + 1) // 2)
     if not turns or roles != expected:
         shown = ", ".join(roles[:8]) or "no turns"
         raise InputError(
             f"{where}: roles in '{side}' are out of turn ({shown}); expected user, assistant, ... in turn, ending with assistant. "
-            "Mend or remove the row, or set pairs.bad_rows: drop to leave such rows out (counted)."
+            "Fix or remove the row, or set pairs.bad_rows: drop to leave such rows out (counted)."
         )
     return turns
 

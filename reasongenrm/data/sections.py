@@ -102,7 +102,7 @@ def subset_weights(subsets: Iterable[str]) -> dict[str, float]:
     """Weight of each subset in the overall score; the weights add up to 1.
 
     RewardBench: section score = mean of its subsets weighted by `SECTIONS`, overall = plain mean of the sections, and
-    what is absent leaves its sum. Subsets of one's own: their plain mean.
+    what is absent leaves its sum. Other subsets: their plain mean.
 
     Source: docs/method.md, section 7.
     """

@@ -267,7 +267,7 @@ class _Change:
 
 
 def _holds(present: Any, asked: Any) -> bool:
-    """Whether everything that we render is there; what KServe and others add beside it does not count.
+    """Whether everything that we render is there; what KServe and others add to it does not count.
 
     Our own annotations and labels but for the mark do not count either: another decision or version for the same model and
     spec is no reason for new pods.

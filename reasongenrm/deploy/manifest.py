@@ -40,7 +40,7 @@ def render_inference_service(config: DeployConfig, model: "ArtifactRef", decisio
     Args:
         config: name, place, runtime, resources and replicas, and the judge's server.
         model: the checkpoint; its folder becomes `storageUri`, which must end with "/" for S3.
-        decision: the gate's decision, recorded beside the model's digest as an annotation; its winner says how the judge's
+        decision: the gate's decision, recorded with the model's digest as an annotation; its winner says how the judge's
             server asks, its metrics hold the calibration, if there is one.
 
     Returns:

@@ -44,7 +44,7 @@ _OLD_MODES = {"RawDeployment": "Standard", "Serverless": "Knative"}
 
 
 def check_settings(config: DeployConfig) -> None:
-    """Refuse settings that cannot work, or that would have no effect beside the others.
+    """Refuse settings that cannot work, or that would have no effect with the others.
 
     Raises:
         ConfigError: all of them in one message.

@@ -1,7 +1,7 @@
 """Maps the judge's probabilities to frequencies: Platt scaling, fitted on labelled judgments.
 
 In go P([[A]]) of single judgments and whether A was the better answer *in the same prompt*; out comes a map with two
-numbers, kept beside the checkpoint as judge_calibration.json. The service applies it to every order's probability
+numbers, kept in the checkpoint's folder as judge_calibration.json. The service applies it to every order's probability
 before it averages over the orders: so the bias is the judge's liking of the first place, and it is taken out.
 """
 
@@ -141,7 +141,7 @@ def expected_calibration_error(p: Sequence[float], is_a_better: Sequence[bool], 
 
 
 def load_calibration(folder: Path) -> Calibration | None:
-    """The calibration beside a checkpoint; None if it has none.
+    """The calibration in a checkpoint's folder; None if there is none.
 
     Raises:
         InputError: the file holds no calibration.
@@ -158,7 +158,7 @@ def load_calibration(folder: Path) -> Calibration | None:
 
 
 def save_calibration(calibration: Calibration, folder: Path) -> Path:
-    """Write a calibration beside a checkpoint; returns its path."""
+    """Write a calibration into a checkpoint's folder; returns its path."""
     path = folder / CALIBRATION_FILE
     path.write_text(calibration.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return path

@@ -59,11 +59,11 @@ class Decision(Record):
 
     Attributes:
         winner: the best candidate. Those that pass every check come first, then the higher accuracy, the higher consistent
-            fraction, the fewer tokens a judgment, and the place in the config's list decide.
+            fraction, the fewer tokens per judgment, and the place in the config's list decide.
         passed: whether the winner passed every check, and so may be served.
         candidates: best first.
         champion: the judge that was served when this was decided, None if there was none.
-        remarks: what a reader should know beside the checks.
+        remarks: what a reader should know in addition to the checks.
     """
 
     schema_version: Literal[1] = 1
@@ -132,7 +132,7 @@ def check_same_rows(evaluations: Mapping[str, Evaluation]) -> None:
         if ours.benchmark.rows_digest != theirs.benchmark.rows_digest:
             raise InputError(
                 f"gate: {first} was judged on {ours.benchmark.num_rows} rows of {ours.benchmark.uri} and {second} on "
-                f"{theirs.benchmark.num_rows} rows of {theirs.benchmark.uri}; expected the very same rows. "
+                f"{theirs.benchmark.num_rows} rows of {theirs.benchmark.uri}; expected the same rows. "
                 "Evaluate both on the same benchmark, limit and seed."
             )
 

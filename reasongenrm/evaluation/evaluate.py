@@ -199,7 +199,7 @@ def evaluate_alone(
 
 
 def evaluation_files(evaluation: Evaluation, judgments: Sequence[Judgment], benchmark: Benchmark) -> dict[str, bytes]:
-    """The files of an evaluation by name; judge_calibration.json is for whoever serves the judge."""
+    """The files of an evaluation by name; judge_calibration.json is for serving the judge."""
     files = {
         "judgments.jsonl": dump_records(judgments),
         "rows.jsonl": dump_records(benchmark.rows),

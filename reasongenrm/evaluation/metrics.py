@@ -20,7 +20,7 @@ from reasongenrm.records import Judgment, Order, Record, Verdict
 JudgeStyle = Literal["plain", "verdict", "reason"]
 VARIANT_NAMES = {"base": "base", "genrm": "GenRM", "sft": "ReasonGenRM-sft", "dpo": "ReasonGenRM-dpo"}
 
-# Below so many rows, resampling within a subset understates its spread: the variance comes out by a factor (n - 1) / n.
+# With fewer rows than this, resampling within a subset understates its spread: the variance comes out by a factor (n - 1) / n.
 SMALL_SUBSET = 10
 
 # Two numbers are fitted, five times over: 20 judgments are 10 rows in both orders, 16 judgments a fit.
@@ -28,7 +28,7 @@ MIN_CALIBRATION_JUDGMENTS = 20
 
 
 class BenchmarkInfo(Record):
-    """Which benchmark an evaluation is of, and how much of it. `coverage` is None for subsets of one's own.
+    """Which benchmark an evaluation is of, and how much of it. `coverage` is None for other subsets than RewardBench's.
 
     `digest` is of the whole benchmark, `rows_digest` of the rows that were judged.
     """
@@ -69,8 +69,8 @@ class Evaluation(Record):
     """What one judge did on one benchmark. Fractions are of rows or of judgments, in [0, 1].
 
     Attributes:
-        variant: "base", "genrm", "sft", "dpo", or a name of one's own for a judge outside a run.
-        accuracy: the headline. RewardBench: plain mean of the sections; subsets of one's own: plain mean of the subsets.
+        variant: "base", "genrm", "sft", "dpo", or any other name for a judge outside a run.
+        accuracy: the headline. RewardBench: plain mean of the sections; other benchmarks: plain mean of the subsets.
         row_accuracy: plain mean over all rows, whatever their subset.
         consistent_accuracy: rows with both orders right.
         consistent_fraction: rows whose two orders name the same answer.
@@ -82,7 +82,7 @@ class Evaluation(Record):
         mean_seconds: wall time a judgment, each in its batch or among its concurrent requests.
         calibration: of the judge's P([[A]]), with figures before and after, those after from rows held out of the fit;
             None if the engine gave no probabilities, or of fewer than MIN_CALIBRATION_JUDGMENTS.
-        notes: what a reader must know beside the figures (a partial benchmark, subsets too small for their interval).
+        notes: what a reader must know to read the figures (a partial benchmark, subsets too small for their interval).
     """
 
     schema_version: Literal[1] = 1
@@ -156,7 +156,7 @@ class RowResult:
 
 
 def variant_name(variant: str) -> str:
-    """The variant as reports call it; a name of one's own stays."""
+    """The variant as reports call it; any other name stays."""
     return VARIANT_NAMES.get(variant, variant)
 
 
@@ -208,7 +208,7 @@ def evaluate(
 ) -> Evaluation:
     """Figures of one judge on one benchmark.
 
-    Intervals are percentile bootstraps over rows, drawn anew within each subset, so that a section's mix of subsets stays as
+    Intervals are percentile bootstraps over rows, drawn within each subset, so that a section's mix of subsets stays as
     it is.
 
     Args:
@@ -312,7 +312,7 @@ def calibrate(judgments: Iterable[Judgment], model_digest: str | None) -> Calibr
 
 
 def benchmark_info(benchmark: Benchmark) -> BenchmarkInfo:
-    """What is remembered of a benchmark beside its rows."""
+    """What is remembered of a benchmark in addition to its rows."""
     return BenchmarkInfo(
         uri=benchmark.uri,
         name=benchmark.name,

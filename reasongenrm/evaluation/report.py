@@ -146,7 +146,7 @@ def trace_lineage(refs: Iterable[ArtifactRef]) -> list[LineageStep]:
     """Every stage that led to these artifacts, in the order of the artifacts, inputs before what was made of them.
 
     Raises:
-        StoreError: an artifact on the way is gone or was made anew since.
+        StoreError: an artifact on the way has been removed or remade since.
     """
     steps: dict[str, LineageStep] = {}
     for ref in refs:

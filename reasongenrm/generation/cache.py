@@ -44,7 +44,7 @@ class GrowingLayer(DynamicLayer):
 
 
 def _with_room(kept: torch.Tensor, num_tokens: int) -> torch.Tensor:
-    """A copy with room for so many tokens and GROWTH_TOKENS more."""
+    """A copy with room for the given number of tokens and GROWTH_TOKENS more."""
     rows, heads, held, size = kept.shape
     buffer = kept.new_empty((rows, heads, num_tokens + GROWTH_TOKENS, size))
     buffer[..., :held, :] = kept

@@ -4,7 +4,7 @@ What all prompts begin with is computed once, and a prompt once for all its rows
 row draws from random numbers of its own, so that a row is a function of its prompt, its seed and the batch it was planned into,
 and of nothing else.
 
-Legend: P prompts, N rows a prompt, R rows still being written (at most P * N), T tokens so far, S tokens that all prompts begin
+Legend: P prompts, N rows per prompt, R rows still being written (at most P * N), T tokens so far, S tokens that all prompts begin
 with, V vocabulary.
 """
 

@@ -99,7 +99,7 @@ class Engine(Protocol):
 def sample_seed(seed: int, request_id: str, sample: int) -> int:
     """Seed of one sample's own random numbers, in [0, 2**31): the widest range that every known server takes.
 
-    It is a function of these three alone, so that a sample never depends on what was generated beside it or before it.
+    It is a function of these three alone, so that a sample never depends on what was generated with it or before it.
     """
     digest = hashlib.sha256(json.dumps([seed, request_id, sample]).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1

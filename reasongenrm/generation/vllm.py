@@ -5,7 +5,7 @@ Requests are rendered and tokenised here, as for the transformers engine, go to 
 empty generations with finish_reason "length".
 
 The random numbers of a sample are its own, on any machine, on any number of GPUs and after any resume. vLLM's arithmetic
-depends on what runs beside it, though: records are equal to the last token only with VLLM_BATCH_INVARIANT=1.
+depends on what runs with it, though: records are equal to the last token only with VLLM_BATCH_INVARIANT=1.
 """
 
 import time

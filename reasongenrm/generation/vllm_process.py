@@ -17,7 +17,7 @@ from reasongenrm.generation import vllm_worker
 from reasongenrm.generation.vllm_replica import CAPACITY, ReplicaSettings, Sample, Task
 from reasongenrm.processes.workers import WorkerProcess
 
-MAX_TAKEN = 8 * CAPACITY  # samples begun and not yielded, a replica: what is written beside one long generation
+MAX_TAKEN = 8 * CAPACITY  # samples begun and not yielded, per replica: what is written during one long generation
 
 
 class ReplicaPool:
@@ -49,7 +49,7 @@ class ReplicaPool:
         """Have tasks done, as many at a time as keep the replicas full; yield their samples in the order of the tasks.
 
         A task is taken from `tasks` when a replica has room for samples, and goes to the replica with least under way. No more
-        are taken while `MAX_TAKEN` samples a replica wait to be yielded: that is what memory holds, and what a kill can lose.
+        are taken while `MAX_TAKEN` samples per replica wait to be yielded: that is what memory holds, and what a kill can lose.
 
         Raises:
             EngineError: a replica failed, or its process ended.

@@ -37,7 +37,7 @@ class Ranking:
 
 
 def most_comparisons(num_answers: int) -> int:
-    """What ranking so many answers needs at most."""
+    """The most comparisons that ranking this number of answers needs."""
     levels = _num_levels(num_answers)
     return num_answers * levels - 2**levels + 1
 

@@ -355,7 +355,7 @@ class Predictor:
 
     def _refused(self, why: str) -> PredictorRefusedError:
         return PredictorRefusedError(
-            f"the predictor at {self.url} did not give a completion: {why}. Whoever runs the judge should look at the "
+            f"the predictor at {self.url} did not give a completion: {why}. Ask the judge's operator to look at the "
             "predictor: its log, its model's name, and the key in VLLM_API_KEY."
         )
 

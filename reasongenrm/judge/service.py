@@ -90,7 +90,7 @@ class JudgeService:
         async def compare(first: int, second: int) -> PairResult:
             result = await self._judge(request, request.answers[first], request.answers[second])
             names = {"question": "question", "answer_a": f"answers.{first}", "answer_b": f"answers.{second}"}
-            for cut in result.cuts:  # an answer may be cut differently beside another one: the longest cut is told
+            for cut in result.cuts:  # an answer may be cut differently with another one: report the longest cut
                 name = names[cut.field]
                 if name not in cuts or cut.num_chars > cuts[name].num_chars:
                     cuts[name] = Cut(field=name, num_chars=cut.num_chars)

@@ -47,7 +47,7 @@ Lines = list[str]  # a name of its own: in the class, `list` is a method
 FIELD_MANAGER = "reasongenrm"
 WATCH_SECONDS = 60.0  # one request of a watch; a connection that died without a word is noticed soon after
 SLACK_SECONDS = 10.0  # the server ends a watch by itself; so long we wait for it
-QUIET_LOG_SECONDS = 120.0  # a log that is silent for so long is asked for anew
+QUIET_LOG_SECONDS = 120.0  # a log that is silent for this long is requested again
 OUTAGE_SECONDS = 600.0  # an API server may be away for so long (an upgrade) before a watch or a log gives up
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d) ")
 # What the API server says (as 400) to who asks for the log of a container that does not run yet: registry/core/pod/strategy.go.
@@ -122,7 +122,7 @@ class Cluster:
         return self._one(call, lambda _: self._ours(kind, namespace, name, body))
 
     def replace(self, kind: Kind, namespace: str | None, body: dict[str, Any]) -> dict[str, Any]:
-        """Write an object anew, all of it.
+        """Replace an object, all of it.
 
         Raises:
             ConflictError: `body` has a resourceVersion and the object has changed since.
@@ -304,7 +304,7 @@ class Cluster:
             previous: of the container's run before the present one, which is the one that crashed.
 
         Returns:
-            At most so many lines; none if the container has written nothing, has not started, or is gone.
+            At most `tail_lines` lines; none if the container has written nothing, has not started, or is gone.
 
         Raises:
             ForbiddenError: the account may not read logs.

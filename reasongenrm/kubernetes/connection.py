@@ -244,7 +244,7 @@ class Connection:
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
                 raise ClusterError(
                     f"{call}: the certificate of {self.host} is not trusted ({_words(error)}). Check "
-                    "certificate-authority(-data) of the kubeconfig, or write it anew."
+                    "certificate-authority(-data) of the kubeconfig, or rewrite it."
                 ) from error
             raise _Transient(f"no TLS connection to {self.host} ({_words(error)})") from error
         except (NewConnectionError, ConnectTimeoutError) as error:
@@ -292,10 +292,8 @@ def refusal(call: Call, code: int, status: Mapping[str, Any], message: str, logi
     if code == 410:
         return GoneError(f"{call}: {message}. List again.")
     if code == 422:
-        return ClusterError(
-            f"{call}: the API server finds the object invalid: {message}. Mend the field that it names."
-        )
-    return ClusterError(f"{call}: the API server answered {code}: {message}. Mend what it names.")
+        return ClusterError(f"{call}: the API server finds the object invalid: {message}. Fix the field that it names.")
+    return ClusterError(f"{call}: the API server answered {code}: {message}. Fix what it names.")
 
 
 def _explain_forbidden(call: Call, message: str) -> str:
@@ -371,11 +369,11 @@ def kubeconfig(context: str | None) -> tuple[Connection, str]:
     except (ConfigException, YAMLError, OSError) as error:
         words = " ".join(str(error).split())
         raise ClusterError(
-            f"{path}: not a usable kubeconfig: {words}. Mend it, or set KUBECONFIG to another."
+            f"{path}: not a usable kubeconfig: {words}. Fix it, or set KUBECONFIG to another."
         ) from error
     chosen = named[context] if context is not None else active
     login = (
-        f"They come from context '{chosen['name']}' of {path}: log in again or write it anew "
+        f"They come from context '{chosen['name']}' of {path}: log in again or rewrite it "
         "(kubectl auth whoami shows whether they work)."
     )
     return Connection(configuration, login), chosen["context"].get("namespace") or "default"

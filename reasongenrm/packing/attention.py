@@ -57,7 +57,7 @@ class Segments:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Segments":
-        """Ready to be copied beside other work; torch's data loader calls it."""
+        """Ready to be copied during other work; torch's data loader calls it."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Segments":
@@ -106,7 +106,7 @@ def packed_attention(
         query: shape (1, H, T, D).
         key, value: shape (1, H_kv, T, D); H is a multiple of H_kv.
         segments: handed through from the call of the model.
-        sliding_window: a query sees so many keys, itself included.
+        sliding_window: the number of keys that a query sees, itself included.
 
     Returns:
         The output, shape (1, T, H, D), and None for the weights.

@@ -63,7 +63,7 @@ class BatchPlan:
 
 
 def draw_order(num_rows: int, config: TrainConfig) -> list[int]:
-    """Row numbers, `train_batch_size` a step: shuffled anew for each epoch, the last batch filled up from the next epoch's order.
+    """Row numbers, `train_batch_size` per step: shuffled again for each epoch, the last batch filled up from the next epoch's order.
 
     The order depends on the number of rows, the config's seed and its batch size alone, so that a resumed run sees the rows
     an undisturbed one sees, and N processes the batches of one. Every batch is whole: no gradient is averaged over fewer rows
@@ -125,6 +125,6 @@ def pair_tree(row: Mapping[str, Any]) -> Tree:
     return Tree(row["prompt_ids"], tuple(Branch(row[side], row[side]) for side in ("chosen_ids", "rejected_ids")))
 
 
-def num_learnt(labels: Sequence[int] | IntArray) -> int:
+def num_trained(labels: Sequence[int] | IntArray) -> int:
     """Tokens of an example that bear a loss; the first token is never predicted."""
     return int(np.count_nonzero(np.asarray(labels[1:]) != IGNORED))

@@ -27,7 +27,7 @@ class Branch:
 
     Attributes:
         ids: tokens, shape (n,), n >= 1.
-        targets: the same where a token is learnt or scored, `IGNORED` elsewhere, shape (n,).
+        targets: the same where a token is trained or scored, `IGNORED` elsewhere, shape (n,).
     """
 
     ids: Sequence[int] | IntArray

@@ -1,8 +1,8 @@
 """Worker processes, each with its own process group and GPUs, fed through a connection.
 
 `WorkerProcess` is the near end: it starts `python -m MODULE DESCRIPTOR`, sends messages and receives answers. MODULE calls
-`run_worker`, the far end. A worker ends with its whole group when the connection breaks, so that nobody's death, SIGKILL
-included, leaves a process on a GPU.
+`run_worker`, the far end. A worker ends with its whole group when the connection breaks, so that no
+process stays on a GPU when its parent dies, even by SIGKILL.
 """
 
 import gc
@@ -77,7 +77,7 @@ class WorkerProcess:
 
     Attributes:
         connection: to wait for.
-        num_under_way: what was sent and is not done, in units; whoever sends counts.
+        num_under_way: what was sent and is not done, in units; the sender counts.
         grace_seconds: how long `close` lets the process end by itself.
     """
 
@@ -171,7 +171,7 @@ class Caller:
     """The far end of a worker's connection: messages that came in wait here while the worker is busy.
 
     Args:
-        connection: to whoever started this process.
+        connection: to the process that started this one.
         grace_seconds: when the connection has broken, how long the worker may take to see it and to end by itself; then
             its whole group is killed.
     """
@@ -221,7 +221,7 @@ class _CallerGoneError(Exception):
 
 
 def run_worker(serve: Callable[[Caller], None], grace_seconds: float = 0.0) -> None:
-    """Be a worker: `serve` whoever started this process until they go, then end this process and its group.
+    """Be a worker: `serve` the process that started this one until it goes, then end this process and its group.
 
     A `ReasonGenRMError` of `serve` is an answer, and the last. Any other ends the process with a traceback and exit code 1.
 

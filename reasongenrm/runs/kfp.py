@@ -386,7 +386,7 @@ class PipelineServer:
         if status == 403:
             place = f"namespace {self.namespace}" if self.namespace else "this KFP"
             return ClusterError(
-                f"{message} Ask whoever runs {place} for the role kubeflow-pipelines-edit, or give another --namespace."
+                f"{message} Ask the administrator of {place} for the role kubeflow-pipelines-edit, or give another --namespace."
             )
         if status == 404:
             return NotThereError(f"{message} Check the name, and that --host is the API of Kubeflow Pipelines 2.")

@@ -232,7 +232,7 @@ class _Follower:
 def _pipeline_process(arguments_path: Path, work_dir: Path) -> Iterator[subprocess.Popen[str]]:
     """The process that runs the pipeline; it and everything below it is gone when the context ends.
 
-    It stays in our process group, so that whoever kills the group kills all of it.
+    It stays in our process group, so that a kill of the group ends all of it.
     """
     scratch = work_dir / "tmp"
     scratch.mkdir()

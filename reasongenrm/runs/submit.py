@@ -124,7 +124,7 @@ def arguments_of(config: RunConfig, inputs: RunInputs, store_uri: str) -> dict[s
 
 
 def check_accelerators(config: RunConfig, inputs: RunInputs) -> None:
-    """See that a model that is spread over accelerators gets so many, and that none are held by a pod that only waits.
+    """See that a model spread over accelerators gets all of them, and that a pod that only waits holds none.
 
     Raises:
         ConfigError: one of the two; names the settings.

@@ -1,7 +1,7 @@
 """What a pipeline task does around a stage function: read references, publish the result, report the end.
 
 `components/*` call this, on a laptop and in a pod. Only a small reference (`ArtifactRef`) travels through KFP; a failed task
-leaves the stage's own message and exit code in `outcome.json` beside its output, because KFP itself keeps neither.
+leaves the stage's own message and exit code in `outcome.json` next to its output, because KFP itself keeps neither.
 """
 
 import logging
@@ -71,7 +71,7 @@ class Task:
     Args:
         name: of the stage.
         store_uri: s3://bucket/prefix where the stage's artifact goes.
-        output: the task's main output; `outcome.json` is written beside it.
+        output: the task's main output; `outcome.json` is written next to it.
     """
 
     def __init__(self, name: str, store_uri: str, output: KfpArtifact) -> None:

@@ -118,7 +118,7 @@ def create_app(
         model: what answers.
         model_name: what clients must ask for.
         api_key: that clients must send as a bearer token, except to /health; None lets everybody in.
-        max_waiting: requests that may wait beside the one that is answered; more get 429.
+        max_waiting: requests that may wait behind the one that is answered; more get 429.
         max_request_bytes: of one body; longer ones get 413.
     """
     line = _Line(model, max_waiting)

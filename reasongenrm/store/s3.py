@@ -110,7 +110,7 @@ def errors(uri: str, action: str, name: str = "", num_bytes: int = 0) -> Iterato
     except (BotoCoreError, ClientError) as error:
         raise StoreError(f"{what}: {_explain(error, uri, num_bytes)}") from error
     except OSError as error:
-        raise StoreError(f"{what}: {error}. Free space or mend the rights of that file, and run again.") from error
+        raise StoreError(f"{what}: {error}. Free space or fix the rights of that file, and run again.") from error
 
 
 def _endpoint() -> str:

@@ -73,7 +73,7 @@ def embedded_store(data_dir: Path) -> Iterator[EmbeddedStore]:
             process, ports, env = _start(_program(), data_dir, lock)
         except OSError as error:
             raise StoreError(
-                f"{data_dir}: cannot keep a store here: {error}. Mend this folder or free space, or choose another."
+                f"{data_dir}: cannot keep a store here: {error}. Fix this folder or free space, or choose another."
             ) from error
         stack.callback(_remove_sockets, ports)
         stack.callback(_stop, process)

@@ -23,7 +23,7 @@ from trl.models import prepare_deepspeed
 
 from reasongenrm.errors import TrainingError
 from reasongenrm.packing.attention import tensors
-from reasongenrm.packing.batches import BatchPlan, example_tree, num_learnt, pair_tree
+from reasongenrm.packing.batches import BatchPlan, example_tree, num_trained, pair_tree
 from reasongenrm.packing.trees import NO_BRANCH, pack
 from reasongenrm.progress import Tracker, track
 
@@ -55,8 +55,8 @@ class MicroBatches(torch.utils.data.Dataset[Batch]):
             per_step = [plan.batch_size] * plan.num_steps
         else:
             # Some rows at a time: as Python's integers, 80,000 examples would take gigabytes.
-            learnt = [num_learnt(labels) for some in self._rows.iter(1000) for labels in some["labels"]]
-            per_step = [sum(learnt[row] for row in plan.rows_of_step(step)) for step in range(plan.num_steps)]
+            trained = [num_trained(labels) for some in self._rows.iter(1000) for labels in some["labels"]]
+            per_step = [sum(trained[row] for row in plan.rows_of_step(step)) for step in range(plan.num_steps)]
         self._weights = [plan.num_micro_batches / max(1, number) for number in per_step]
 
     def __len__(self) -> int:
@@ -203,7 +203,7 @@ class _Planned:
         It forgets its casts when the outermost context ends. This one is round all micro-batches of a step, and switched off:
         what it holds is the memory of casts, and the backward passes stay out of autocast. Nested contexts are counted by thread,
         though: on a GPU, where activations are computed twice, autograd's own thread ends an outermost one in every layer, and
-        casts are made anew as before. Sharded weights are cast by what shards them, and come and go within a step.
+        casts are made again as before. Sharded weights are cast by what shards them, and come and go within a step.
         """
         if self.is_deepspeed_enabled or self.is_fsdp_enabled or not self.args.bf16:  # type: ignore[attr-defined]
             return nullcontext()
@@ -227,7 +227,7 @@ class _Planned:
 
 
 class PackedSFTTrainer(_Planned, TrlSFTTrainer):
-    """Supervised fine-tuning on rows of input_ids and labels: the mean negative log-probability of the learnt tokens."""
+    """Supervised fine-tuning on rows of input_ids and labels: the mean negative log-probability of the trained tokens."""
 
     pairs = False
 

@@ -1,7 +1,7 @@
 """train_sft: a checkpoint learns to write a reason and a verdict (ReasonGenRM), or a verdict (GenRM).
 
 In: a model and training examples (a judge prompt, R*, the labelled verdict). Out: a checkpoint with our chat template,
-its training log and TensorBoard event file. docs/method.md, section 3 says which tokens are learnt.
+its training log and TensorBoard event file. docs/method.md, section 3, says which tokens are trained.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ Mask = Literal["one_generation", "reference"]
 
 
 def loss_labels(example: EncodedExample, mask: Mask) -> list[int]:
-    """The token ids that are learnt, `IGNORED` everywhere else, shape (T,).
+    """The token ids that are trained, `IGNORED` everywhere else, shape (T,).
 
     "one_generation": everything that the model writes: the reason, the opening of the assistant turn, the verdict,
     their closing tokens, the end of the sequence. "reference": the reason and the verdict with their closing tokens.

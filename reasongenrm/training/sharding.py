@@ -12,7 +12,7 @@ from reasongenrm.config import TrainConfig
 # What accelerate calls the processes of each kind of sharding.
 KINDS = {"zero2": "DEEPSPEED", "zero3": "DEEPSPEED", "fsdp2": "FSDP"}
 # DeepSpeed 0.19.8 refuses to load its own checkpoint into another number of processes (runtime/engine.py,
-# ZeRORuntimeException); DDP's is whole, and FSDP2's is spread anew by torch.distributed.checkpoint.
+# ZeRORuntimeException); DDP's is whole, and FSDP2's is resharded by torch.distributed.checkpoint.
 RIGID = ("zero2", "zero3")
 
 

@@ -82,7 +82,7 @@ def run(job: TrainingJob) -> None:
         TrainingError: a loss or a gradient is not finite, or the processes are not those that were asked for.
         ConfigError: transformers or TRL refuse a setting.
     """
-    # TRL 1.16 asks for a name that transformers 5.23 has renamed; it is nothing that a user could mend.
+    # TRL 1.16 asks for a name that transformers 5.23 has renamed; a user cannot fix that.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     _quiet()
     config = job.section()
@@ -211,7 +211,7 @@ def _arguments(
         ),
         # use_cpu turns DeepSpeed and FSDP off without a word; without a GPU, bf16 is refused unless it is set.
         "use_cpu": on_cpu and config.sharding == "none",
-        # Micro-batches are packed beside the GPU's work and copied behind its back.
+        # Micro-batches are packed and copied while the GPU works.
         "dataloader_num_workers": 0 if on_cpu else 2,
         "dataloader_pin_memory": not on_cpu,
         "accelerator_config": {"non_blocking": not on_cpu},

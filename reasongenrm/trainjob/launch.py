@@ -35,7 +35,7 @@ def run_as_trainjob(stage: Stage, config: TrainConfig, inputs: Mapping[str, Arti
     """Train in the pods of a TrainJob; returns when its artifact is finished.
 
     A TrainJob of the same stage, key and store that is there already is taken up; a finished one that left no artifact is
-    made anew, once. While it is queued there is no time-out. If this process is stopped or anything fails, the TrainJob is
+    recreated, once. While it is queued there is no time-out. If this process is stopped or anything fails, the TrainJob is
     deleted, unless another running step has taken it up as well; its checkpoints stay, and the next run goes on from them.
 
     Args:
@@ -99,12 +99,12 @@ class _Launched:
                 return ref
             elif made_anew:
                 raise TrainingError(
-                    f"{self._stage.name}: {self.place} is {state} again, although it has just been made anew: another run "
+                    f"{self._stage.name}: {self.place} is {state} again, although it has just been recreated: another run "
                     "works on the same stage. Wait for it, then run again."
                 )
             else:
                 made_anew = True
-                self._say(f"an earlier {self.place} is {state} and left no artifact ({_message(found)}); makes it anew")
+                self._say(f"an earlier {self.place} is {state} and left no artifact ({_message(found)}); recreates it")
                 uid = found["metadata"]["uid"]
                 self._cluster.delete(TRAIN_JOB, self._namespace, self._name, uid=uid, foreground=True)
                 self._wait_until_gone(uid)
@@ -130,7 +130,7 @@ class _Launched:
                 self._pods.finish_logs()
                 raise TrainingError(
                     f"{self._stage.name}: {self.place} failed: {_message(job)}; {self._pods.why_failed()}"
-                    "Mend the cause and run again: it goes on from the last checkpoint."
+                    "Fix the cause and run again: it continues from the last checkpoint."
                 )
             if state != "Suspended":
                 self._pods.check()

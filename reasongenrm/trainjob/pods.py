@@ -20,7 +20,7 @@ JOBSET_LABEL = "jobset.sigs.k8s.io/jobset-name"
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 TAIL_LINES = 30
 LAST_LINES_SECONDS = 30.0  # for the rest of a log after its pod has ended
-# Reasons of a waiting container that do not pass by themselves, or only if someone mends the cause: kubernetes
+# Reasons of a waiting container that do not pass by themselves, or only if someone fixes the cause: kubernetes
 # pkg/kubelet/images/types.go and pkg/kubelet/kuberuntime/kuberuntime_container.go.
 _FAILING = frozenset(
     {
@@ -129,7 +129,7 @@ class TrainPods:
             self._say(f"pod {name} does not start: {what}")
         if time.monotonic() - self._failing_since[uid] >= self._config.failing_pod_seconds:
             raise TrainingError(
-                f"TrainJob {self._namespace}/{self._name}: pod {name} cannot start: {what}. Mend what it names (the image of the "
+                f"TrainJob {self._namespace}/{self._name}: pod {name} cannot start: {what}. Fix what it names (the image of the "
                 "TrainingRuntime, the Secret of trainjob.s3_secret) and run again; trainjob.failing_pod_seconds says how long "
                 "this is waited for."
             )

@@ -100,7 +100,7 @@ class ChatClient:
     async def reply(self, history: Sequence[Mapping[str, Any]]) -> AsyncGenerator[Reply, None]:
         """The reply to a conversation whose last message is the user's; yields the same object again and again.
 
-        Whoever stops reading closes the connection, which ends the generation.
+        A reader that stops closes the connection, which ends the generation.
         """
         reply = Reply()
         try:

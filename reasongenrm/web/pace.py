@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TypeVar
 
 T = TypeVar("T")
-REDRAW_SECONDS = 0.1  # ten times a second reads as flowing
+REDRAW_SECONDS = 0.1  # ten times per second reads as flowing
 IDLE_SECONDS = (
     1.0  # gradio sees that a visitor has left when the next state comes, so one must come though nothing is new
 )
@@ -19,7 +19,7 @@ async def paced(
 
     While nothing comes there is an empty batch every `idle_seconds`.
 
-    Whoever stops reading closes the source too.
+    A reader that stops closes the source, too.
     """
     queue: asyncio.Queue[T | None] = asyncio.Queue()
 

@@ -50,7 +50,7 @@ def notice_of(error: JudgeClientError) -> Notice:
         case JudgeKeyError():
             return Notice(
                 "The judge refused this page's key",
-                f"Whoever runs this page must set JUDGE_API_KEY to the judge's key.{number}",
+                f"The operator of this page must set JUDGE_API_KEY to the judge's key.{number}",
             )
         case JudgeTooLongError():
             return Notice(
@@ -72,7 +72,7 @@ def notice_of(error: JudgeClientError) -> Notice:
         case _:
             return Notice(
                 "This is not a judge",
-                f"What answers at the judge's address is another service. Whoever runs this page must mend --judge.{number}",
+                f"What answers at the judge's address is another service. The operator of this page must fix --judge.{number}",
             )
 
 

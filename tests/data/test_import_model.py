@@ -159,7 +159,7 @@ def test_weights_that_hold_nothing_are_named(folder: Path) -> None:
         ("config.json", "{", r"the-model/config.json: not JSON"),
         ("config.json", "[]", r"the-model/config.json: found a list, expected a mapping"),
         ("config.json", "{}", r"the-model/config.json: has no model_type"),
-        ("tokenizer.json", None, r"the-model: found no tokenizer; expected tokenizer.json beside the weights"),
+        ("tokenizer.json", None, r"the-model: found no tokenizer; expected tokenizer.json next to the weights"),
     ],
 )
 def test_missing_or_damaged_files_are_named(folder: Path, name: str, content: str | None, message: str) -> None:

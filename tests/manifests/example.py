@@ -1,6 +1,6 @@
 """The InferenceService that manifests/serving/inferenceservice.yaml shows: what a deployment with default settings writes.
 
-`python -m tests.manifests.example > manifests/serving/inferenceservice.yaml` writes it anew.
+`python -m tests.manifests.example > manifests/serving/inferenceservice.yaml` rewrites it.
 """
 
 import sys

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from reasongenrm.config import SFTConfig
-from reasongenrm.packing.batches import draw_order, example_tree, num_learnt, pair_tree, plan_batches
+from reasongenrm.packing.batches import draw_order, example_tree, num_trained, pair_tree, plan_batches
 from reasongenrm.packing.trees import IGNORED
 
 LIMIT = 100  # tokens of a forward pass
@@ -83,7 +83,7 @@ def test_every_process_has_as_many_micro_batches(num_processes: int, expected: i
 
 def test_the_first_token_of_an_example_is_never_predicted() -> None:
     row = {"input_ids": [1, 2, 3], "labels": [1, IGNORED, 3]}
-    assert num_learnt(row["labels"]) == 1
+    assert num_trained(row["labels"]) == 1
     tree = example_tree(row)
     assert (tree.prefix, tree.branches[0].ids, tree.branches[0].targets) == ([1], [2, 3], [IGNORED, 3])
 

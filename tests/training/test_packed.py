@@ -39,7 +39,7 @@ def numbers(count: int, seed: int) -> list[int]:
 
 
 def sft_rows() -> Dataset:
-    """Six examples of 4 to 14 tokens, of which the last half is learnt."""
+    """Six examples of 4 to 14 tokens, of which the last half is trained."""
     ids = [numbers(4 + 2 * row, row) for row in range(6)]
     labels = [[IGNORED] * (len(row) // 2) + row[len(row) // 2 :] for row in ids]
     return Dataset.from_dict({"input_ids": ids, "labels": labels, "length": [len(row) for row in ids]})
@@ -98,15 +98,15 @@ def step_loss(trainer: Any, model: Any, batches: list[dict[str, Any]]) -> torch.
 
 
 @pytest.mark.parametrize("limit", [1, 20, 1000])
-def test_sft_step_is_the_mean_over_all_learnt_tokens_of_its_examples(model: Any, limit: int) -> None:
+def test_sft_step_is_the_mean_over_all_trained_tokens_of_its_examples(model: Any, limit: int) -> None:
     rows = sft_rows()
     plan = plan_batches(rows["length"], SFTConfig(train_batch_size=6, num_train_epochs=1), 1, max_batch_tokens=limit)
     assert plan.num_micro_batches == {1: 6, 20: 3, 1000: 1}[limit]
     losses, count = [], 0
     for row in rows:
-        learnt = [label != IGNORED for label in row["labels"]]
-        losses.append(-logprob_sum(model, row["input_ids"], learnt))
-        count += sum(learnt[1:])
+        is_trained = [label != IGNORED for label in row["labels"]]
+        losses.append(-logprob_sum(model, row["input_ids"], is_trained))
+        count += sum(is_trained[1:])
     expected = torch.stack(losses).sum() / count
     expected_gradient = gradient(model, expected)
     prepare_for_packed_rows(model)

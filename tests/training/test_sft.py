@@ -1,4 +1,4 @@
-"""train_sft: which tokens are learnt, what is dropped, what comes out."""
+"""train_sft: which tokens are trained, what is dropped, what comes out."""
 
 import json
 import subprocess
@@ -27,12 +27,12 @@ CONFIG = SFTConfig(
     num_train_epochs=4,
     dtype="float32",
 )
-LEARNT = {  # what the labels spell, by family: everything that the model writes
+TRAINED = {  # what the labels spell, by family: everything that the model writes
     "chatml": "Good.<|im_end|>\n<|im_start|>assistant\n[[A]]<|im_end|><|endoftext|>",
     "qwen2.5": "Good.<|im_end|>\n<|im_start|>assistant\n[[A]]<|im_end|><|endoftext|>",
     "llama3": "Good.<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n[[A]]<|eot_id|><|end_of_text|>",
 }
-LEARNT_BY_REFERENCE = {
+TRAINED_BY_REFERENCE = {
     "chatml": "Good.<|im_end|>[[A]]<|im_end|>",
     "qwen2.5": "Good.<|im_end|>[[A]]<|im_end|>",
     "llama3": "Good.<|eot_id|>[[A]]<|eot_id|>",
@@ -45,7 +45,7 @@ def tokenizer_of(family: Family) -> Any:
     return tokenizer
 
 
-def learnt(labels: list[int], tokenizer: Any) -> str:
+def trained_tokens(labels: list[int], tokenizer: Any) -> str:
     text: str = tokenizer.decode([label for label in labels if label != IGNORED])
     return text
 
@@ -54,11 +54,11 @@ def learnt(labels: list[int], tokenizer: Any) -> str:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_all_that_the_model_writes_is_learnt_and_nothing_of_the_prompt(family: Family) -> None:
+def test_all_that_the_model_writes_is_trained_and_nothing_of_the_prompt(family: Family) -> None:
     tokenizer = tokenizer_of(family)
     example = encode_reason_example(tokenizer, detect_family(tokenizer), "Which?", "Good.", "[[A]]")
     labels = loss_labels(example, "one_generation")
-    assert learnt(labels, tokenizer) == LEARNT[family]
+    assert trained_tokens(labels, tokenizer) == TRAINED[family]
     assert labels[: example.prompt_span[1]] == [IGNORED] * example.prompt_span[1]
     assert labels[example.prompt_span[1] :] == example.input_ids[example.prompt_span[1] :]
 
@@ -69,7 +69,7 @@ def test_reference_mask_leaves_out_the_markup_and_the_end(family: Family) -> Non
     example = encode_reason_example(tokenizer, detect_family(tokenizer), "Which?", "Good.", "[[A]]")
     labels = loss_labels(example, "reference")
     assert len(labels) == len(example.input_ids)
-    assert learnt(labels, tokenizer) == LEARNT_BY_REFERENCE[family]
+    assert trained_tokens(labels, tokenizer) == TRAINED_BY_REFERENCE[family]
 
 
 def test_genrm_learns_the_verdict_and_the_end_alone() -> None:
@@ -78,7 +78,7 @@ def test_genrm_learns_the_verdict_and_the_end_alone() -> None:
         training_examples(3), tokenizer, detect_family(tokenizer), "genrm", "one_generation", 2048
     )
     assert drops.counts() == {"num_in": 3, "num_out": 3}
-    spelled = [learnt(labels, tokenizer) for labels in columns["labels"]]
+    spelled = [trained_tokens(labels, tokenizer) for labels in columns["labels"]]
     assert spelled == [f"[[{letter}]]<|im_end|><|endoftext|>" for letter in "ABA"]
     assert "reason" not in tokenizer.decode(columns["input_ids"][0])
 
@@ -132,7 +132,7 @@ def trained(
 
 
 def mean_loss(base: Path, rows: list[int], columns: dict[str, list[Any]]) -> float:
-    """Mean negative log-probability of the learnt tokens of some rows, one row at a time, from plain logits."""
+    """Mean negative log-probability of the trained tokens of some rows, one row at a time, from plain logits."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -147,7 +147,7 @@ def mean_loss(base: Path, rows: list[int], columns: dict[str, list[Any]]) -> flo
     return sum(losses) / len(losses)
 
 
-def test_first_loss_is_the_mean_over_the_learnt_tokens_of_the_batch(trained: tuple[Any, ...]) -> None:
+def test_first_loss_is_the_mean_over_the_trained_tokens_of_the_batch(trained: tuple[Any, ...]) -> None:
     _, ref, _, base = trained
     tokenizer = tokenizer_of("chatml")
     columns, _ = encode_examples(

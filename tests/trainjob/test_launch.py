@@ -545,7 +545,7 @@ def test_failed_trainjob_tells_the_first_failed_pod_and_the_end_of_its_log(
     message = str(raised.value)
     assert "FailedJobs: jobset failed due to one or more job failures" in message
     assert "node-0-1-abcde (node 1) ended with exit code 5 (Error)" in message
-    assert "line 39\n    error: the loss is nan\nMend the cause and run again" in message
+    assert "line 39\n    error: the loss is nan\nFix the cause and run again" in message
     assert "line 10\n" not in message  # the last 30 lines alone
     assert not jobs(fake)
 

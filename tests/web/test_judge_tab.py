@@ -127,7 +127,7 @@ def test_every_field_reaches_the_judge_and_every_vote_is_shown(page: "Page", jud
 
 
 ERRORS = [
-    (401, "unauthorized", "wrong key", "Whoever runs this page must set JUDGE_API_KEY"),
+    (401, "unauthorized", "wrong key", "The operator of this page must set JUDGE_API_KEY"),
     (422, "too_long", "9,000 tokens", "do not fit into the model's context"),
     (422, "invalid", "votes: too many", "votes: too many"),
     (429, "overloaded", "full", "Too many requests are under way. Try again in a few seconds."),

@@ -1,12 +1,12 @@
 """vLLM's parser for a ReasonGenRM checkpoint: the reason turn is the reasoning, the verdict the content.
 
-It lies in the checkpoint, beside chat_template.jinja, and needs nothing but vLLM (written for 0.32):
+It is in the checkpoint, next to chat_template.jinja, and needs only vLLM (written for 0.32):
 
     vllm serve CKPT --reasoning-parser-plugin CKPT/reasongenrm_reasoning_parser.py --reasoning-parser reasongenrm
 
 A generation is `REASON<turn_end><opening of assistant>[[A]]<turn_end><sequence_end>`. A grammar (structured_outputs)
 begins after the assistant turn's opening. `thinking_token_budget` closes the reason and opens the assistant turn by
-force after so many tokens. Leave `include_reasoning` true: vLLM starts the grammar at the first token without it.
+force after that number of tokens. Leave `include_reasoning` true: vLLM starts the grammar at the first token without it.
 """
 
 import re

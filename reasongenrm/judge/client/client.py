@@ -54,7 +54,7 @@ _ROUTES: dict[type[BaseModel], tuple[str, type[BaseModel]]] = {
 
 
 class Options(TypedDict, total=False):
-    """What every judgment takes beside question and answers; `api.JudgeOptions` says what each one means."""
+    """What every judgment takes in addition to question and answers; `api.JudgeOptions` says what each one means."""
 
     rubric: str | None
     votes: int
@@ -312,7 +312,7 @@ class Judge:
         return self._run(self._judge.ready)
 
     def close(self) -> None:
-        """Close the connections and end the thread. A closed judge can be asked again; it opens both anew."""
+        """Close the connections and end the thread. A closed judge can be asked again; it then reopens both."""
         with self._lock:
             portal, context, self._portal, self._context = self._portal, self._context, None, None
         if portal is not None and context is not None:

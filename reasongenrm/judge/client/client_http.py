@@ -212,7 +212,7 @@ def _root(url: str) -> str:
     root = url.rstrip("/")
     if not root.startswith(("http://", "https://")) or root.endswith("/v1"):
         raise ConfigError(
-            f"{url!r} is no judge's address; expected its root, such as http://127.0.0.1:8080, without /v1. Mend it."
+            f"{url!r} is no judge's address; expected its root, such as http://127.0.0.1:8080, without /v1. Fix it."
         )
     return root
 

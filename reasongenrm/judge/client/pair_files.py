@@ -119,7 +119,7 @@ def judge_file(judge: Judge, pairs: Path, output: Path, options: Mapping[str, An
 def _read_pairs(path: Path, options: Mapping[str, Any]) -> dict[str, PairwiseRequest]:
     """The requests by id."""
     if not path.is_file():
-        raise InputError(f"{path}: is no file; expected JSON Lines with question, answer_a and answer_b. Mend --file.")
+        raise InputError(f"{path}: is no file; expected JSON Lines with question, answer_a and answer_b. Fix --file.")
     found: dict[str, PairwiseRequest] = {}
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
@@ -132,11 +132,11 @@ def _read_pairs(path: Path, options: Mapping[str, Any]) -> dict[str, PairwiseReq
             problem, _ = first_problem(error)
             raise InputError(
                 f"{path.name} line {number}: {problem}; expected question, answer_a, answer_b and, if wanted, id and the "
-                "judge's options. Mend the line."
+                "judge's options. Fix the line."
             ) from error
         name = f"line {number}" if pair.id is None else str(pair.id)
         if name in found:
-            raise InputError(f"{path.name} line {number}: id {name!r} came before; expected ids that differ. Mend it.")
+            raise InputError(f"{path.name} line {number}: id {name!r} came before; expected ids that differ. Fix it.")
         found[name] = request
     if not found:
         raise InputError(f"{path.name}: has no lines; expected JSON Lines with question, answer_a and answer_b.")
@@ -156,7 +156,7 @@ def _read_partial(path: Path, digests: Mapping[str, str]) -> dict[str, JudgedPai
             judged = JudgedPair.model_validate_json(line)
         except ValidationError as error:
             raise InputError(
-                f"{path}: is not what an earlier run leaves: {first_problem(error)[0]}. Remove it to judge all pairs anew."
+                f"{path}: is not what an earlier run leaves: {first_problem(error)[0]}. Remove it to judge all pairs again."
             ) from error
         if digests.get(judged.id) == judged.asked:
             found[judged.id] = judged

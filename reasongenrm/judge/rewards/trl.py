@@ -4,7 +4,7 @@
 
 A reward function is called as `f(prompts=, completions=, completion_ids=, trainer_state=, log_extra=, log_metric=,
 **columns)`, each a list with one entry a completion, and gives one float or None a completion; None leaves the
-function out for that sample. An async one runs beside the others in the trainer's loop. Texts are strings, or lists of
+function out for that sample. An async one runs together with the others in the trainer's loop. Texts are strings, or lists of
 {"role", "content"} for conversational data.
 
 Source of the contract: huggingface/trl 1.16.0, trl/trainer/grpo_trainer.py (GRPOTrainer._calculate_rewards) and
