@@ -17,11 +17,10 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from reasongenrm import __version__
-from reasongenrm.judge.api import ErrorDetail
 from reasongenrm.judge.rewards import trainer_router
 from reasongenrm.judge.server.kserve_model import JudgeModel, ModelNotFound, ModelServer, kserve_router, unknown_model
 from reasongenrm.judge.server.limits import Guard, Limits, is_open
-from reasongenrm.judge.server.routes import Live, add_error_handlers, error_response, errors, judge_router
+from reasongenrm.judge.server.routes import Live, add_error_handlers, errors, judge_router, not_ready
 from reasongenrm.judge.server.telemetry import Telemetry, log_as_json
 from reasongenrm.judge.service import JudgeService, JudgeSettings, open_judge
 
@@ -92,10 +91,7 @@ def create_app(judge: JudgeSettings, limits: Limits, server: ServerSettings) -> 
         """Whether the predictor answers."""
         if await service().ready():
             return Live(status="ready")
-        message = f"The predictor at {judge.predictor_url} does not answer. Ask again later."
-        return error_response(
-            request, 503, ErrorDetail(message=message, code="predictor_unavailable"), {"Retry-After": "5"}
-        )
+        return not_ready(request)
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:

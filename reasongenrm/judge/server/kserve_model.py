@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from reasongenrm import __version__
 from reasongenrm.judge.api import ErrorDetail, NoGuess, PairwiseRequest, PairwiseResponse, Text
 from reasongenrm.judge.refusals import JudgeError
-from reasongenrm.judge.server.routes import JUDGING, as_json, error_response, errors, request_id
+from reasongenrm.judge.server.routes import JUDGING, as_json, error_response, errors, not_ready, request_id
 from reasongenrm.judge.service import JudgeService
 from reasongenrm.processes.gathering import gather_or_cancel
 
@@ -32,13 +32,22 @@ def _without_arguments() -> Iterator[None]:
 
 
 with _without_arguments():
-    from kserve import InferRequest, InferResponse, Model, ModelServer
+    from kserve import Model, ModelServer
     from kserve.errors import ModelNotFound
-    from kserve.protocol.infer_type import InferInput, InferOutput
+    from kserve.protocol.rest.v2_datamodels import (
+        InferenceResponse,
+        ModelMetadataResponse,
+        ModelReadyResponse,
+        RequestOutput,
+        ResponseOutput,
+        ServerLiveResponse,
+        ServerMetadataResponse,
+        ServerReadyResponse,
+    )
 
 MAX_PAIRS = 256  # of one predict or infer call
 TEXTS = ("question", "answer_a", "answer_b")
-OUTPUTS = ("preferred", "p_a", "consistent", "reason")
+OUTPUTS = {"preferred": "BYTES", "p_a": "FP64", "consistent": "BYTES", "reason": "BYTES"}
 
 
 class BadInputError(JudgeError):
@@ -70,81 +79,42 @@ class V2Input(BaseModel):
     parameters: dict[str, JsonValue] | None = None
 
 
-class V2RequestedOutput(BaseModel):
-    """One output that is wanted."""
-
-    name: str
-    parameters: dict[str, JsonValue] | None = None
-
-
 class V2Request(BaseModel):
     """OIP v2: three BYTES tensors of one shape (N,). Options of the judgment (votes, ...) go into `parameters`."""
 
     inputs: Annotated[list[V2Input], Field(min_length=3, max_length=3)]
     id: str | None = None
     parameters: dict[str, JsonValue] | None = None
-    outputs: list[V2RequestedOutput] | None = None
+    outputs: list[RequestOutput] | None = None
 
+    def pairs(self) -> list[PairwiseRequest]:
+        """The pairs that the tensors hold.
 
-class V2Output(BaseModel):
-    """One output tensor: preferred ("A", "B", "tie", "none"), p_a (NaN is -1), consistent ("true", "false", "none"), reason."""
-
-    name: str
-    shape: list[int]
-    datatype: str
-    data: list[str | float]
-
-
-class V2Response(BaseModel):
-    """OIP v2's answer."""
-
-    model_name: str
-    id: str
-    outputs: list[V2Output]
-
-
-class V2Tensor(BaseModel):
-    """What an input or output is like."""
-
-    name: str
-    datatype: str
-    shape: list[int]
-
-
-class V2Metadata(BaseModel):
-    """What a model takes and gives."""
-
-    name: str
-    platform: str
-    inputs: list[V2Tensor]
-    outputs: list[V2Tensor]
-
-
-class V2Server(BaseModel):
-    """What the server is."""
-
-    name: str
-    version: str
-    extensions: list[str]
-
-
-class V2Live(BaseModel):
-    """The server runs."""
-
-    live: bool
-
-
-class V2Ready(BaseModel):
-    """The server can judge."""
-
-    ready: bool
-
-
-class ModelReady(BaseModel):
-    """The model can judge."""
-
-    name: str
-    ready: bool
+        Raises:
+            BadInputError: a tensor is missing or has another shape than its data, or the parameters are no options.
+        """
+        for tensor in self.inputs:
+            if tensor.shape != [len(tensor.data)]:
+                raise BadInputError(
+                    f"input '{tensor.name}' has shape {tensor.shape} and {len(tensor.data)} elements; expected "
+                    f"shape [{len(tensor.data)}]."
+                )
+        columns = {tensor.name: tensor.data for tensor in self.inputs}
+        lengths = {name: len(columns.get(name, ())) for name in TEXTS}
+        if len(set(lengths.values())) != 1:
+            raise BadInputError(
+                f"the inputs have {', '.join(f'{n} of {name}' for name, n in lengths.items())}; expected as many of each, "
+                f"from 1 to {MAX_PAIRS}."
+            )
+        rows = zip(*(columns[name] for name in TEXTS), strict=True)
+        try:
+            return [
+                PairwiseRequest.model_validate({**(self.parameters or {}), **dict(zip(TEXTS, row, strict=True))})
+                for row in rows
+            ]
+        except ValidationError as error:
+            where = ".".join(str(part) for part in error.errors()[0]["loc"])
+            raise BadInputError(f"{where}: {error.errors()[0]['msg']}") from error
 
 
 class JudgeModel(Model):
@@ -170,75 +140,34 @@ class JudgeModel(Model):
 
     def get_output_types(self) -> list[dict[str, Any]]:
         """What comes back of each pair."""
-        return [{"name": name, "datatype": "FP64" if name == "p_a" else "BYTES", "shape": [-1]} for name in OUTPUTS]
+        return [{"name": name, "datatype": datatype, "shape": [-1]} for name, datatype in OUTPUTS.items()]
 
     async def predict(
         self,
-        payload: Mapping[str, Any] | InferRequest,
+        payload: Mapping[str, list[PairwiseRequest]],
         headers: Mapping[str, str] | None = None,
         response_headers: Mapping[str, str] | None = None,  # noqa: ARG002 - KServe's signature
-    ) -> dict[str, Any] | InferResponse:
-        """Judge pairs, all at once: v1 `{"instances": [...]}` or an OIP v2 request.
+    ) -> dict[str, list[PairwiseResponse]]:
+        """Judge the pairs {"instances": [...]}, all at once; {"predictions": [...]}.
 
         Raises:
-            JudgeError: what is asked is not about pairs, or the judge failed.
+            JudgeError: the judge failed.
         """
         own_id = (headers or {}).get("x-request-id", "kserve")
-        if isinstance(payload, InferRequest):
-            pairs = _pairs_of(payload)
-            return _infer_response(self.name, payload.id or own_id, await self._judge(pairs, own_id))
-        try:
-            asked = V1Request.model_validate(payload)
-        except ValidationError as error:
-            raise BadInputError(f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
-        answers = await self._judge(asked.instances, own_id)
-        return {"predictions": answers}
-
-    async def _judge(self, pairs: list[PairwiseRequest], own_id: str) -> list[PairwiseResponse]:
-        return await gather_or_cancel(
-            self._service().pairwise(pair, f"{own_id}-{number}") for number, pair in enumerate(pairs)
+        judging = (
+            self._service().pairwise(pair, f"{own_id}-{number}") for number, pair in enumerate(payload["instances"])
         )
+        return {"predictions": await gather_or_cancel(judging)}
 
 
-def _pairs_of(request: InferRequest) -> list[PairwiseRequest]:
-    tensors: dict[str, list[str]] = {}
-    for tensor in request.inputs:
-        if tensor.datatype != "BYTES" or tensor.name not in TEXTS:
-            raise BadInputError(
-                f"input '{tensor.name}' has datatype {tensor.datatype}; expected BYTES tensors {', '.join(TEXTS)}."
-            )
-        data = tensor.data or []
-        tensors[tensor.name] = [
-            text.decode(errors="replace") if isinstance(text, bytes) else str(text) for text in data
-        ]
-    lengths = {name: len(tensors.get(name, [])) for name in TEXTS}
-    if len(set(lengths.values())) != 1 or not 0 < lengths["question"] <= MAX_PAIRS:
-        raise BadInputError(
-            f"the inputs have {', '.join(f'{n} of {name}' for name, n in lengths.items())}; expected as many of each, "
-            f"from 1 to {MAX_PAIRS}."
-        )
-    try:
-        return [
-            PairwiseRequest.model_validate({**(request.parameters or {}), "question": q, "answer_a": a, "answer_b": b})
-            for q, a, b in zip(*(tensors[name] for name in TEXTS), strict=True)
-        ]
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise BadInputError(f"{where}: {error.errors()[0]['msg']}") from error
-
-
-def _infer_response(name: str, own_id: str, answers: list[PairwiseResponse]) -> InferResponse:
-    columns: dict[str, list[Any]] = {
+def _columns(answers: list[PairwiseResponse]) -> dict[str, list[Any]]:
+    """OIP v2's outputs: preferred ("A", "B", "tie", "none"), p_a (-1: none), consistent ("true", "false", "none"), reason."""
+    return {
         "preferred": [answer.preferred or "none" for answer in answers],
         "p_a": [-1.0 if answer.p_a is None else answer.p_a for answer in answers],
         "consistent": [str(answer.consistent).lower() for answer in answers],
         "reason": [answer.judgments[0].reason or "" if answer.judgments else "" for answer in answers],
     }
-    outputs = [
-        InferOutput(column, [len(answers)], "FP64" if column == "p_a" else "BYTES", data)
-        for column, data in columns.items()
-    ]
-    return InferResponse(own_id, name, outputs)
 
 
 def kserve_router(server: ModelServer, service: Callable[[], JudgeService]) -> APIRouter:
@@ -250,10 +179,11 @@ def kserve_router(server: ModelServer, service: Callable[[], JudgeService]) -> A
     router = APIRouter(tags=["kserve"])
     plane = server.dataplane
 
-    async def infer(model_name: str, payload: Any, request: Request) -> Any:
+    async def judge(model_name: str, pairs: list[PairwiseRequest], request: Request) -> list[PairwiseResponse]:
         headers = {**request.headers, "x-request-id": request_id(request)}
-        found, _ = await plane.infer(model_name, payload, headers)
-        return found
+        found, _ = await plane.infer(model_name, {"instances": pairs}, headers)
+        predictions: list[PairwiseResponse] = found["predictions"]
+        return predictions
 
     @router.get("/v1/models", responses=errors(401, 502, 503), tags=["openai"])
     async def models() -> dict[str, Any]:
@@ -266,67 +196,61 @@ def kserve_router(server: ModelServer, service: Callable[[], JudgeService]) -> A
     @router.post("/v1/models/{model_name}:predict", response_model=V1Response, responses={**JUDGING, **errors(404)})
     async def predict(model_name: str, body: V1Request, request: Request) -> Any:
         """Judge pairs: KServe's v1 protocol."""
-        found = await infer(model_name, {"instances": body.instances}, request)
-        return as_json(V1Response.model_construct(predictions=found["predictions"]))
+        return as_json(V1Response.model_construct(predictions=await judge(model_name, body.instances, request)))
 
-    @router.get("/v1/models/{model_name}", response_model=ModelReady, responses=errors(401, 404, 422, 503))
-    async def v1_ready(model_name: str, request: Request) -> Any:
+    @router.get("/v1/models/{model_name}", response_model=ModelReadyResponse, responses=errors(401, 404, 422, 503))
+    @router.get(
+        "/v2/models/{model_name}/ready", response_model=ModelReadyResponse, responses=errors(401, 404, 422, 503)
+    )
+    async def model_ready(model_name: str, request: Request) -> Any:
         """Whether the model can judge now."""
         ready = await plane.model_ready(model_name)
-        return ModelReady(name=model_name, ready=True) if ready else _not_ready(request)
+        return ModelReadyResponse(name=model_name, ready=True) if ready else not_ready(request)
 
-    @router.get("/v2", response_model=V2Server)
+    @router.get("/v2", response_model=ServerMetadataResponse)
     async def v2_server() -> Any:
         """What this server is."""
-        return V2Server(name="reasongenrm-judge", version=__version__, extensions=[])
+        return ServerMetadataResponse(name="reasongenrm-judge", version=__version__, extensions=[])
 
-    @router.get("/v2/health/live", response_model=V2Live)
+    @router.get("/v2/health/live", response_model=ServerLiveResponse)
     async def v2_live() -> Any:
         """Whether the server runs."""
-        return V2Live(live=True)
+        return ServerLiveResponse(live=True)
 
-    @router.get("/v2/health/ready", response_model=V2Ready, responses=errors(503))
+    @router.get("/v2/health/ready", response_model=ServerReadyResponse, responses=errors(503))
     async def v2_ready(request: Request) -> Any:
         """Whether the server can judge now."""
-        return V2Ready(ready=True) if await plane.ready() and await service().ready() else _not_ready(request)
+        ready = await plane.ready() and await service().ready()
+        return ServerReadyResponse(ready=True) if ready else not_ready(request)
 
-    @router.get("/v2/models/{model_name}", response_model=V2Metadata, responses=errors(401, 404, 422))
+    @router.get(
+        "/v2/models/{model_name}",
+        response_model=ModelMetadataResponse,
+        response_model_exclude_none=True,
+        responses=errors(401, 404, 422),
+    )
     async def v2_model(model_name: str) -> Any:
         """What the model takes and gives."""
-        metadata = await plane.model_metadata(model_name)
-        return V2Metadata.model_validate(metadata)
+        return await plane.model_metadata(model_name)
 
-    @router.get("/v2/models/{model_name}/ready", response_model=ModelReady, responses=errors(401, 404, 422, 503))
-    async def v2_model_ready(model_name: str, request: Request) -> Any:
-        """Whether the model can judge now."""
-        return await v1_ready(model_name, request)
-
-    @router.post("/v2/models/{model_name}/infer", response_model=V2Response, responses={**JUDGING, **errors(404)})
+    @router.post(
+        "/v2/models/{model_name}/infer",
+        response_model=InferenceResponse,
+        response_model_exclude_none=True,
+        responses={**JUDGING, **errors(404)},
+    )
     async def v2_infer(model_name: str, body: V2Request, request: Request) -> Any:
         """Judge pairs: the Open Inference Protocol, version 2."""
-        for tensor in body.inputs:
-            if tensor.shape != [len(tensor.data)]:
-                raise BadInputError(
-                    f"input '{tensor.name}' has shape {tensor.shape} and {len(tensor.data)} elements; expected "
-                    f"shape [{len(tensor.data)}]."
-                )
-        tensors = [InferInput(tensor.name, tensor.shape, tensor.datatype, tensor.data) for tensor in body.inputs]
-        asked = InferRequest(model_name, tensors, body.id, parameters=body.parameters)
-        found = await infer(model_name, asked, request)
+        answers = await judge(model_name, body.pairs(), request)
         wanted = {output.name for output in body.outputs} if body.outputs else set(OUTPUTS)
         outputs = [
-            V2Output(name=output.name, shape=output.shape, datatype=output.datatype, data=output.data)
-            for output in found.outputs
-            if output.name in wanted
+            ResponseOutput(name=name, shape=[len(answers)], datatype=OUTPUTS[name], data=data)
+            for name, data in _columns(answers).items()
+            if name in wanted
         ]
-        return V2Response(model_name=model_name, id=found.id, outputs=outputs)
+        return InferenceResponse(model_name=model_name, id=body.id or request_id(request), outputs=outputs)
 
     return router
-
-
-def _not_ready(request: Request) -> Response:
-    detail = ErrorDetail(message="The predictor does not answer yet. Ask again later.", code="predictor_unavailable")
-    return error_response(request, 503, detail, {"Retry-After": "5"})
 
 
 def unknown_model(request: Request, error: ModelNotFound) -> Response:

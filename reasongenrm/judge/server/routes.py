@@ -101,6 +101,12 @@ def error_response(
     return Response(body, status, headers, media_type="application/json")
 
 
+def not_ready(request: Request) -> Response:
+    """The predictor does not answer now."""
+    detail = ErrorDetail(message="The predictor does not answer yet. Ask again later.", code="predictor_unavailable")
+    return error_response(request, 503, detail, {"Retry-After": str(RETRY_AFTER_SECONDS)})
+
+
 def detail_of(error: JudgeError, of_request: str) -> ErrorDetail:
     """A judge's error as part of an answer."""
     return ErrorDetail(message=str(error), code=error.code, param=error.param, request_id=of_request)

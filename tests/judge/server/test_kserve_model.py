@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
 
 from reasongenrm.judge.server.app import ServerSettings, create_app
-from reasongenrm.judge.server.kserve_model import InferInput, InferRequest, InferResponse
 from reasongenrm.judge.server.limits import Limits
 from reasongenrm.judge.service import JudgeSettings
 from tests.endpoints import serving
@@ -49,14 +49,14 @@ def test_kserves_client_predicts_by_v1(address: str) -> None:
 
 
 def test_kserves_client_infers_by_v2(address: str) -> None:
-    from kserve import InferenceRESTClient, RESTConfig
+    from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
 
     inputs = [InferInput(name, [2], "BYTES", texts) for name, texts in TEXTS.items()]
     asked = InferRequest("genrm", inputs, "r7", parameters={"both_orders": False})
 
-    async def infer() -> InferResponse:
+    async def infer() -> Any:
         async with InferenceRESTClient(RESTConfig(protocol="v2")) as client:
-            return await client.infer(address, asked, model_name="genrm")  # type: ignore[return-value]
+            return await client.infer(address, asked, model_name="genrm")
 
     answer = asyncio.run(infer())
     columns = {output.name: output.data for output in answer.outputs}
