@@ -1,5 +1,6 @@
 """judge-server: the judge in front of a predictor; KServe's transformer in a cluster."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -74,7 +75,8 @@ def judge_server(
 
     require("judge")
     from reasongenrm.evaluation.calibration import PlattScaling, load_calibration
-    from reasongenrm.judge.server.app import ServerSettings, limits_from_environment, run_server
+    from reasongenrm.judge.server.app import ServerSettings, run_server
+    from reasongenrm.judge.server.limits import Limits
     from reasongenrm.judge.service import JudgeSettings
 
     if (predictor is None) == (predictor_host is None):
@@ -97,7 +99,9 @@ def judge_server(
         calibration=found,
         anchor=anchor or JudgeSettings.anchor,
     )
-    limits = limits_from_environment(max_requests=max_requests, request_seconds=request_seconds)
+    limits = Limits(
+        api_key=os.environ.get("JUDGE_API_KEY") or None, max_requests=max_requests, request_seconds=request_seconds
+    )
     if limits.api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
         print_note(f"serving on {host} without a key: anybody who reaches it may use it; set JUDGE_API_KEY")
     print_note(f"judge at http://{host}:{port} (docs: /docs), in front of {url} (Ctrl-C stops)")

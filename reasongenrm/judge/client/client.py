@@ -8,10 +8,11 @@ the same. Records are those of `api`; neither torch nor kserve is needed.
 """
 
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import wraps
 from types import TracebackType
-from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Concatenate, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
 
 import anyio
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -45,6 +46,7 @@ ErrorsToReturn = bool | type[JudgeClientError]
 OnDone = Callable[[int, Response | JudgeClientError], None]
 _Record = TypeVar("_Record", bound=BaseModel)
 _Result = TypeVar("_Result")
+_P = ParamSpec("_P")
 
 _ROUTES: dict[type[BaseModel], tuple[str, type[BaseModel]]] = {
     PairwiseRequest: ("/v1/pairwise", PairwiseResponse),
@@ -219,6 +221,18 @@ class AsyncJudge:
         await self.aclose()
 
 
+def _blocking(
+    method: Callable[Concatenate[AsyncJudge, _P], Coroutine[Any, Any, _Result]],
+) -> Callable[Concatenate["Judge", _P], _Result]:
+    """A method of `AsyncJudge` as one of `Judge`, with the same arguments and documentation."""
+
+    @wraps(method)
+    def call(self: "Judge", *args: _P.args, **options: _P.kwargs) -> _Result:
+        return self._run(lambda: method(self._judge, *args, **options))
+
+    return call
+
+
 class Judge:
     """A judge service, asked from ordinary code and from any thread; arguments and methods as in `AsyncJudge`.
 
@@ -234,26 +248,13 @@ class Judge:
         self._context: AbstractContextManager[BlockingPortal] | None = None
         self._portal: BlockingPortal | None = None
 
-    def compare(self, question: Question, answer_a: str, answer_b: str, **options: Unpack[Options]) -> PairwiseResponse:
-        """See `AsyncJudge.compare`."""
-        return self._run(lambda: self._judge.compare(question, answer_a, answer_b, **options))
-
-    def rank(
-        self,
-        question: Question,
-        answers: Sequence[str],
-        *,
-        max_comparisons: int | None = None,
-        **options: Unpack[Options],
-    ) -> ListwiseResponse:
-        """See `AsyncJudge.rank`."""
-        return self._run(lambda: self._judge.rank(question, answers, max_comparisons=max_comparisons, **options))
-
-    def score(
-        self, question: Question, answer: str, reference: str | None = None, **options: Unpack[Options]
-    ) -> PointwiseResponse:
-        """See `AsyncJudge.score`."""
-        return self._run(lambda: self._judge.score(question, answer, reference, **options))
+    compare = _blocking(AsyncJudge.compare)
+    rank = _blocking(AsyncJudge.rank)
+    score = _blocking(AsyncJudge.score)
+    ready = _blocking(AsyncJudge.ready)
+    # What these are given runs in the judge's own thread: the requests' or pairs' iterator, and `on_done`.
+    ask_many = _blocking(AsyncJudge.ask_many)
+    compare_many = _blocking(AsyncJudge.compare_many)
 
     @overload
     def ask(self, request: PairwiseRequest, request_id: str | None = None) -> PairwiseResponse: ...
@@ -265,37 +266,6 @@ class Judge:
         """See `AsyncJudge.ask`."""
         return self._run(lambda: self._judge.ask(request, request_id))
 
-    def ask_many(
-        self,
-        requests: Iterable[Request],
-        *,
-        concurrency: int = DEFAULT_CONCURRENCY,
-        return_errors: ErrorsToReturn = False,
-        on_done: OnDone | None = None,
-    ) -> list[Any]:
-        """See `AsyncJudge.ask_many`. `requests` and `on_done` run in the judge's own thread."""
-        return self._run(
-            lambda: self._judge.ask_many(
-                requests, concurrency=concurrency, return_errors=return_errors, on_done=on_done
-            )
-        )
-
-    def compare_many(
-        self,
-        pairs: Iterable[Pair],
-        *,
-        concurrency: int = DEFAULT_CONCURRENCY,
-        return_errors: ErrorsToReturn = False,
-        on_done: OnDone | None = None,
-        **options: Unpack[Options],
-    ) -> list[Any]:
-        """See `AsyncJudge.compare_many`. `pairs` and `on_done` run in the judge's own thread."""
-        return self._run(
-            lambda: self._judge.compare_many(
-                pairs, concurrency=concurrency, return_errors=return_errors, on_done=on_done, **options
-            )
-        )
-
     def stream(
         self, question: Question, answer_a: str, answer_b: str, **options: Unpack[Options]
     ) -> Iterator[StreamEvent]:
@@ -306,10 +276,6 @@ class Judge:
                 yield event
         finally:
             self._run(events.aclose)  # type: ignore[attr-defined]
-
-    def ready(self) -> bool:
-        """See `AsyncJudge.ready`."""
-        return self._run(self._judge.ready)
 
     def close(self) -> None:
         """Close the connections and end the thread. A closed judge can be asked again; it then reopens both."""

@@ -6,7 +6,6 @@ here, since KServe's own always listens on every interface, and its application 
 """
 
 import contextlib
-import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,6 @@ from reasongenrm.judge.server.routes import Live, add_error_handlers, errors, ju
 from reasongenrm.judge.server.telemetry import Telemetry, log_as_json
 from reasongenrm.judge.service import JudgeService, JudgeSettings, open_judge
 
-KEY_VARIABLE = "JUDGE_API_KEY"  # that clients of the judge send
 GRACE_SECONDS = 30  # that requests under way get when the server is told to stop
 KEEP_ALIVE_SECONDS = 75  # longer than clients keep idle connections (httpx 5, aiohttp 15, nginx 60): they close first
 BACKLOG = 4096  # connections that wait to be accepted: a burst is answered with 429, not refused
@@ -132,8 +130,3 @@ def run_server(judge: JudgeSettings, limits: Limits, server: ServerSettings) -> 
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
-
-
-def limits_from_environment(**settings: Any) -> Limits:
-    """Limits with the key in JUDGE_API_KEY."""
-    return Limits(api_key=os.environ.get(KEY_VARIABLE) or None, **settings)

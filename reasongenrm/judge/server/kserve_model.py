@@ -99,8 +99,8 @@ class V2Request(BaseModel):
                     f"input '{tensor.name}' has shape {tensor.shape} and {len(tensor.data)} elements; expected "
                     f"shape [{len(tensor.data)}]."
                 )
-        columns = {tensor.name: tensor.data for tensor in self.inputs}
-        lengths = {name: len(columns.get(name, ())) for name in TEXTS}
+        columns: dict[str, list[Text]] = {tensor.name: tensor.data for tensor in self.inputs}
+        lengths = {name: len(columns.get(name, [])) for name in TEXTS}
         if len(set(lengths.values())) != 1:
             raise BadInputError(
                 f"the inputs have {', '.join(f'{n} of {name}' for name, n in lengths.items())}; expected as many of each, "

@@ -10,19 +10,16 @@ import hmac
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reasongenrm.judge.api import ErrorDetail, ErrorResponse
 from reasongenrm.judge.server.telemetry import Telemetry, count_work
 
 logger = logging.getLogger(__name__)
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 MAX_ID_CHARS = 128
 BODY_SECONDS = 30.0  # that a client gets to send its request: slow ones must not hold the places of others
@@ -65,11 +62,11 @@ def error_body(message: str, code: str, request_id: str, param: str | None = Non
 class Guard:
     """The middleware. Requests to judge count against `max_requests`; looking at the judge does not."""
 
-    def __init__(self, app: App, limits: Limits, telemetry: Telemetry) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits, telemetry: Telemetry) -> None:
         self._app, self._limits, self._telemetry = app, limits, telemetry
         self._num_inside = self._num_bytes = 0
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI 3.0."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -88,7 +85,7 @@ class Guard:
         finally:
             self._note(scope, exchange, time.perf_counter() - started, work.fields())
 
-    async def _answer(self, scope: MutableMapping[str, Any], receive: Receive, exchange: "_Exchange") -> None:
+    async def _answer(self, scope: Scope, receive: Receive, exchange: "_Exchange") -> None:
         limits = self._limits
         if limits.api_key is not None and not is_open(scope["path"]):
             _check_key(_header(scope, b"authorization"), limits.api_key)
@@ -140,7 +137,7 @@ class Guard:
         message = f"No more requests are taken now: {why}. Ask again later."
         return _RefusedError(429, "overloaded", message, {"Retry-After": str(self._limits.retry_after_seconds)})
 
-    async def _run(self, scope: MutableMapping[str, Any], body: bytes, receive: Receive, exchange: "_Exchange") -> None:
+    async def _run(self, scope: Scope, body: bytes, receive: Receive, exchange: "_Exchange") -> None:
         """Run the app; a client that goes away cancels it, and with it what it asked of the predictor."""
         gone = asyncio.Event()
         messages = iter([{"type": "http.request", "body": body, "more_body": False}])
@@ -174,9 +171,7 @@ class Guard:
             raise _ClientGoneError
         await app
 
-    def _note(
-        self, scope: MutableMapping[str, Any], exchange: "_Exchange", seconds: float, judged: dict[str, Any]
-    ) -> None:
+    def _note(self, scope: Scope, exchange: "_Exchange", seconds: float, judged: dict[str, Any]) -> None:
         route = getattr(scope.get("route"), "path", "none")  # the pattern: a path of the client's is no label
         self._telemetry.requests.labels(route, str(exchange.status)).inc()
         self._telemetry.seconds.labels(route).observe(seconds)
@@ -209,7 +204,7 @@ class _ClientGoneError(Exception):
 class _Exchange:
     """One request's answer on its way out: adds the request's id, remembers the status."""
 
-    def __init__(self, scope: MutableMapping[str, Any], send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send) -> None:
         self.request_id = _sane_id(_header(scope, b"x-request-id")) or secrets.token_hex(8)
         self.status = 500
         self.began = self.ended = False
@@ -221,10 +216,8 @@ class _Exchange:
         """See ASGI 3.0."""
         if message["type"] == "http.response.start":
             self.began, self.status = True, message["status"]
-            message = {
-                **message,
-                "headers": [*message.get("headers", []), (b"x-request-id", self.request_id.encode())],
-            }
+            own = (b"x-request-id", self.request_id.encode())
+            message = {**message, "headers": [*message.get("headers", []), own]}
         elif message["type"] == "http.response.body" and not message.get("more_body", False):
             self.ended = True
         await self._send(message)
@@ -263,7 +256,7 @@ async def _cancel(task: "asyncio.Task[Any]") -> None:
             logger.warning("ended with %r when it was cancelled", error)
 
 
-def _header(scope: MutableMapping[str, Any], name: bytes) -> bytes:
+def _header(scope: Scope, name: bytes) -> bytes:
     return next((value for key, value in scope["headers"] if key == name), b"")
 
 

@@ -6,7 +6,7 @@ Every error has the same shape (`api.ErrorResponse`). docs/judge.md shows the ro
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, MutableMapping
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, TypeVar
 
 import aiohttp
@@ -15,11 +15,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from reasongenrm.judge.api import (
     BatchItem,
     BatchList,
     BatchPair,
+    BatchPoint,
     BatchRequest,
     BatchResponse,
     ErrorDetail,
@@ -34,7 +36,7 @@ from reasongenrm.judge.api import (
 )
 from reasongenrm.judge.predictor import RETRY_AFTER_SECONDS, Predictor
 from reasongenrm.judge.refusals import JudgeError, PredictorUnavailableError
-from reasongenrm.judge.server.limits import Receive, Send, error_body
+from reasongenrm.judge.server.limits import error_body
 from reasongenrm.judge.service import JudgeEvent, JudgeService
 from reasongenrm.processes.gathering import gather_or_cancel
 
@@ -227,7 +229,7 @@ class _Forwarded(Response):
         super().__init__()
         self._predictor, self._asked, self._request = predictor, asked, request
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI 3.0.
 
         Raises:
@@ -272,14 +274,14 @@ def _last_chunk(error: bytes) -> bytes:
     return b"\n\ndata: " + error + b"\n\n"
 
 
-async def _item(service: JudgeService, asked: BatchPair | ListwiseRequest | PointwiseRequest, own_id: str) -> BatchItem:
+async def _item(service: JudgeService, asked: BatchPair | BatchList | BatchPoint, own_id: str) -> BatchItem:
+    judges: dict[str, Callable[..., Any]] = {
+        "pairwise": service.pairwise,
+        "listwise": service.listwise,
+        "pointwise": service.pointwise,
+    }
     try:
-        if isinstance(asked, BatchPair):
-            return BatchItem(result=await service.pairwise(asked, own_id))
-        if isinstance(asked, BatchList):
-            return BatchItem(result=await service.listwise(asked, own_id))
-        assert isinstance(asked, PointwiseRequest)
-        return BatchItem(result=await service.pointwise(asked, own_id))
+        return BatchItem(result=await judges[asked.kind](asked, own_id))
     except JudgeError as error:
         return BatchItem(error=detail_of(error, own_id))
 

@@ -17,7 +17,7 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 
 
 
 @dataclass
-class Work:
+class RequestWork:
     """What one request had the judge do, for its line in the log, whichever route it came by."""
 
     num_generations: int = 0
@@ -39,12 +39,12 @@ class Work:
         }
 
 
-_work: ContextVar[Work | None] = ContextVar("work", default=None)
+_work: ContextVar[RequestWork | None] = ContextVar("work", default=None)
 
 
-def count_work() -> Work:
+def count_work() -> RequestWork:
     """Count what this task and those that it starts have the judge do."""
-    work = Work()
+    work = RequestWork()
     _work.set(work)
     return work
 
