@@ -1,7 +1,7 @@
 """What is asked: the judge's prompt, the plain prompt of an untrained judge, the teacher's prompt.
 
 Text of questions and answers is data. It goes in neutralised (`as_data`: no control token, no heading of ours and no
-verdict mark survives) and between fixed headings; the verdict is only ever read from the assistant turn.
+verdict mark survives) and between fixed headings. generation/verdicts.py reads the verdict back.
 """
 
 import re
@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from reasongenrm.data.chat import neutralise
-from reasongenrm.records import JudgePrompt, Verdict
+from reasongenrm.records import JudgePrompt
 
 Style = Literal["plain", "trained"]
 
-_VERDICT = re.compile(r"\[\[([AB])\]\]")
 _MARK = re.compile(r"\[(?=\[[AB]\]\])")
 # A line that is one of the headings below, or looks like one: in any case, depth and spacing, invisible characters too.
 _SPACE = r"[ \t\xa0\u2000-\u200f\u202a-\u202e\u2060-\u2069\ufeff]*"
@@ -112,11 +111,3 @@ def judge_messages(prompt: JudgePrompt, style: Style) -> tuple[dict[str, str], .
     """The chat messages that ask for a judgment, in the style of an untrained ("plain") or a trained model."""
     write = plain_judge_prompt if style == "plain" else judge_prompt
     return ({"role": "user", "content": write(prompt.question, prompt.answer_a, prompt.answer_b)},)
-
-
-def parse_verdict(answer: str) -> Verdict | None:
-    """The last [[A]] or [[B]] of an assistant turn; None if there is none (unparsed)."""
-    letters = _VERDICT.findall(answer)
-    if not letters:
-        return None
-    return "[[A]]" if letters[-1] == "A" else "[[B]]"

@@ -13,11 +13,11 @@ from typing import Any
 
 from reasongenrm.config import EvaluateConfig
 from reasongenrm.data.benchmarks import LABELS, ORDERS, Benchmark, BenchmarkRow, load_benchmark
-from reasongenrm.data.prompts import judge_messages, parse_verdict
+from reasongenrm.data.prompts import judge_messages
 from reasongenrm.errors import ConfigError
 from reasongenrm.evaluation.metrics import Evaluation, JudgeStyle, evaluate
 from reasongenrm.generation import Engine, Generation, GenerationRequest, OpeningRole, Sampling, open_engine
-from reasongenrm.generation.verdicts import p_a
+from reasongenrm.generation.verdicts import parse_verdict
 from reasongenrm.progress import Tracker, track
 from reasongenrm.records import CALIBRATION_FILE, Judgment, Order, dump_records, parse_records
 from reasongenrm.store.artifacts import ArtifactRef, Store, digest_bytes, download, read_file
@@ -56,7 +56,7 @@ class _Question:
             num_output_tokens=generation.num_output_tokens + (first.num_output_tokens if first else 0),
             truncated=generation.finish_reason == "length" or (first is not None and first.truncated),
             seconds=generation.seconds + (first.seconds if first else 0.0),
-            p_a=None if generation.verdict_logprobs is None else p_a(generation.verdict_logprobs),
+            p_a=generation.p_a,
         )
 
 

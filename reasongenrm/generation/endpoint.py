@@ -24,10 +24,9 @@ from reasongenrm.errors import EngineError
 from reasongenrm.generation.chat_completions import Completion, chat_body
 from reasongenrm.generation.openai_client import CONNECT_SECONDS, ContextExceededError, OpenAIClient
 from reasongenrm.generation.seam import Generation, GenerationRequest, Sampling, plan_batches, sample_seed
-from reasongenrm.generation.verdicts import ReplyToken, reply_verdict_logprobs
+from reasongenrm.generation.verdicts import ReplyToken, probability_of_a
 from reasongenrm.http_client import Retries
 from reasongenrm.processes.gathering import gather_or_cancel
-from reasongenrm.records import Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +155,7 @@ class EndpointEngine:
             num_output_tokens=completion.num_output_tokens,
             finish_reason="length" if completion.finish_reason == "length" else "stop",
             seconds=seconds,
-            verdict_logprobs=_verdict_logprobs(completion, answer),
+            p_a=probability_of_a(answer, (ReplyToken.of_openai(token) for token in reversed(completion.tokens or ()))),
         )
 
     def _split(self, completion: Completion, request: GenerationRequest) -> tuple[str | None, str]:
@@ -195,17 +194,6 @@ class EndpointEngine:
                 "Name the model to ask."
             )
         return names[0]
-
-
-def _verdict_logprobs(completion: Completion, answer: str) -> dict[Verdict, float] | None:
-    """Of a reply that has log-probabilities; servers that do not know them leave them out."""
-    if completion.tokens is None:
-        return None
-    tokens = [
-        ReplyToken(token["token"], {top["token"]: top["logprob"] for top in token.get("top_logprobs") or ()})
-        for token in completion.tokens
-    ]
-    return reply_verdict_logprobs(tokens, answer)
 
 
 def _family_of(text: str) -> ChatFamily | None:

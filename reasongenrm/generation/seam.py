@@ -10,8 +10,6 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from reasongenrm.records import Verdict
-
 OpeningRole = Literal["reason", "assistant"]
 
 
@@ -58,7 +56,7 @@ class Generation:
         reason: text of the reason turn, None if the generation had none (plain chat, GenRM).
         answer: text of the assistant turn, "" if the generation ended before it.
         finish_reason: "length" if max_tokens or the context cut it off.
-        verdict_logprobs: natural-log probabilities of "[[A]]" and "[[B]]" at the verdict, if the engine gave them.
+        p_a: P([[A]]) at the verdict, in [0, 1] (`verdicts.probability_of_a`); None if it is not known.
         seconds: wall time of the request, or of its batch divided by the batch's samples.
     """
 
@@ -70,7 +68,7 @@ class Generation:
     num_output_tokens: int
     finish_reason: Literal["stop", "length"]
     seconds: float
-    verdict_logprobs: dict[Verdict, float] | None = None
+    p_a: float | None = None
 
 
 class Engine(Protocol):

@@ -88,13 +88,13 @@ def _loading(path: Path) -> Iterator[None]:
 
 @dataclass
 class _Row:
-    """One sample of one request while it is written; `letters` as `Turns.verdict_logprobs` takes them."""
+    """One sample of one request while it is written; `letters` as `Turns.p_a` takes them."""
 
     request_id: str
     prompt: Prompt
     sample: int
     tokens: list[int] = field(default_factory=list)
-    letters: dict[int, tuple[float, float]] = field(default_factory=dict)
+    letters: dict[int, list[float]] = field(default_factory=dict)
 
 
 class TransformersEngine:
@@ -196,8 +196,7 @@ class TransformersEngine:
                     row = rows[index]
                     if token in letter_ids:
                         logprobs_V = torch.log_softmax(step.logits_RV[place].double(), dim=-1)
-                        log_a, log_b = logprobs_V[letter_ids].tolist()
-                        row.letters[len(row.tokens)] = (log_a, log_b)
+                        row.letters[len(row.tokens)] = logprobs_V[letter_ids].tolist()
                     row.tokens.append(token)
         except torch.OutOfMemoryError as error:
             longest = max(len(prompt.ids) for prompt in prompts)
@@ -217,7 +216,7 @@ class TransformersEngine:
             num_output_tokens=len(row.tokens),
             finish_reason="stop" if row.tokens and row.tokens[-1] in row.prompt.stop_ids else "length",
             seconds=seconds,
-            verdict_logprobs=self.turns.verdict_logprobs(row.tokens, answer, row.letters),
+            p_a=self.turns.p_a(row.tokens, answer, row.letters),
         )
 
     def close(self) -> None:

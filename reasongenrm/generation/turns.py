@@ -3,21 +3,20 @@
 The transformers engine, the vLLM engine and the server all stand on it, so that they ask and read in the same way.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reasongenrm.data.chat import detect_family, is_installed, render, split_generation
-from reasongenrm.data.prompts import parse_verdict
 from reasongenrm.generation.seam import GenerationRequest, OpeningRole
-from reasongenrm.records import Verdict
+from reasongenrm.generation.verdicts import ReplyToken, probability_of_a
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-# Two letters at one position: the probabilities of "[[A]]" and "[[B]]" differ at the letter, given "[[".
-LETTERS: tuple[Verdict, Verdict] = ("[[A]]", "[[B]]")
+_LETTER = re.compile(r"\[{0,2}[AB](\]?|\]\].*)")
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,10 @@ class Turns:
             self._sequence_ends = frozenset([*generation_end_ids, *own])
         self.special_ids = frozenset(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
         self._opening_of_reason = self.family.opening("reason")
-        # Every byte is in a byte-level vocabulary, so both letters are single tokens.
-        self.letter_ids = tuple(int(tokenizer.convert_tokens_to_ids(verdict[2])) for verdict in LETTERS)
+        # All tokens that may hold a verdict's letter. Byte-level vocabularies spell ASCII as it is and have both letters.
+        letters = sorted((token, text) for text, token in tokenizer.get_vocab().items() if _LETTER.fullmatch(text))
+        self.letter_ids = tuple(token for token, _ in letters)
+        self.letter_texts = tuple(text for _, text in letters)
 
     def encode(self, request: GenerationRequest) -> Prompt:
         """Render one request.
@@ -116,25 +117,19 @@ class Turns:
             ids = ids[:-1]
         return split_generation(self.text(ids), self.family, prompt.opening_role)
 
-    def verdict_logprobs(
-        self, ids: Sequence[int], answer: str, letters: Mapping[int, tuple[float, float]]
-    ) -> dict[Verdict, float] | None:
-        """Log-probabilities of "A" and "B" where the answer's verdict was written, given the "[[" before it.
+    def p_a(self, ids: Sequence[int], answer: str, letters: Mapping[int, Sequence[float]]) -> float | None:
+        """P([[A]]) where the answer's verdict was written (see `verdicts.probability_of_a`).
 
         Args:
             ids: the generated tokens.
             answer: the assistant turn that they hold.
-            letters: (log P("A"), log P("B")), natural log, by position in `ids` of every single letter token.
-
-        Returns:
-            None if the answer has no verdict, or spells it with tokens other than a letter of its own.
+            letters: log-probabilities of `letter_ids`, natural log, by position in `ids` of every such token.
         """
-        verdict = parse_verdict(answer)
-        if verdict is None:
-            return None
-        # The answer is the last turn, so its verdict is the last that was written.
-        for position in sorted(letters, reverse=True):
-            before, after = self.text(ids[:position]), self.text(ids[position + 1 : position + 3])
-            if before.endswith("[[") and after.startswith("]]") and self.text([ids[position]]) == verdict[2]:
-                return dict(zip(LETTERS, letters[position], strict=True))
-        return None
+        names = self.letter_texts
+        return probability_of_a(
+            answer,
+            (
+                ReplyToken(self.text([ids[place]]), dict(zip(names, letters.get(place, ()), strict=False)))
+                for place in range(len(ids) - 1, -1, -1)
+            ),
+        )

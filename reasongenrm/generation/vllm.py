@@ -97,7 +97,6 @@ class VLLMEngine:
 
     def _task(self, batch: Sequence[GenerationRequest], prompts: Mapping[str, Prompt], sampling: Sampling) -> Task:
         """A batch as a replica takes it; without the prompts that leave no room."""
-        letter_a, letter_b = self.turns.letter_ids
         asked = [(request.request_id, prompts[request.request_id]) for request in batch]
         return Task(
             [
@@ -112,7 +111,7 @@ class VLLMEngine:
             ],
             temperature=sampling.temperature,
             top_p=sampling.top_p,
-            letter_ids=(letter_a, letter_b) if sampling.verdict_logprobs else None,
+            letter_ids=self.turns.letter_ids if sampling.verdict_logprobs else None,
         )
 
     def _generation(self, request_id: str, sample: int, prompt: Prompt, written: Sample, seconds: float) -> Generation:
@@ -127,7 +126,7 @@ class VLLMEngine:
             num_output_tokens=len(tokens),
             finish_reason="stop" if tokens and tokens[-1] in prompt.stop_ids else "length",
             seconds=seconds,
-            verdict_logprobs=self.turns.verdict_logprobs(tokens, answer, written.letters),
+            p_a=self.turns.p_a(tokens, answer, written.letters),
         )
 
     def close(self) -> None:

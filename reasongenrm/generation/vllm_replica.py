@@ -50,13 +50,13 @@ class Task:
         prompts: none is fine.
         temperature: 0 is greedy.
         top_p: in (0, 1].
-        letter_ids: two tokens whose log-probabilities are wanted wherever one of them was written; None: none are.
+        letter_ids: tokens whose log-probabilities are wanted wherever one of them was written; None: none are.
     """
 
     prompts: list[PromptTask]
     temperature: float
     top_p: float
-    letter_ids: tuple[int, int] | None = None
+    letter_ids: tuple[int, ...] | None = None
 
     @property
     def num_samples(self) -> int:
@@ -66,10 +66,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Sample:
-    """What was written: tokens, a final stop token included, and `letters` as `Turns.verdict_logprobs` takes them."""
+    """What was written: tokens, a final stop token included, and `letters` as `Turns.p_a` takes them."""
 
     tokens: "array[int]"  # 4 bytes each: thousands of samples wait for an earlier one
-    letters: dict[int, tuple[float, float]]
+    letters: dict[int, list[float]]
 
 
 @dataclass
@@ -209,11 +209,11 @@ def _sampling_params(task: Task, prompt: PromptTask, seed: int) -> "vllm.Samplin
     )
 
 
-def _sample(output: Any, letter_ids: tuple[int, int] | None) -> Sample:
+def _sample(output: Any, letter_ids: tuple[int, ...] | None) -> Sample:
     tokens = array("i", output.token_ids)
     letters = {}
     if letter_ids:
         for place in [place for place, token in enumerate(tokens) if token in letter_ids]:
             logprobs = output.logprobs[place]
-            letters[place] = (float(logprobs[letter_ids[0]].logprob), float(logprobs[letter_ids[1]].logprob))
+            letters[place] = [float(logprobs[letter].logprob) for letter in letter_ids]
     return Sample(tokens, letters)

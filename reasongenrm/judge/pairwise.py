@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from reasongenrm.data.prompts import parse_verdict
 from reasongenrm.evaluation.evaluate import OPENINGS
 from reasongenrm.evaluation.metrics import JudgeStyle
 from reasongenrm.generation.seam import sample_seed
+from reasongenrm.generation.verdicts import parse_verdict
 from reasongenrm.judge.api import Cut, JudgeOptions, Letter, Order, OrderJudgment, Usage
 from reasongenrm.judge.predictor import Ask, ContextExceededError, OnReason, Predictor, Reply
 from reasongenrm.judge.prompting import MIN_CHARS, Pair

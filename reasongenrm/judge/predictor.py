@@ -19,7 +19,7 @@ from aiohttp.http_exceptions import LineTooLong
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from reasongenrm.generation.seam import OpeningRole
-from reasongenrm.judge.probability import probability_of_a
+from reasongenrm.generation.verdicts import TOP_LOGPROBS, ReplyToken, probability_of_a
 from reasongenrm.judge.refusals import (
     OverloadedError,
     PredictorRefusedError,
@@ -182,7 +182,7 @@ class Predictor:
             "top_p": 1.0,
             "seed": ask.seed,
             "logprobs": True,
-            "top_logprobs": 20,
+            "top_logprobs": TOP_LOGPROBS,
         }
         if ask.opening_role is not None:
             body["chat_template_kwargs"] = {"opening_role": ask.opening_role}
@@ -398,10 +398,11 @@ class _Found:
 
     def reply(self, seconds: float) -> Reply:
         """All of it."""
+        content = "".join(self._content).strip()
         return Reply(
             reason="".join(self._reason).strip() if self._has_reason else None,
-            content="".join(self._content).strip(),
-            p_a=probability_of_a(self._tokens),
+            content=content,
+            p_a=probability_of_a(content, (ReplyToken.of_openai(token) for token in reversed(self._tokens))),
             truncated=self.finish_reason == "length" or self._cut_reason,
             num_prompt_tokens=self._num_prompt_tokens,
             num_output_tokens=self._num_output_tokens,

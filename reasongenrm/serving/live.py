@@ -4,7 +4,7 @@ In goes a rendered prompt with its sampling; out come deltas of reason and answe
 `Turns.split` makes of the whole generation (cut before a stop string, if one was given).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -13,12 +13,11 @@ import torch
 from reasongenrm.data.chat import split_generation
 from reasongenrm.generation.decoding import DecodingPrompt, decode
 from reasongenrm.generation.turns import Prompt, Turns
+from reasongenrm.generation.verdicts import LOWEST_LOGPROB
 from reasongenrm.serving.choices import Choices, HeldRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-LOWEST_LOGPROB = -9999.0  # JSON has no -inf
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class TokenLogprob:
     """A token of the answer, its natural-log probability, and the most probable ones there.
 
     Temperature and choices are left out of the probabilities. Of an answer held to choices, `top` also has the tokens
-    that were allowed, however improbable.
+    that were allowed, however improbable, and where a letter of a verdict was written, the other one.
     """
 
     text: str
@@ -169,8 +168,9 @@ class LiveModel:
             for place, (index, token) in enumerate(zip(step.rows, step.tokens, strict=True)):
                 choice, logprob = choices[index], None
                 if request.top_logprobs is not None and choice.in_answer() and not self.turns.is_special(token):
-                    allowed = (choice.held.allowed() if choice.held else None) or []
-                    logprob = self._logprob(step.logits_RV[place], token, request.top_logprobs, allowed)
+                    also = set((choice.held.allowed() if choice.held else None) or ())
+                    also |= set(self.turns.letter_ids) if token in self.turns.letter_ids else set()
+                    logprob = self._logprob(step.logits_RV[place], token, request.top_logprobs, also)
                 truncated_before = choice.held is not None and choice.held.reason_truncated
                 reasoning, content, finish = choice.add(token)
                 truncated = choice.held is not None and choice.held.reason_truncated
@@ -178,11 +178,11 @@ class LiveModel:
                     ended.add(index)
                 yield Delta(index, reasoning, content, logprob, finish, truncated and not truncated_before)
 
-    def _logprob(self, logits_V: torch.Tensor, token: int, num_top: int, allowed: Sequence[int]) -> TokenLogprob:
+    def _logprob(self, logits_V: torch.Tensor, token: int, num_top: int, also: Set[int]) -> TokenLogprob:
         logprobs_V = torch.log_softmax(logits_V.double(), dim=-1).clamp(min=LOWEST_LOGPROB)
         top = torch.topk(logprobs_V, num_top).indices.tolist()
         if num_top:
-            top += sorted(set(allowed) - set(top), key=lambda other: -float(logprobs_V[other]))
+            top += sorted(also - set(top), key=lambda other: -float(logprobs_V[other]))
         pairs = [(other, float(logprobs_V[other])) for other in top]
         return TokenLogprob(
             self.turns.text([token]),

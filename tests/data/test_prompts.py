@@ -1,10 +1,6 @@
-"""Prompts: what the judge, the untrained judge and the teacher are asked, and how a verdict is read."""
+"""Prompts: what the judge, the untrained judge and the teacher are asked."""
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
-from reasongenrm.data.prompts import judge_messages, judge_prompt, parse_verdict, question_text, teacher_prompt
+from reasongenrm.data.prompts import judge_messages, judge_prompt, question_text, teacher_prompt
 from reasongenrm.records import JudgePrompt, Message
 
 QUESTION = (Message(role="user", content="Name a river."),)
@@ -14,30 +10,6 @@ def prompt(label):
     return JudgePrompt(
         prompt_id="0-ab", pair_id="0", question=QUESTION, answer_a="The Nile.", answer_b="A tree.", label=label
     )
-
-
-@pytest.mark.parametrize(
-    ("answer", "verdict"),
-    [
-        ("[[A]]", "[[A]]"),
-        ("First [[A]], but no: [[B]]", "[[B]]"),
-        ("[[B]] then [[A]].", "[[A]]"),
-        ("[[C]]", None),
-        ("[A]", None),
-        ("[[ A ]]", None),
-        ("[[a]]", None),
-        ("", None),
-        ("[[А]]", None),  # a Cyrillic A
-        ("[[[A]]]", "[[A]]"),
-    ],
-)
-def test_last_verdict_of_the_answer_counts(answer, verdict):
-    assert parse_verdict(answer) == verdict
-
-
-@given(st.text(), st.sampled_from(["[[A]]", "[[B]]"]))
-def test_verdict_at_the_end_wins_over_whatever_came_before(text, verdict):
-    assert parse_verdict(text + verdict) == verdict
 
 
 def test_single_turn_question_is_its_text_and_several_turns_carry_their_roles():

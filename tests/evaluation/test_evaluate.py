@@ -1,4 +1,3 @@
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +68,7 @@ def test_probability_of_a_is_kept_in_the_terms_of_its_own_prompt(tmp_path: Path)
 
         def generate(self, *args: Any, **kwargs: Any) -> Iterator[list[Generation]]:
             for batch in super().generate(*args, **kwargs):
-                yield [replace(g, verdict_logprobs={"[[A]]": math.log(0.6), "[[B]]": math.log(0.2)}) for g in batch]
+                yield [replace(g, p_a=0.75) for g in batch]
 
     judgments = judge_benchmark(Sure(right), benchmark(tmp_path, 1).rows, EvaluateConfig(), "reason")
     assert [judgment.p_a for judgment in judgments] == pytest.approx([0.75, 0.75])

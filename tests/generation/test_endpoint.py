@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import logging
+import math
 import socket
 import time
 from collections.abc import Iterator
@@ -93,8 +94,8 @@ def test_probabilities_of_the_verdicts_are_asked_for_and_read() -> None:
         return JSONResponse(reply)
 
     found = one(judge, sampling=Sampling(max_tokens=9, verdict_logprobs=True))
-    assert found.verdict_logprobs == {"[[A]]": -1.0, "[[B]]": -0.5}
-    assert one(judge).verdict_logprobs is None
+    assert found.p_a == pytest.approx(1 / (1 + math.exp(0.5)))
+    assert one(judge).p_a is None
 
 
 def test_usage_finish_reason_and_time_are_read() -> None:

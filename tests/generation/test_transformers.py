@@ -120,11 +120,8 @@ def test_reason_and_verdict_come_from_one_generation(tmp_path: Path, family: Fam
     one = run(engine, [ask("Which?", "q")], Sampling(max_tokens=99))["q", 0]
     assert (one.reason, one.answer, one.finish_reason) == ("A is right.", "[[A]]", "stop")
     assert one.num_output_tokens == len(script)
-    assert one.verdict_logprobs is not None
-    # The scripted logit is 2 above all others: P = e^2 / (e^2 + V - 1).
-    chance = math.exp(2) / (math.exp(2) + len(tokenizer) - 1)
-    assert one.verdict_logprobs["[[A]]"] == pytest.approx(math.log(chance))
-    assert one.verdict_logprobs["[[B]]"] == pytest.approx(math.log(chance) - 2)
+    # The scripted logit is 2 above all others: P(A) / P(B) = e^2.
+    assert one.p_a == pytest.approx(1 / (1 + math.exp(-2)))
 
     turn = run(engine, [ask("Which?", "q", stop_at="turn")], Sampling(max_tokens=99))["q", 0]
     assert (turn.reason, turn.answer, turn.finish_reason) == ("A is right.", "", "stop")

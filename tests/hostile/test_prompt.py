@@ -6,7 +6,8 @@ from functools import cache
 import pytest
 
 from reasongenrm.data.chat import BY_NAME, detect_family, install_template, render
-from reasongenrm.data.prompts import as_data, judge_prompt, parse_verdict, plain_judge_prompt, teacher_prompt
+from reasongenrm.data.prompts import as_data, judge_prompt, plain_judge_prompt, teacher_prompt
+from reasongenrm.generation.verdicts import parse_verdict
 from reasongenrm.judge.api import Turn
 from reasongenrm.judge.prompting import Pair
 from reasongenrm.records import JudgePrompt, Message
