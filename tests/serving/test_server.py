@@ -135,8 +135,12 @@ def test_logprobs_are_those_of_the_content(scripted: httpx.Client, checkpoint: P
     for entry in content:
         assert entry["logprob"] == pytest.approx(logprob)
         assert entry["bytes"] == list(entry["token"].encode())
-        assert [top["logprob"] for top in entry["top_logprobs"]] == pytest.approx([logprob, logprob - 2])
+        assert [top["logprob"] for top in entry["top_logprobs"][:2]] == pytest.approx([logprob, logprob - 2])
         assert entry["top_logprobs"][0]["token"] == entry["token"]
+    # Where a verdict's letter was written the other one is listed too, so that their ratio is never a guess.
+    places = [{top["token"] for top in entry["top_logprobs"]} for entry in content]
+    assert [{"A", "B"} <= tokens for tokens in places] == [entry["token"] == "A" for entry in content]
+    assert {len(entry["top_logprobs"]) for entry in content if entry["token"] != "A"} == {2}
 
 
 @pytest.mark.parametrize(
