@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from reasongenrm.demo.formats import write_demo_data
 from reasongenrm.demo.tiny import tiny_checkpoint
 from reasongenrm.errors import InputError, ReasonGenRMError
+from reasongenrm.generation.chat_completions import read_completion
 from reasongenrm.judge.api import PairwiseResponse
 from reasongenrm.store.artifacts import Store
 
@@ -61,15 +62,13 @@ def check_completion(text: str) -> str:
         InputError: it is no chat completion.
     """
     try:
-        answer = json.loads(text)
-        choice = answer["choices"][0]
-        content = choice["message"]["content"] or ""
-        whole = answer["object"] == "chat.completion" and choice["finish_reason"] in ("stop", "length")
-    except (ValueError, TypeError, LookupError) as error:
-        raise InputError(f"the endpoint's answer is no chat completion ({error!r}): {text[:300]!r}.") from error
-    if not whole or answer["usage"]["completion_tokens"] < 1:
+        completion = read_completion(text)
+    except ValueError as error:
+        raise InputError(f"the endpoint's answer is no chat completion ({error}): {text[:300]!r}.") from error
+    is_whole = completion.finish_reason in ("stop", "length") and completion.num_output_tokens > 0
+    if not is_whole or json.loads(text).get("object") != "chat.completion":
         raise InputError(f"the endpoint's answer is no whole chat completion: {text[:300]!r}.")
-    return str(content)
+    return completion.content
 
 
 def check_judgment(text: str) -> PairwiseResponse:

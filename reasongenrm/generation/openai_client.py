@@ -20,8 +20,8 @@ import logging
 import re
 import ssl
 import urllib.request
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NotRequired, Self, TypeVar
 
@@ -54,6 +54,7 @@ class EndpointError(EngineError, AttemptError):
 
     Attributes:
         found: what came instead, as the message has it, without where and what to do.
+        said: the server's own words; "" if there are none.
         status: of the reply; None if there was none, or if the error came within a stream.
         code: the server's, for programs.
         param: the request's field that the server finds at fault.
@@ -69,6 +70,7 @@ class EndpointError(EngineError, AttemptError):
         found: str,
         advice: str | None = None,
         *,
+        said: str = "",
         status: int | None = None,
         code: str | None = None,
         param: str | None = None,
@@ -76,7 +78,7 @@ class EndpointError(EngineError, AttemptError):
         retry_after_seconds: float | None = None,
     ) -> None:
         super().__init__(f"{where}: {found.rstrip('.')}. {advice or self.advice}")
-        self.found, self.brief = found, f"{where}: {found}"
+        self.found, self.said, self.brief = found, said, f"{where}: {found}"
         self.status, self.code, self.param, self.request_id = status, code, param, request_id
         self.retry_after_seconds = retry_after_seconds
 
@@ -108,8 +110,8 @@ class ContextExceededError(EndpointError):
 
         The prompt alone is less than the largest number, so that the fraction errs on the side of cutting in two steps.
         """
-        context = re.search(r"context length\D{0,12}(\d{1,9})\b", self.found)
-        asked = max((int(number) for number in re.findall(r"\b\d{1,9}\b", self.found)), default=0)
+        context = re.search(r"context length\D{0,12}(\d{1,9})\b", self.said)
+        asked = max((int(number) for number in re.findall(r"\b\d{1,9}\b", self.said)), default=0)
         return int(context[1]) / asked if context is not None and 0 < int(context[1]) < asked else 1.0
 
 
@@ -258,15 +260,16 @@ class OpenAIClient:
         if not has_ended:
             raise EndpointAwayError(where, "ended its reply before it was whole")
 
-    @asynccontextmanager
-    async def forward(self, body: bytes) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Hand a chat completion request on as it is; the response is the caller's to read.
+    async def forward(self, body: bytes) -> aiohttp.ClientResponse:
+        """Hand a chat completion request on as it is; the response is the caller's to read and to close.
+
+        `timeout_seconds` does not hold for it: what it answers may be a stream.
 
         Raises:
+            EndpointAwayError: no connection, 502 or 503.
             EndpointError: no response.
         """
-        async with await self._retried(self._open, self.base_url, body) as response:
-            yield response
+        return await self._retried(self._open, self.base_url, body)
 
     def _where(self, what: str) -> str:
         return f"{self.base_url}: {what}" if what else self.base_url
@@ -323,7 +326,8 @@ class OpenAIClient:
     async def _open(self, where: str, body: bytes) -> aiohttp.ClientResponse:
         with self._losses(where):
             headers = {"Content-Type": "application/json"}
-            response = await self._request("POST", self._chat_url, data=body, headers=headers)
+            unlimited = aiohttp.ClientTimeout(None, self._connect_seconds, self._timeout.sock_read)
+            response = await self._request("POST", self._chat_url, data=body, headers=headers, timeout=unlimited)
             if response.status not in (502, 503):
                 return response
             async with response:
@@ -384,7 +388,7 @@ class OpenAIClient:
         words = _excerpt(str(said["message"]).encode() if said.get("message") else raw)
         found = f"HTTP {status}: {words}" if status else words
         named = {name: said[name] for name in ("code", "param", "request_id") if isinstance(said.get(name), str)}
-        return kind(where, found, advice, status=status, retry_after_seconds=after, **named)
+        return kind(where, found, advice, said=words, status=status, retry_after_seconds=after, **named)
 
 
 def _error_of(raw: bytes) -> dict[str, Any]:

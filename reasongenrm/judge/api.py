@@ -128,6 +128,14 @@ class OrderJudgment(_Part):
     truncated: bool
 
 
+class ReasonDelta(_Part):
+    """A streamed piece of a reason: which order's, which vote's."""
+
+    order: Order
+    vote: int
+    delta: str
+
+
 class Cut(_Part):
     """A text whose middle was left out: which one, and how many of its characters."""
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from reasongenrm.evaluation.evaluate import OPENINGS
 from reasongenrm.evaluation.metrics import JudgeStyle
+from reasongenrm.generation.openai_client import ContextExceededError
 from reasongenrm.generation.seam import sample_seed
 from reasongenrm.generation.verdicts import parse_verdict
 from reasongenrm.judge.api import Cut, JudgeOptions, Letter, Order, OrderJudgment, Usage
-from reasongenrm.judge.predictor import Ask, ContextExceededError, OnReason, Predictor, Reply
+from reasongenrm.judge.predictor import Ask, OnReason, Predictor, Reply
 from reasongenrm.judge.prompting import MIN_CHARS, Pair
 from reasongenrm.judge.refusals import TooLongError
 from reasongenrm.processes.gathering import gather_or_cancel
@@ -147,7 +148,7 @@ class PairJudge:
                     advice = "Send less" if may_cut else 'Send less or "when_too_long": "truncate"'
                     raise TooLongError(
                         f"question and answers ({whole.num_chars} characters), rubric ({len(whole.rubric or '')}) and the "
-                        f"judge's own words do not fit into the model's context: {error}. {advice}, or a smaller max_tokens."
+                        f"judge's own words do not fit into the model's context: {error.found}. {advice}, or a smaller max_tokens."
                     ) from error
                 pair = whole.cut_to(max_chars)
 

@@ -19,12 +19,10 @@ from reasongenrm.judge.api import (
 )
 from reasongenrm.judge.listwise import rank
 from reasongenrm.judge.pairwise import JudgeEvent, JudgeSettings, Observed, Observer, OnEvent, PairJudge, PairResult
-from reasongenrm.judge.predictor import Predictor
+from reasongenrm.judge.predictor import KEY_VARIABLE, Predictor
 from reasongenrm.judge.prompting import Pair
 
 __all__ = ["JudgeEvent", "JudgeService", "JudgeSettings", "Observed", "Observer", "judge_once", "open_judge"]
-
-KEY_VARIABLE = "VLLM_API_KEY"  # the predictor's, under vLLM's own name
 
 
 class JudgeService:

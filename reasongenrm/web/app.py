@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import gradio as gr
@@ -55,7 +55,7 @@ def make_app(settings: WebSettings) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with judge, aclosing(chat):
+        async with judge, chat:
             yield
 
     app = FastAPI(title="ReasonGenRM", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)

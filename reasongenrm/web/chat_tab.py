@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from reasongenrm.web.chatting import ChatClient, Reply, text_of
+from reasongenrm.web.chatting import ChatClient, ChatReply, text_of
 from reasongenrm.web.markup import show_notice
 from reasongenrm.web.visitors import TooManyError, Visitors
 from reasongenrm.web.words import TOO_MANY
@@ -56,7 +56,7 @@ def chat_tab(chat: ChatClient, visitors: Visitors) -> None:
             yield {notice: show_notice(TOO_MANY)}
 
     def _shown(
-        reply: Reply, message: str, history: list[dict[str, Any]], asked: list[dict[str, Any]]
+        reply: ChatReply, message: str, history: list[dict[str, Any]], asked: list[dict[str, Any]]
     ) -> dict[Any, Any]:
         shown: dict[Any, Any] = {talk: [*asked, *reply.messages()], stop: gr.Button(interactive=not reply.ended)}
         if reply.notice:

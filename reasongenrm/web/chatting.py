@@ -4,59 +4,36 @@ Messages are gradio's: {"role", "content", "metadata"}; a reason is a message of
 and is shown to the visitor but never sent back to the model.
 """
 
-import json
 import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
-import httpx
-from pydantic import BaseModel, ValidationError
-
-from reasongenrm.judge.api import ErrorDetail
-from reasongenrm.judge.client.client_errors import (
-    JudgeClientError,
-    JudgeUnavailableError,
-    NotAJudgeError,
-    error_of_detail,
-    error_of_reply,
+from reasongenrm.generation.chat_completions import Completion
+from reasongenrm.generation.openai_client import (
+    ContextExceededError,
+    EndpointError,
+    EndpointTimeoutError,
+    OpenAIClient,
+    WrongReplyError,
 )
+from reasongenrm.judge.api import ErrorDetail
+from reasongenrm.judge.client.client_errors import JudgeClientError, NotAJudgeError, error_of_detail
 from reasongenrm.judge.client.client_http import KEY_VARIABLE
-from reasongenrm.judge.client.client_stream import read_events
 from reasongenrm.web.pace import paced
 from reasongenrm.web.words import Notice, notice_of
 
 logger = logging.getLogger(__name__)
-PATH = "/v1/chat/completions"
 REASON_TITLE = "Reason"
 MAX_TOKENS = 1024  # reason and answer of one turn
 TIMEOUT_SECONDS = 120.0  # between two parts of a stream
 CONNECT_SECONDS = 5.0
-DONE = "[DONE]"  # OpenAI's end of a stream
-
-
-class _Delta(BaseModel):
-    """What one chunk adds. vLLM has had both names for the reason."""
-
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-    content: str | None = None
-
-
-class _Choice(BaseModel):
-    delta: _Delta = _Delta()
-    finish_reason: str | None = None
-
-
-class _Chunk(BaseModel):
-    choices: list[_Choice] = []
-    error: dict[str, Any] | None = None
 
 
 @dataclass
-class Reply:
+class ChatReply:
     """The model's reply as far as it is written."""
 
     reason: str = ""
@@ -81,84 +58,68 @@ class Reply:
 
 
 class ChatClient:
-    """Asks the judge for chat completions; close it at the end."""
+    """Asks the judge for chat completions. An async context manager: the connections live as long as it does."""
 
     def __init__(self, judge_url: str) -> None:
-        key = os.environ.get(KEY_VARIABLE, "")
-        self._where = judge_url + PATH
         self._model: str | None = None
-        self._http = httpx.AsyncClient(
-            base_url=judge_url,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(TIMEOUT_SECONDS, connect=CONNECT_SECONDS),
+        self._client = OpenAIClient(
+            f"{judge_url}/v1",
+            key=os.environ.get(KEY_VARIABLE, ""),
+            key_name=KEY_VARIABLE,
+            silence_seconds=TIMEOUT_SECONDS,
+            connect_seconds=CONNECT_SECONDS,
         )
 
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
+    async def __aenter__(self) -> Self:
+        await self._client.__aenter__()
+        return self
 
-    async def reply(self, history: Sequence[Mapping[str, Any]]) -> AsyncGenerator[Reply, None]:
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.__aexit__()
+
+    async def reply(self, history: Sequence[Mapping[str, Any]]) -> AsyncGenerator[ChatReply, None]:
         """The reply to a conversation whose last message is the user's; yields the same object again and again.
 
         A reader that stops closes the connection, which ends the generation.
         """
-        reply = Reply()
+        reply = ChatReply()
         try:
-            async with aclosing(paced(self._chunks(plain(history)))) as batches:
+            async with aclosing(paced(self._parts(plain(history)))) as batches:
                 async for batch in batches:
-                    for choice in batch:
-                        reply.reason += choice.delta.reasoning or choice.delta.reasoning_content or ""
-                        reply.answer += choice.delta.content or ""
-                        reply.cut_off |= choice.finish_reason == "length"
+                    for part in batch:
+                        reply.reason += part.reason or ""
+                        reply.answer += part.content
+                        reply.cut_off |= part.finish_reason == "length"
                     yield reply
-        except JudgeClientError as error:
+        except EndpointError as error:
             logger.warning("a chat failed: %s", error)
-            reply.notice = notice_of(error)
+            reply.notice = notice_of(self._as_client_error(error))
         reply.ended = True
         yield reply
 
-    async def _chunks(self, messages: list[dict[str, str]]) -> AsyncIterator[_Choice]:
-        body = {"messages": messages, "max_tokens": MAX_TOKENS, "stream": True}
-        try:
-            body["model"] = await self._name()
-            async with self._http.stream("POST", PATH, json=body) as response:
-                if response.status_code != 200:
-                    await response.aread()
-                    raise error_of_reply(self._where, response)
-                async for event in read_events(response.aiter_bytes()):
-                    if event.data == DONE:
-                        return
-                    chunk = _Chunk.model_validate_json(event.data)
-                    if chunk.error is not None:
-                        said = ErrorDetail(
-                            message=str(chunk.error.get("message", "")), code=str(chunk.error.get("code", ""))
-                        )
-                        raise error_of_detail(self._where, said, None, None)
-                    for choice in chunk.choices[:1]:
-                        yield choice
-        except httpx.TimeoutException as error:
-            raise JudgeUnavailableError(f"{self._where}: no reply in time", code="predictor_timeout") from error
-        except httpx.RequestError as error:
-            raise JudgeUnavailableError(
-                f"{self._where}: {type(error).__name__}: {error}", code="unavailable"
-            ) from error
-        except ValidationError as error:
-            raise NotAJudgeError(
-                f"{self._where}: no chunk of a chat completion: {error}", code="not_a_judge"
-            ) from error
-        raise JudgeUnavailableError(f"{self._where}: the stream ended too early", code="unavailable")
-
-    async def _name(self) -> str:
-        """The model's name, asked once."""
+    async def _parts(self, messages: list[dict[str, str]]) -> AsyncIterator[Completion]:
         if self._model is None:
-            response = await self._http.get("/v1/models")
-            if response.status_code != 200:
-                raise error_of_reply(self._where, response)
-            try:
-                self._model = str(response.json()["data"][0]["id"])
-            except (json.JSONDecodeError, LookupError, TypeError) as error:
-                raise NotAJudgeError(f"{self._where}: its list of models is none", code="not_a_judge") from error
-        return self._model
+            cards = await self._client.models()
+            if not cards:
+                raise WrongReplyError(self._client.base_url, "lists no model")
+            self._model = cards[0].name
+        body = {"model": self._model, "messages": messages, "max_tokens": MAX_TOKENS}
+        async with aclosing(self._client.stream(body)) as parts:
+            async for part in parts:
+                yield part
+
+    def _as_client_error(self, error: EndpointError) -> JudgeClientError:
+        """The same failure as the judge's client tells it."""
+        code = error.code
+        if isinstance(error, ContextExceededError):
+            code = "too_long"
+        elif isinstance(error, EndpointTimeoutError):
+            code = "predictor_timeout"
+        is_unknown = code is None and error.status is not None and (error.status < 400 or error.status == 404)
+        if isinstance(error, WrongReplyError) or is_unknown:
+            return NotAJudgeError(str(error), code="not_a_judge")
+        detail = ErrorDetail(message=error.said or error.found, code=code or "unavailable", param=error.param)
+        return error_of_detail(self._client.base_url, detail, error.status, error.request_id)
 
 
 def plain(history: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

@@ -5,10 +5,9 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from reasongenrm.judge.api import Order, OrderJudgment, PairwiseResponse
+from reasongenrm.judge.api import Order, OrderJudgment, PairwiseResponse, ReasonDelta
 from reasongenrm.judge.client.client import AsyncJudge
 from reasongenrm.judge.client.client_errors import JudgeClientError
-from reasongenrm.judge.client.client_stream import ReasonDelta
 from reasongenrm.web.pace import paced
 from reasongenrm.web.words import NO_ANSWERS, NO_EARLIER_QUESTION, NO_QUESTION, Notice, notice_of
 

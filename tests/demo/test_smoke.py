@@ -53,9 +53,10 @@ def test_unreachable_store_ends_with_a_message_and_no_trace() -> None:
 
 def test_answers_of_another_form_are_refused() -> None:
     choice = {"message": {"content": "x"}, "finish_reason": "stop"}
-    good = {"object": "chat.completion", "choices": [choice], "usage": {"completion_tokens": 1}}
+    usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+    good = {"object": "chat.completion", "choices": [choice], "usage": usage}
     assert check_completion(json.dumps(good)) == "x"
-    for change in ({"choices": []}, {"object": "text"}, {"usage": {"completion_tokens": 0}}):
+    for change in ({"choices": []}, {"object": "text"}, {"usage": usage | {"completion_tokens": 0}}):
         with pytest.raises(InputError, match="chat completion"):
             check_completion(json.dumps({**good, **change}))
     with pytest.raises(InputError, match=r"is no chat completion .*no healthy upstream"):

@@ -59,9 +59,8 @@ def test_judge_that_is_down_is_said_so_without_its_address() -> None:
     async def ask() -> tuple[Any, Any]:
         async with AsyncJudge(url, max_retries=0) as judge:
             seen = [seen async for seen in judge_pair(judge, Asked("q", "a", "b"))]
-        chat = ChatClient(url)
-        replies = [reply async for reply in chat.reply([{"role": "user", "content": "hi"}])]
-        await chat.aclose()
+        async with ChatClient(url) as chat:
+            replies = [reply async for reply in chat.reply([{"role": "user", "content": "hi"}])]
         return seen[-1].notice, replies[-1].notice
 
     for notice in asyncio.run(ask()):

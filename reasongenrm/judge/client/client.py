@@ -26,11 +26,11 @@ from reasongenrm.judge.api import (
     PairwiseResponse,
     PointwiseRequest,
     PointwiseResponse,
+    ReasonDelta,
     Turn,
 )
 from reasongenrm.judge.client.client_errors import JudgeClientError, JudgeRequestError, NotAJudgeError, first_problem
 from reasongenrm.judge.client.client_http import JudgeHttp
-from reasongenrm.judge.client.client_stream import ReasonDelta
 
 __all__ = ["AsyncJudge", "Judge", "Options"]
 

@@ -1,10 +1,7 @@
 """The client's HTTP: one connection pool, retries, responses turned into JSON or errors."""
 
-import email.utils
 import logging
 import os
-import random
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,10 +9,10 @@ from typing import Any
 import anyio
 import httpx
 from pydantic import BaseModel, ValidationError
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
 from reasongenrm.errors import ConfigError
-from reasongenrm.judge.api import ErrorDetail, OrderJudgment, PairwiseResponse
+from reasongenrm.http_client import AttemptError, LongLineError, Retries, bearer, read_events, retry_after_seconds
+from reasongenrm.judge.api import ErrorDetail, OrderJudgment, PairwiseResponse, ReasonDelta
 from reasongenrm.judge.client.client_errors import (
     JudgeClientError,
     JudgeUnavailableError,
@@ -24,13 +21,11 @@ from reasongenrm.judge.client.client_errors import (
     error_of_reply,
     first_problem,
 )
-from reasongenrm.judge.client.client_stream import ReasonDelta, read_events
 
 logger = logging.getLogger(__name__)
 
 KEY_VARIABLE = "JUDGE_API_KEY"
 FIRST_WAIT_SECONDS = 0.25  # doubled at every retry: six retries wait 16 s in all, as long as a predictor restarts
-MAX_WAIT_SECONDS = 60.0  # also of a server's Retry-After
 JITTER = 0.25  # of a wait: clients that were refused together do not come back together
 CONNECT_SECONDS = 10.0
 MAX_CONNECTIONS = 512
@@ -43,13 +38,12 @@ _EVENTS: dict[str, type[BaseModel]] = {
 }
 
 
-class _Transient(Exception):
+class _Transient(AttemptError):
     """A failure that may pass; `error` is what it becomes if it does not."""
 
-    def __init__(self, error: JudgeClientError, retry_after_seconds: float = 0.0) -> None:
+    def __init__(self, error: JudgeClientError, after: float | None = None) -> None:
         super().__init__(str(error))
-        self.error = error
-        self.retry_after_seconds = retry_after_seconds
+        self.error, self.brief, self.retry_after_seconds = error, str(error), after
 
 
 class JudgeHttp:
@@ -58,14 +52,10 @@ class JudgeHttp:
     def __init__(self, url: str, api_key: str | None, timeout: float, max_retries: int) -> None:
         self.url = _root(url)
         self._timeout = timeout
-        self._max_retries = max_retries
+        retries = Retries(max_retries, first_wait_seconds=FIRST_WAIT_SECONDS, jitter=JITTER)
+        self._retry = retries.retrying(_Transient, logger)
         key = os.environ.get(KEY_VARIABLE, "") if api_key is None else api_key
-        if not (key.isascii() and key.isprintable()):  # httpx's own error would print the key
-            raise ConfigError(
-                f"the judge's key (api_key or {KEY_VARIABLE}) holds a line break or another character that no HTTP "
-                "header can carry; expected a key. Set it again without what was copied along with it."
-            )
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._headers = bearer(key, f"the judge's key (api_key or {KEY_VARIABLE})")
         self._client: httpx.AsyncClient | None = None
 
     async def post(self, path: str, body: Mapping[str, Any], request_id: str | None = None) -> Any:
@@ -92,7 +82,7 @@ class JudgeHttp:
                 yield record
                 if isinstance(record, PairwiseResponse):
                     return
-        except httpx.RequestError as error:
+        except (httpx.RequestError, LongLineError) as error:
             raise _unavailable(where, f"the stream broke off ({type(error).__name__}: {error})", request_id) from error
         finally:
             with anyio.CancelScope(shield=True):
@@ -125,15 +115,8 @@ class JudgeHttp:
         return self._client
 
     async def _retrying(self, attempt: Any, path: str, *rest: Any) -> Any:
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(_Transient),
-            stop=stop_after_attempt(self._max_retries + 1),
-            wait=_wait_seconds,
-            before_sleep=_log_retry,
-            reraise=True,
-        )
         try:
-            return await retrying(attempt, path, *rest)
+            return await self._retry(attempt, path, *rest)
         except _Transient as failure:
             raise failure.error from failure.__cause__
 
@@ -189,7 +172,7 @@ def _raise_for_status(where: str, response: httpx.Response) -> None:
         return
     error = error_of_reply(where, response)
     if response.status_code in (429, 503):
-        raise _Transient(error, _retry_after_seconds(response.headers.get("retry-after", "")))
+        raise _Transient(error, retry_after_seconds(response.headers.get("retry-after")))
     raise error
 
 
@@ -215,29 +198,3 @@ def _root(url: str) -> str:
             f"{url!r} is no judge's address; expected its root, such as http://127.0.0.1:8080, without /v1. Fix it."
         )
     return root
-
-
-def _wait_seconds(state: RetryCallState) -> float:
-    """Doubling waits, or what the server asked for, whichever is longer, bounded, and a little at random."""
-    assert state.outcome is not None
-    failure = state.outcome.exception()
-    assert isinstance(failure, _Transient)
-    growing = FIRST_WAIT_SECONDS * 2 ** (state.attempt_number - 1)
-    return min(MAX_WAIT_SECONDS, max(growing, failure.retry_after_seconds)) * random.uniform(1.0, 1.0 + JITTER)
-
-
-def _log_retry(state: RetryCallState) -> None:
-    assert state.outcome is not None
-    assert state.next_action is not None
-    logger.info("%s; again in %.1f s", state.outcome.exception(), state.next_action.sleep)
-
-
-def _retry_after_seconds(value: str) -> float:
-    """The Retry-After header, a number of seconds or a date (RFC 9110, section 10.2.3); 0 if it is neither."""
-    text = value.strip()
-    if text.isascii() and text.isdigit():
-        return float(text)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
-        return 0.0

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 
 from reasongenrm import AsyncJudge, Judge
 from reasongenrm.errors import ConfigError, EngineError
-from reasongenrm.judge.api import OrderJudgment, PairwiseRequest, PairwiseResponse
+from reasongenrm.judge.api import OrderJudgment, PairwiseRequest, PairwiseResponse, ReasonDelta
 from reasongenrm.judge.client import client_http
 from reasongenrm.judge.client.client_errors import (
     JudgeBusyError,
@@ -23,7 +23,6 @@ from reasongenrm.judge.client.client_errors import (
     JudgeUnavailableError,
     NotAJudgeError,
 )
-from reasongenrm.judge.client.client_stream import ReasonDelta
 from tests.endpoints import FakeEndpoint, completion
 from tests.judges_service import FakeJudge, refused
 

@@ -1,0 +1,64 @@
+"""What all HTTP clients share: Retry-After, keys, and events out of a stream of bytes."""
+
+import asyncio
+import email.utils
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from reasongenrm import http_client
+from reasongenrm.errors import ConfigError
+from reasongenrm.http_client import LongLineError, ServerEvent, bearer, read_events, retry_after_seconds
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("0", 0.0), (" 7 ", 7.0), (None, None), ("", None), ("-1", None), ("soon", None), ("\u0667", None)],
+)
+def test_retry_after_is_a_number_of_seconds(value: str | None, seconds: float | None) -> None:
+    assert retry_after_seconds(value) == seconds
+
+
+def test_retry_after_may_be_a_date_and_one_that_is_past_is_now() -> None:
+    assert retry_after_seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    ahead = retry_after_seconds(email.utils.formatdate(time.time() + 3600, usegmt=True))
+    assert ahead is not None
+    assert 3000 < ahead <= 3600
+
+
+def test_key_is_a_header_and_one_that_no_header_carries_is_not_printed() -> None:
+    assert bearer("sk-1", "KEY") == {"Authorization": "Bearer sk-1"}
+    assert bearer("", "KEY") == {}
+    for key in ("sk-secret\n", "sk-secret\u00e9"):
+        with pytest.raises(ConfigError, match="KEY: holds a line break") as caught:
+            bearer(key, "KEY")
+        assert "secret" not in str(caught.value)
+
+
+def events_in(*chunks: bytes) -> list[ServerEvent]:
+    async def source() -> AsyncIterator[bytes]:
+        for chunk in chunks:
+            yield chunk
+
+    async def read() -> list[ServerEvent]:
+        return [event async for event in read_events(source())]
+
+    return asyncio.run(read())
+
+
+def test_events_are_the_same_however_their_bytes_are_cut() -> None:
+    stream = (
+        'event: reason\r\ndata: {"a": "\u2028\u00e9"}\r\n\r\n: comment\ndata:one\ndata: two\n\ndata: dropped\n'.encode()
+    )
+    expected = [ServerEvent("reason", '{"a": "\u2028\u00e9"}'), ServerEvent("message", "one\ntwo")]
+    assert events_in(stream) == expected
+    for place in range(1, len(stream)):
+        assert events_in(stream[:place], stream[place:]) == expected
+
+
+def test_line_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_client, "MAX_LINE_BYTES", 10)
+    assert events_in(b"data: 1\n\n" * 10) == [ServerEvent("message", "1")] * 10
+    with pytest.raises(LongLineError, match="more than 10 bytes"):
+        events_in(b"data: 1234", b"5")
