@@ -1,8 +1,8 @@
 """What does a judgment cost the evaluating process, when a server does the judging?
 
-    python -m benchmarks evaluate-cost [--rows 1000] [--rounds 3] [--reason-tokens 0]
+    python -m benchmarks evaluate-cost [--rows 1000] [--rounds 3] [--reason-tokens 0] [--latency 0]
 
-A stub endpoint in a process of its own answers at once, in the shape of vLLM 0.32. This process evaluates rows over it, as
+A stub endpoint in a process of its own answers in the shape of vLLM 0.32, whatever it is asked. This process evaluates rows over it, as
 `reasongenrm evaluate --endpoint` does, and counts its own CPU time (all threads, user and system); then it sends the same
 requests with bare aiohttp and decodes the replies with `json`. The ratio is what our work on top of the requests costs.
 """
@@ -89,13 +89,14 @@ def completion(num_reason_tokens: int) -> bytes:
     ).encode()
 
 
-def serve_stub(port: int, num_reason_tokens: int) -> None:
+def serve_stub(port: int, num_reason_tokens: int, latency_seconds: float) -> None:
     """The stub: the same completion for every request."""
     reply = completion(num_reason_tokens)
     models = {"object": "list", "data": [{"id": "stub", "object": "model", "max_model_len": 32768}]}
 
     async def complete(request: web.Request) -> web.Response:
         await request.read()
+        await asyncio.sleep(latency_seconds)
         return web.Response(body=reply, content_type="application/json")
 
     async def list_models(_: web.Request) -> web.Response:
@@ -108,10 +109,10 @@ def serve_stub(port: int, num_reason_tokens: int) -> None:
 
 
 @contextmanager
-def stub(folder: Path, num_reason_tokens: int) -> Iterator[str]:
+def stub(folder: Path, num_reason_tokens: int, latency_seconds: float) -> Iterator[str]:
     """The stub's address, up to and including /v1, while the context lasts."""
     port = free_port()
-    arguments = ["benchmarks.evaluate_cost", "stub", str(port), str(num_reason_tokens)]
+    arguments = ["benchmarks.evaluate_cost", "stub", str(port), str(num_reason_tokens), str(latency_seconds)]
     program = Program(arguments, f"http://127.0.0.1:{port}/v1/models", folder / "stub.log")
     try:
         program.start()
@@ -184,10 +185,11 @@ def main(
     reason_tokens: Annotated[
         int, typer.Option(min=0, help="Tokens of each reason, with 20 log-probabilities each.")
     ] = 0,
+    latency: Annotated[float, typer.Option(min=0, help="Seconds after which the stub answers.")] = 0.0,
 ) -> None:
     """Measure the CPU time of a judgment over a stub endpoint on this machine."""
     found: dict[str, list[float]] = {"evaluate": [], "bare aiohttp": []}
-    with tempfile.TemporaryDirectory() as folder, stub(Path(folder), reason_tokens) as url:
+    with tempfile.TemporaryDirectory() as folder, stub(Path(folder), reason_tokens, latency) as url:
         for work in (evaluate, ask_barely):
             work(url, 50)  # imports, caches
         for _ in range(rounds):
@@ -205,6 +207,6 @@ def main(
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["stub"]:
-        serve_stub(int(sys.argv[2]), int(sys.argv[3]))
+        serve_stub(int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
     else:
         typer.run(main)
