@@ -5,7 +5,7 @@ that OpenAI's API does not have are vLLM's, and are sent only when they are aske
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NotRequired
 
 from pydantic import TypeAdapter, ValidationError
@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 
 from reasongenrm.data.chat import FAMILIES
 from reasongenrm.generation.seam import GenerationRequest, Sampling
-from reasongenrm.generation.verdicts import TOP_LOGPROBS
+from reasongenrm.generation.verdicts import TOP_LOGPROBS, ReplyToken, probability_of_a
 
 # A turn's closing token as a stop string, for every family: an endpoint does not tell which one its model is of.
 TURN_ENDS = tuple(dict.fromkeys(family.turn_end for family in FAMILIES))
@@ -129,18 +129,22 @@ class Completion:
         reason: what the server split off as the reason, as it was written; None if it split nothing off.
         content: the rest.
         tokens: `logprobs.content`: {"token", "logprob", "top_logprobs": [{"token", "logprob"}, ...]} each, natural logs;
-            of the content alone, or (vLLM) of all that was generated; None if the server gave none.
+            of the content alone, or (vLLM) of all that was generated; none if the server gave none.
         finish_reason: None for a part that is not the last.
         reason_truncated: the reason was cut off, though the generation went on.
     """
 
     reason: str | None = None
     content: str = ""
-    tokens: Sequence[Mapping[str, Any]] | None = None
+    tokens: Sequence[Mapping[str, Any]] = field(default_factory=list)
     finish_reason: str | None = None
     reason_truncated: bool = False
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
+
+    def p_a(self, answer: str) -> float | None:
+        """P([[A]]) of the answer that was read from it (see `verdicts.probability_of_a`)."""
+        return probability_of_a(answer, (ReplyToken.of_openai(token) for token in reversed(self.tokens)))
 
 
 def read_completion(data: str | bytes) -> Completion:
@@ -176,11 +180,10 @@ def read_chunk(data: str | bytes) -> Completion:
 def join_parts(parts: Sequence[Completion]) -> Completion:
     """The completion that was streamed in these parts."""
     reasons = [part.reason for part in parts if part.reason is not None]
-    tokens = [token for part in parts for token in part.tokens or ()]
     return Completion(
         reason="".join(reasons) if reasons else None,
         content="".join(part.content for part in parts),
-        tokens=tokens if any(part.tokens is not None for part in parts) else None,
+        tokens=[token for part in parts for token in part.tokens],
         finish_reason=next((part.finish_reason for part in reversed(parts) if part.finish_reason), None),
         reason_truncated=any(part.reason_truncated for part in parts),
         num_prompt_tokens=max((part.num_prompt_tokens for part in parts), default=0),
@@ -195,7 +198,7 @@ def _part(message: _Message, choice: _Choice, usage: _Usage | None) -> Completio
     return Completion(
         reason=reason,
         content=message.get("content") or "",
-        tokens=(choice.get("logprobs") or {}).get("content"),
+        tokens=(choice.get("logprobs") or {}).get("content") or [],
         finish_reason=choice.get("finish_reason"),
         reason_truncated=message.get("reasoning_truncated", False),
         num_prompt_tokens=usage["prompt_tokens"] if usage else 0,

@@ -24,7 +24,6 @@ from reasongenrm.errors import EngineError
 from reasongenrm.generation.chat_completions import Completion, chat_body
 from reasongenrm.generation.openai_client import CONNECT_SECONDS, ContextExceededError, OpenAIClient
 from reasongenrm.generation.seam import Generation, GenerationRequest, Sampling, plan_batches, sample_seed
-from reasongenrm.generation.verdicts import ReplyToken, probability_of_a
 from reasongenrm.http_client import Retries
 from reasongenrm.processes.gathering import gather_or_cancel
 
@@ -155,7 +154,7 @@ class EndpointEngine:
             num_output_tokens=completion.num_output_tokens,
             finish_reason="length" if completion.finish_reason == "length" else "stop",
             seconds=seconds,
-            p_a=probability_of_a(answer, (ReplyToken.of_openai(token) for token in reversed(completion.tokens or ()))),
+            p_a=completion.p_a(answer),
         )
 
     def _split(self, completion: Completion, request: GenerationRequest) -> tuple[str | None, str]:

@@ -26,7 +26,6 @@ from reasongenrm.generation.openai_client import (
     OpenAIClient,
 )
 from reasongenrm.generation.seam import GenerationRequest, OpeningRole, Sampling
-from reasongenrm.generation.verdicts import ReplyToken, probability_of_a
 from reasongenrm.http_client import Retries
 from reasongenrm.judge.refusals import (
     OverloadedError,
@@ -174,7 +173,7 @@ class Predictor:
         return Reply(
             reason=None if completion.reason is None else completion.reason.strip(),
             content=content,
-            p_a=probability_of_a(content, (ReplyToken.of_openai(token) for token in reversed(completion.tokens or ()))),
+            p_a=completion.p_a(content),
             truncated=completion.finish_reason == "length" or completion.reason_truncated,
             num_prompt_tokens=completion.num_prompt_tokens,
             num_output_tokens=completion.num_output_tokens,
