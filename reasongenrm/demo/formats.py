@@ -64,7 +64,7 @@ def _numbered(items: list[str], _category: str) -> str:
     return "\n".join(f"{number}. {item[0].upper()}{item[1:]}" for number, item in enumerate(items, start=1))
 
 
-class Task:
+class Format:
     """One format: how to ask for it, how to follow it, how to check it, and how to speak of it."""
 
     def __init__(self, asks: str, follows: Callable[[list[str], str], str], check: str, wanted: str) -> None:
@@ -78,22 +78,22 @@ class Task:
         return self._check.fullmatch(answer.strip()) is not None
 
 
-TASKS: dict[str, Task] = {
-    "capital-letters": Task(
+TASKS: dict[str, Format] = {
+    "capital-letters": Format(
         "Write the whole answer in capital letters.",
         lambda items, _category: _plain(items).upper(),
         r"[^a-z]*[A-Z][^a-z]*",
         "capital letters",
     ),
-    "numbered-list": Task("Write them as a numbered list.", _numbered, r"1\. .*\n2\. .*", "a numbered list"),
-    "exclamation-mark": Task(
+    "numbered-list": Format("Write them as a numbered list.", _numbered, r"1\. .*\n2\. .*", "a numbered list"),
+    "exclamation-mark": Format(
         "End your answer with an exclamation mark.",
         lambda items, _category: _plain(items)[:-1] + "!",
         r".*!",
         "an exclamation mark",
     ),
-    "json": Task("Answer with JSON.", lambda items, category: json.dumps({category: items}), r"\{.*\}", "JSON"),
-    "question": Task(
+    "json": Format("Answer with JSON.", lambda items, category: json.dumps({category: items}), r"\{.*\}", "JSON"),
+    "question": Format(
         "Phrase your answer as a question.",
         lambda items, _category: f"Could it be {_joined(items)}?",
         r".*\?",

@@ -43,7 +43,7 @@ class Champion(Record):
     differences: Mapping[str, Difference] = Field(default_factory=dict)
 
 
-class Candidate(Record):
+class GateCandidate(Record):
     """One candidate with everything for and against it. `difference` is to the base model, on the same rows."""
 
     variant: str
@@ -70,7 +70,7 @@ class Decision(Record):
     winner: str
     passed: bool
     summary: str
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[GateCandidate, ...]
     champion: Champion | None = None
     remarks: tuple[str, ...]
     thresholds: GateConfig
@@ -171,7 +171,7 @@ def _judge_candidate(
     evaluations: Mapping[str, Evaluation],
     difference: Difference | None,
     against_champion: Check | None,
-) -> Candidate:
+) -> GateCandidate:
     evaluation = evaluations[variant]
     checks = [
         Check(
@@ -207,7 +207,7 @@ def _judge_candidate(
         )
     if against_champion:
         checks.append(against_champion)
-    return Candidate(
+    return GateCandidate(
         variant=variant,
         accuracy=evaluation.accuracy,
         interval=evaluation.interval,
@@ -251,11 +251,11 @@ def _against_champion(
     )
 
 
-def _rank(candidate: Candidate, evaluation: Evaluation) -> tuple[bool, float, float, float]:
+def _rank(candidate: GateCandidate, evaluation: Evaluation) -> tuple[bool, float, float, float]:
     return (not candidate.passed, -evaluation.accuracy, -evaluation.consistent_fraction, evaluation.mean_output_tokens)
 
 
-def _summary(winner: Candidate, ranked: Sequence[Candidate]) -> str:
+def _summary(winner: GateCandidate, ranked: Sequence[GateCandidate]) -> str:
     name = variant_name(winner.variant)
     if winner.passed:
         only = "the only candidate" if len(ranked) == 1 else f"the best of {len(ranked)} candidates"
@@ -267,7 +267,9 @@ def _summary(winner: Candidate, ranked: Sequence[Candidate]) -> str:
     )
 
 
-def _remarks(winner: Candidate, ranked: Sequence[Candidate], evaluations: Mapping[str, Evaluation]) -> tuple[str, ...]:
+def _remarks(
+    winner: GateCandidate, ranked: Sequence[GateCandidate], evaluations: Mapping[str, Evaluation]
+) -> tuple[str, ...]:
     remarks = [
         f"{variant_name(other.variant)} scores higher ({_percent(other.accuracy)}) but does not pass: "
         + "; ".join(check.text for check in other.checks if not check.passed)

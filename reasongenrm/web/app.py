@@ -14,7 +14,7 @@ from reasongenrm.errors import ReasonGenRMError
 from reasongenrm.judge.client.client import AsyncJudge
 from reasongenrm.web.board import Shelf
 from reasongenrm.web.chatting import ChatClient
-from reasongenrm.web.guard import Guard
+from reasongenrm.web.guard import PageGuard
 from reasongenrm.web.page import make_page, make_theme, style
 from reasongenrm.web.visitors import Visitors
 
@@ -77,7 +77,7 @@ def make_app(settings: WebSettings) -> ASGIApp:
         theme=make_theme(),
         css=style(),
     )
-    return Guard(app, settings.root_path)
+    return PageGuard(app, settings.root_path)
 
 
 def _report(shelf: Shelf, digest: str) -> Response:

@@ -37,7 +37,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Section:
+class BoardSection:
     """Judges that were held against the same rows, the most accurate first."""
 
     benchmark: BenchmarkInfo
@@ -48,7 +48,7 @@ class Section:
 class Board:
     """The leaderboard, or why there is none."""
 
-    sections: tuple[Section, ...] = ()
+    sections: tuple[BoardSection, ...] = ()
     notice: Notice | None = None
 
 
@@ -157,13 +157,13 @@ def _report_of(manifest: Manifest, reports: Iterable[Manifest]) -> str | None:
     return found[-1] if found else None
 
 
-def _by_benchmark(entries: Iterable[Entry]) -> tuple[Section, ...]:
+def _by_benchmark(entries: Iterable[Entry]) -> tuple[BoardSection, ...]:
     """Figures on different rows say nothing about each other: one section each, that of the newest evaluation first."""
     groups: dict[str, list[Entry]] = {}
     for entry in sorted(entries, key=lambda entry: entry.created_at, reverse=True):
         groups.setdefault(entry.evaluation.benchmark.rows_digest, []).append(entry)
     return tuple(
-        Section(
+        BoardSection(
             benchmark=group[0].evaluation.benchmark,
             entries=tuple(sorted(group, key=lambda entry: -entry.evaluation.accuracy)),
         )

@@ -31,7 +31,7 @@ PAGE_POLICY = (
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
-class Guard:
+class PageGuard:
     """ASGI middleware.
 
     Args:

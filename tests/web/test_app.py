@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from reasongenrm.web.guard import MAX_BODY_BYTES, Guard
+from reasongenrm.web.guard import MAX_BODY_BYTES, PageGuard
 from reasongenrm.web.visitors import TooManyError, Visitors
 from tests.endpoints import serving
 from tests.web.conftest import page_process
@@ -69,7 +69,7 @@ def test_path_of_an_ingress_is_cut_off_if_it_is_still_there() -> None:
     def tell(request: Request) -> PlainTextResponse:
         return PlainTextResponse(request.url.path)
 
-    with serving(Guard(Starlette(routes=[Route("/healthz", tell), Route("/", tell)]), "/judge")) as url:
+    with serving(PageGuard(Starlette(routes=[Route("/healthz", tell), Route("/", tell)]), "/judge")) as url:
         paths = ("/judge/healthz", "/healthz", "/judge", "/judge/", "/judgement", "/judge/judge/healthz")
         replies = [httpx.get(url + path) for path in paths]
     assert [reply.text for reply in replies[:4]] == ["/healthz", "/healthz", "/", "/"]

@@ -39,11 +39,11 @@ DEFAULT_CONCURRENCY = 16
 
 Question = str | Sequence[Turn | Mapping[str, str]]
 Request = PairwiseRequest | ListwiseRequest | PointwiseRequest
-Response = PairwiseResponse | ListwiseResponse | PointwiseResponse
-Pair = PairwiseRequest | tuple[Question, str, str]
+JudgeAnswer = PairwiseResponse | ListwiseResponse | PointwiseResponse
+AnswerTexts = PairwiseRequest | tuple[Question, str, str]
 StreamEvent = ReasonDelta | OrderJudgment | PairwiseResponse
 ErrorsToReturn = bool | type[JudgeClientError]
-OnDone = Callable[[int, Response | JudgeClientError], None]
+OnDone = Callable[[int, JudgeAnswer | JudgeClientError], None]
 _Record = TypeVar("_Record", bound=BaseModel)
 _Result = TypeVar("_Result")
 _P = ParamSpec("_P")
@@ -122,7 +122,7 @@ class AsyncJudge:
     async def ask(self, request: ListwiseRequest, request_id: str | None = None) -> ListwiseResponse: ...
     @overload
     async def ask(self, request: PointwiseRequest, request_id: str | None = None) -> PointwiseResponse: ...
-    async def ask(self, request: Request, request_id: str | None = None) -> Response:
+    async def ask(self, request: Request, request_id: str | None = None) -> JudgeAnswer:
         """Send a request of `api` as it is; `request_id` comes back as the answer's id and stands in the server's log."""
         path, record = _ROUTES[type(request)]
         if isinstance(request, PairwiseRequest) and request.stream:
@@ -149,13 +149,13 @@ class AsyncJudge:
         """
         kept = JudgeClientError if return_errors is True else return_errors or ()
         waiting = enumerate(requests)
-        found: dict[int, Response | JudgeClientError] = {}
+        found: dict[int, JudgeAnswer | JudgeClientError] = {}
         failed: list[JudgeClientError] = []
 
         async def work() -> None:
             for number, request in waiting:  # one iterator, shared: each worker takes the next request
                 try:
-                    answer: Response | JudgeClientError = await self.ask(request)
+                    answer: JudgeAnswer | JudgeClientError = await self.ask(request)
                 except JudgeClientError as error:
                     if not isinstance(error, kept):
                         failed.append(error)
@@ -175,7 +175,7 @@ class AsyncJudge:
 
     async def compare_many(
         self,
-        pairs: Iterable[Pair],
+        pairs: Iterable[AnswerTexts],
         *,
         concurrency: int = DEFAULT_CONCURRENCY,
         return_errors: ErrorsToReturn = False,
@@ -262,7 +262,7 @@ class Judge:
     def ask(self, request: ListwiseRequest, request_id: str | None = None) -> ListwiseResponse: ...
     @overload
     def ask(self, request: PointwiseRequest, request_id: str | None = None) -> PointwiseResponse: ...
-    def ask(self, request: Request, request_id: str | None = None) -> Response:
+    def ask(self, request: Request, request_id: str | None = None) -> JudgeAnswer:
         """See `AsyncJudge.ask`."""
         return self._run(lambda: self._judge.ask(request, request_id))
 
