@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from reasongenrm.errors import InputError
 
@@ -64,18 +64,17 @@ def _numbered(items: list[str], _category: str) -> str:
     return "\n".join(f"{number}. {item[0].upper()}{item[1:]}" for number, item in enumerate(items, start=1))
 
 
-class Format:
-    """One format: how to ask for it, how to follow it, how to check it, and how to speak of it."""
+class Format(NamedTuple):
+    """One format: how to ask for it, how to follow it, how to check it, and what to call it."""
 
-    def __init__(self, asks: str, follows: Callable[[list[str], str], str], check: str, wanted: str) -> None:
-        self.asks = asks
-        self.follows = follows
-        self._check = re.compile(check, re.DOTALL)
-        self.wanted = wanted
+    asks: str
+    follows: Callable[[list[str], str], str]
+    check: str
+    wanted: str
 
     def holds(self, answer: str) -> bool:
         """Whether an answer follows the format."""
-        return self._check.fullmatch(answer.strip()) is not None
+        return re.fullmatch(self.check, answer.strip(), re.DOTALL) is not None
 
 
 TASKS: dict[str, Format] = {

@@ -1,11 +1,22 @@
-"""The ASGI app: gradio's page behind the guard, the store's reports, a health route for probes."""
+"""The page's process: gradio's page behind the guard, the store's reports, a health route for probes, and uvicorn."""
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator
+import os
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
+
+# gradio reads these when it is imported. Its own default folder for files is below the home, which may be read-only.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(tempfile.gettempdir()) / "reasongenrm-web"))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import gradio as gr
+import uvicorn
 from fastapi import FastAPI
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
@@ -20,6 +31,7 @@ from reasongenrm.web.visitors import Visitors
 
 logger = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 300.0  # between two parts of a stream: the judge's own limit of a generation ends before
+STOP_SECONDS = 3  # for streams under way, after a SIGTERM
 NUM_RETRIES = 1  # a visitor sees at once that the judge is busy or down, and presses the button again
 
 REPORT_POLICY = (
@@ -90,3 +102,23 @@ def _report(shelf: Shelf, digest: str) -> Response:
     if found is None:
         return PlainTextResponse("The store has no such report (any more). Refresh the leaderboard.", 404)
     return Response(found, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": REPORT_POLICY})
+
+
+def serve(settings: WebSettings, host: str, port: int, say: Callable[[str], None]) -> None:
+    """Serve the page until SIGTERM or Ctrl-C.
+
+    Args:
+        port: 0 takes a free one.
+        say: is told the page's address.
+
+    Raises:
+        ConfigError: the judge's URL or key cannot be used.
+    """
+
+    async def run() -> None:  # gradio makes its locks on the loop that it is built in
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        config = uvicorn.Config(make_app(settings), log_level="warning", timeout_graceful_shutdown=STOP_SECONDS)
+        say(f"the page is at http://{host}:{listening.getsockname()[1]}{settings.root_path} (Ctrl-C stops)")
+        await uvicorn.Server(config).serve(sockets=[listening])
+
+    asyncio.run(run())

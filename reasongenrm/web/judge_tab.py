@@ -3,7 +3,6 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -16,6 +15,7 @@ from reasongenrm.web.markup import show_notice, show_order, show_verdict, show_w
 from reasongenrm.web.visitors import TooManyError, Visitors
 from reasongenrm.web.words import STOPPED, TOO_MANY
 
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}  # no public route, no spinner
 NUM_EARLIER = 2  # exchanges before the question that the page has fields for
 MAX_VOTES = 8  # of the API's 16: two orders of them are what a visitor waits for
 # After the first lines are there: before, the page is too short to scroll.
@@ -33,28 +33,8 @@ def examples() -> list[dict[str, Any]]:
     return found
 
 
-@dataclass(frozen=True)
-class _Fields:
-    """The judge tab's inputs, in the order in which their values reach the handlers."""
-
-    question: gr.Textbox
-    answer_a: gr.Textbox
-    answer_b: gr.Textbox
-    rubric: gr.Textbox
-    votes: gr.Slider
-    cut: gr.Checkbox
-    system: gr.Textbox
-    earlier: list[gr.Textbox]
-
-    def all(self) -> list[Any]:
-        """Every field."""
-        return [
-            *(self.question, self.answer_a, self.answer_b, self.rubric, self.votes, self.cut, self.system),
-            *self.earlier,
-        ]
-
-
-def _fields() -> _Fields:
+def _fields() -> list[Any]:
+    """The tab's inputs, in the order in which `_asked` gets their values."""
     question = gr.Textbox(label="Question", placeholder="What the two answers reply to", lines=3, max_lines=12)
     with gr.Accordion("Earlier turns", open=False):
         system = gr.Textbox(label="System message", lines=1, max_lines=6)
@@ -76,7 +56,7 @@ def _fields() -> _Fields:
             value=1,
         )
         cut = gr.Checkbox(label="Cut the middle out of what is too long, instead of refusing it")
-    return _Fields(question, answer_a, answer_b, rubric, votes, cut, system, earlier)
+    return [question, answer_a, answer_b, rubric, votes, cut, system, *earlier]
 
 
 def judge_tab(judge: AsyncJudge, visitors: Visitors) -> None:
@@ -107,18 +87,15 @@ def judge_tab(judge: AsyncJudge, visitors: Visitors) -> None:
             yield {verdict: show_notice(TOO_MANY), stop: gr.Button(interactive=False)}
 
     start.click(None, js=_TO_VERDICT)
-    under_way = start.click(
-        run, fields.all(), [verdict, given, swapped, stop], api_visibility="private", show_progress="hidden"
-    )
+    under_way = start.click(run, fields, [verdict, given, swapped, stop], **QUIET)
     stop.click(
         lambda: (show_notice(STOPPED), gr.Button(interactive=False)),
         None,
         [verdict, stop],
         cancels=[under_way],
-        api_visibility="private",
-        show_progress="hidden",
+        **QUIET,
     )
-    chosen.input(_example, chosen, fields.all(), api_visibility="private", show_progress="hidden")
+    chosen.input(_example, chosen, fields, **QUIET)
 
 
 def _asked(values: tuple[Any, ...]) -> Asked:
@@ -151,12 +128,8 @@ def _shown(
     }
     if seen.notice and not any(seen.reasons.values()):
         orders = {"given": "", "swapped": ""}
-    return {
-        verdict: top,
-        given: orders["given"],
-        swapped: orders["swapped"],
-        stop: gr.Button(interactive=seen.running),
-    }
+    columns = {given: orders["given"], swapped: orders["swapped"]}
+    return {verdict: top, **columns, stop: gr.Button(interactive=seen.running)}
 
 
 def _example(title: str | None) -> list[Any]:
