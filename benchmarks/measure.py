@@ -101,7 +101,7 @@ def measure(parts: tuple[PartName, ...], setting: "Setting", scoring: "Setting",
     from benchmarks.machine import find_machine
     from benchmarks.measurements import as_measurements
     from benchmarks.parts import run_part
-    from benchmarks.plot import render_svg
+    from benchmarks.plot import draw
     from benchmarks.tables import last_line, render_markdown
 
     world = setting.world
@@ -132,7 +132,7 @@ def measure(parts: tuple[PartName, ...], setting: "Setting", scoring: "Setting",
             if world.speaks:
                 report.write(output / RESULTS)
                 (output / TABLES).write_text(render_markdown(report), encoding="utf-8")
-                (output / PICTURE).write_text(render_svg(report), encoding="utf-8")
+                draw(report).savefig(output / PICTURE)
                 as_measurements(report, memory_bytes).write(output / MEASUREMENTS)
         finished = report.parts
     console.print(f"\n{render_markdown(report)}", markup=False)
