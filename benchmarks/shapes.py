@@ -26,7 +26,7 @@ class Lengths:
         longest: no sequence is longer.
         dpo_prompt, dpo_reason: of a pair: a prompt and two reasons.
         scored_prompt: of every prompt of scoring.
-        scored_reason: of a reason; ten tokens of bridge and verdict follow it.
+        scored_reason: of a reason; ten tokens of assistant header and verdict follow it.
     """
 
     row: int = 1_200

@@ -48,7 +48,7 @@ class Section(BaseModel):
 
 
 class EngineConfig(Section):
-    """How text is generated, wherever it is. An `http(s)://` teacher or judge always uses the endpoint engine."""
+    """How text is generated, in any stage. An `http(s)://` teacher or judge always uses the endpoint engine."""
 
     placement: ClassVar[frozenset[str]] = frozenset({"data_parallel_size"})
 
@@ -126,7 +126,7 @@ class Toleration(Section):
 
 
 class TrainJobConfig(Section):
-    """Where a training with `mode: trainjob` runs: pods of their own, made by Kubeflow Trainer."""
+    """Where a training with `mode: trainjob` runs: separate pods, made by Kubeflow Trainer."""
 
     num_nodes: PositiveInt = 1
     gpus_per_node: Annotated[int, Field(ge=0)] = 8  # also the processes of a node; 0: `num_processes` on CPUs
@@ -266,12 +266,12 @@ class GateConfig(Section):
 class JudgeServerConfig(Section):
     """deploy_kserve: the judge's server in front of the served model, KServe's transformer; how it asks is the variant's."""
 
-    enabled: bool = True  # false: clients ask the model itself, with prompts of their own
+    enabled: bool = True  # false: clients ask the model directly, with their own prompts
     image: str | None = None  # None: reasongenrm-cpu of components/images; `submit` takes resources.cpu_image
     replicas: PositiveInt = 1
     cpu: str = "1"
     memory: str = "1Gi"
-    max_concurrency: PositiveInt = 64  # generations that one replica has under way; beyond its queue it answers 429
+    max_concurrency: PositiveInt = 64  # generations in flight per replica; when its queue is full, it answers 429
     max_tokens: PositiveInt = 2048  # of one generation
     generation_seconds: Annotated[float, Field(ge=0.1)] = 120.0  # time limit of one generation
     request_seconds: Annotated[float, Field(ge=0.1)] = 600.0  # and of one request

@@ -123,7 +123,7 @@ class Judgment(Record):
 
 
 class Drops:
-    """Counts of records that a stage took in, handed on, and dropped, by cause. Nothing is dropped silently."""
+    """Counts of a stage's records: in, out, and dropped by cause. Nothing is dropped silently."""
 
     def __init__(self) -> None:
         self.num_in = 0
@@ -156,7 +156,7 @@ R = TypeVar("R", bound=Record)
 
 
 def dump_records(records: Iterable[Record]) -> bytes:
-    """Records as JSON Lines, UTF-8, one a line, in the order given."""
+    """Records as JSON Lines, UTF-8, one per line, in the order given."""
     return b"".join(record.model_dump_json().encode() + b"\n" for record in records)
 
 

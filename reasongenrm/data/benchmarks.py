@@ -2,7 +2,7 @@
 
 In goes a hub name, a local JSON Lines file or an s3:// URI in RewardBench's own schema (prompt, chosen, rejected,
 subset, id, and the two models' names); out come checked rows for `evaluation.py` to have judged and `metrics.py` to
-score. A benchmark with subsets of its own works too: it has subsets, and no sections.
+score. A benchmark with other subsets works too: it has subsets, but no sections.
 """
 
 import difflib
@@ -61,7 +61,7 @@ class Benchmark:
         uri: what was asked for.
         rows: the rows to judge, after `spread`; row ids are unique.
         num_available_rows: how many there were before `spread`.
-        digest: "sha256:..." of all available rows, the same wherever they were read from.
+        digest: "sha256:..." of all available rows, the same for any place they were read from.
     """
 
     uri: str
@@ -85,7 +85,7 @@ class Benchmark:
         return tuple(subset for subset in SECTION_OF if subset in present) if self.is_rewardbench else tuple(present)
 
     def coverage(self) -> Coverage | None:
-        """What was judged of RewardBench's filtered split; None for a benchmark with subsets of its own."""
+        """What was judged of RewardBench's filtered split; None for a benchmark with other subsets."""
         if not self.is_rewardbench:
             return None
         return coverage_of(row.subset for row in self.rows)
@@ -111,7 +111,7 @@ def load_benchmark(uri: str, limit: int | None = None, seed: int = 0) -> Benchma
 
 
 def rows_digest(rows: Iterable[BenchmarkRow]) -> str:
-    """The content address of rows, "sha256:...": the same wherever and however they were stored."""
+    """The content address of rows, "sha256:...": the same wherever and however they are stored."""
     return digest_bytes(dump_records(rows))
 
 
@@ -186,7 +186,7 @@ def _checked_rows(raw: Sequence[tuple[str, Any]], uri: str) -> list[BenchmarkRow
         if row.row_id in first_at:
             raise InputError(
                 f"{where}: id {row.row_id.removeprefix(row.subset + '/')!r} of subset '{row.subset}' was already at "
-                f"{first_at[row.row_id]}; expected an id once in its subset. Remove the copy or give it an id of its own."
+                f"{first_at[row.row_id]}; expected an id once in its subset. Remove the copy or give it another id."
             )
         first_at[row.row_id] = where
         rows.append(row)
@@ -205,8 +205,8 @@ def _check_subsets(rows: Sequence[BenchmarkRow], places: Sequence[str], uri: str
     more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
     raise InputError(
         f"{uri}: {num_known} rows are of RewardBench's subsets, mixed with unknown subsets: {names}{more}, the first at "
-        f"{first}; expected only RewardBench's 23 subsets (they have sections), or only subsets of your own (they have none). "
-        "Correct the names, or put your own rows into a file of their own."
+        f"{first}; expected only RewardBench's 23 subsets (they have sections), or only other subsets (they have none). "
+        "Correct the names, or put your own rows into a separate file."
     )
 
 

@@ -52,7 +52,7 @@ class ChatFamily:
         return self.header.replace("ROLE", role)
 
     @property
-    def bridge(self) -> str:
+    def assistant_header(self) -> str:
         """What stands between the reason's closing token and the verdict: the assistant turn's opening."""
         return self.between_turns + self.opening("assistant")
 
@@ -221,9 +221,9 @@ def split_generation(text: str, family: ChatFamily, opening_role: OpeningRole | 
     first, closed, rest = text.partition(family.turn_end)
     if opening_role != "reason":
         return None, first.strip()
-    if not closed or not rest.startswith(family.bridge):
+    if not closed or not rest.startswith(family.assistant_header):
         return first.strip(), ""
-    return first.strip(), rest.removeprefix(family.bridge).split(family.turn_end, 1)[0].strip()
+    return first.strip(), rest.removeprefix(family.assistant_header).split(family.turn_end, 1)[0].strip()
 
 
 Span = tuple[int, int]
@@ -276,11 +276,11 @@ def encode_reason_examples(
     Of sixteen reasons of half the prompt's length, one by one, the prompt would be two thirds of the work.
     """
     prompt = render(tokenizer, [{"role": "user", "content": prompt_text}], opening_role="reason")
-    bridge, closing = encode_text(tokenizer, family.bridge), _closing(tokenizer, family, verdict)
+    header, closing = encode_text(tokenizer, family.assistant_header), _closing(tokenizer, family, verdict)
     turn_end = tokenizer.convert_tokens_to_ids(family.turn_end)
     texts = [neutralise(reason.strip()) for reason in reasons]
     written = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-    return [_join(prompt, [*ids, turn_end], bridge, *closing) for ids in written]
+    return [_join(prompt, [*ids, turn_end], header, *closing) for ids in written]
 
 
 def _closing(tokenizer: "PreTrainedTokenizerBase", family: ChatFamily, verdict: Verdict) -> tuple[list[int], list[int]]:
@@ -290,7 +290,7 @@ def _closing(tokenizer: "PreTrainedTokenizerBase", family: ChatFamily, verdict: 
 
 
 def _join(*pieces: list[int]) -> EncodedExample:
-    """Prompt, reason, bridge, verdict and end, one after another."""
+    """Prompt, reason, assistant header, verdict and end, one after another."""
     spans: list[Span] = []
     input_ids: list[int] = []
     for piece in pieces:

@@ -185,7 +185,7 @@ def check_folder(path: Path, where: str) -> ModelFolder:
 
     Raises:
         InputError: config, weights or tokenizer are missing or damaged, the weights are pickles or quantised, or the
-            model needs code of its own.
+            model needs custom code.
     """
     config = _read_json(path / "config.json", where)
     if "model_type" not in config:
@@ -195,7 +195,7 @@ def check_folder(path: Path, where: str) -> ModelFolder:
     for name in ("config.json", "tokenizer_config.json"):
         if (path / name).is_file() and "auto_map" in _read_json(path / name, where):
             raise InputError(
-                f"{where}/{name}: the model needs Python code of its own (auto_map); such code is never run. "
+                f"{where}/{name}: the model needs custom Python code (auto_map), which is never run. "
                 "Give a model that transformers knows."
             )
     if "quantization_config" in config:
@@ -296,7 +296,7 @@ def _read_json(path: Path, where: str) -> dict[str, Any]:
 
 
 def _chat_family(path: Path, where: str) -> tuple[str, bool]:
-    """The family of a folder's tokenizer, which must have a chat template of its own, and whether that is a judge's."""
+    """The family of a folder's tokenizer, which must have a chat template, and whether that is a judge's."""
     from transformers import AutoTokenizer
 
     if (path / "tokenizer.json").is_file():

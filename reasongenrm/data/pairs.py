@@ -58,11 +58,11 @@ def parse_json_lines(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
     except UnicodeDecodeError as error:
         place = data.count(b"\n", 0, error.start) + 1
         raise InputError(
-            f"{name} line {place}: not UTF-8 text; expected JSON Lines, {_SHAPE}, one a line. Convert the file."
+            f"{name} line {place}: not UTF-8 text; expected JSON Lines, {_SHAPE}, one per line. Convert the file."
         ) from error
     if not text.strip():
         raise InputError(
-            f"{name}: the file is empty; expected JSON Lines, {_SHAPE}, one a line. Give a file with rows."
+            f"{name}: the file is empty; expected JSON Lines, {_SHAPE}, one per line. Give a file with rows."
         )
     # Not splitlines(): JSON text may hold U+2028 and other separators unescaped.
     for number, line in enumerate(text.split("\n"), start=1):

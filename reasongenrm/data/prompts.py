@@ -86,7 +86,7 @@ def judge_prompt(question: Sequence[Turn], answer_a: str, answer_b: str, rubric:
     """The user turn that GenRM and ReasonGenRM are trained on and asked with.
 
     Args:
-        rubric: what to judge by, a section of its own; None, as in training, leaves that section out.
+        rubric: what to judge by, in a separate section; None, as in training, leaves that section out.
     """
     return _TASK.format(
         question=as_data(question_text(question)),

@@ -1,7 +1,7 @@
 """The gate's decision: which candidate is best, and whether it is good enough to serve.
 
 In go the evaluations of the variants, out comes a `Decision` that says for every candidate, threshold by threshold and
-in words, what speaks for and against it. Pure; `gate.py` is the stage round it.
+in words, what speaks for and against it. Pure; `gate.py` is the stage around it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ class Champion(Record):
     Attributes:
         service: NAMESPACE/NAME of its InferenceService.
         model_digest: of its checkpoint.
-        evaluation: on the benchmark of its own time; None if it was deployed without one.
+        evaluation: on the benchmark of that time; None if it was deployed without one.
         differences: by candidate, accuracy minus the champion's, paired by row; empty where the rows are not the same.
     """
 

@@ -1,7 +1,7 @@
 """evaluate_rewardbench: benchmark rows in, judgments out, each row asked in both orders.
 
 `judge_benchmark` needs an engine and rows, no store: `reasongenrm evaluate` uses it on any endpoint or checkpoint.
-`evaluate_rewardbench` is the pipeline's stage. Both go on where a killed run stopped.
+`evaluate_rewardbench` is the pipeline's stage. Both resume where a killed run stopped.
 """
 
 import contextlib
@@ -174,7 +174,7 @@ def evaluate_alone(
     model: str,
     folder: Path,
 ) -> tuple[Evaluation, list[Judgment]]:
-    """Evaluate a judge outside a run and leave its files in a folder; called again, it goes on where it stopped.
+    """Evaluate a judge outside a run and leave its files in a folder; called again, it resumes where it stopped.
 
     Args:
         engine: who judges.
@@ -310,7 +310,7 @@ def _first_question(row: BenchmarkRow, order: Order, style: JudgeStyle, two_step
 
 
 def _second_question(first: _Question, found: Judgment) -> _Question:
-    """Ask for the verdict after a reason that was written in a request of its own."""
+    """Ask for the verdict after a reason that was written in a separate request."""
     messages = (*first.request.messages, {"role": "reason", "content": found.reason or ""})
     request = GenerationRequest(f"{first.request.request_id}:{found.vote}", messages, opening_role="assistant")
     return _Question(request, first.row, first.order, found.vote, found)

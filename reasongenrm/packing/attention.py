@@ -139,7 +139,7 @@ def _reference(
     pieces = []
     for q_QHD, k_SHD, v_SHD in zip(q_THD.split(num_queries), k_KHD.split(num_keys), v_KHD.split(num_keys), strict=True):
         behind = len(k_SHD) - len(q_QHD)
-        # A whole sequence of its own needs no mask: the kernel knows it.
+        # A sequence without a prefix needs no mask: the kernel knows it.
         whole = not behind and (window is None or window >= len(q_QHD))
         mask = None if whole else _mask(len(q_QHD), len(k_SHD), window, q_QHD.device)
         q_1HQD, k_1HSD, v_1HSD = (states.transpose(0, 1)[None] for states in (q_QHD, k_SHD, v_SHD))

@@ -1,6 +1,6 @@
 """Token sequences packed into one row, without padding; a shared prefix is computed once.
 
-In: trees, each a prefix and the branches that go on from it (a training example has one branch, a preference pair two, a
+In: trees, each a prefix and the branches that continue it (a training example has one branch, a preference pair two, a
 judge prompt with its sampled reasons sixteen). Out: one row for `attention.py`, in which a branch sees its prefix and
 itself alone, at the positions that it would have by itself. So the numbers are those of separate sequences.
 

@@ -28,7 +28,7 @@ EXTRAS = {
     "web": "the web page",
 }
 OPTIONAL_EXTRAS = {
-    "vllm": "generation on GPUs; an environment of its own",
+    "vllm": "generation on GPUs; needs a separate environment",
     "deepspeed": "training on several GPUs",
     "liger": "faster kernels for training and scoring on a GPU",
 }

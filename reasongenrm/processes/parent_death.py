@@ -25,7 +25,7 @@ def ending_with_us(command: Sequence[str], signal_number: signal.Signals = signa
     """The command to start instead, from the thread that it is to end with.
 
     Args:
-        signal_number: what it gets then; SIGTERM for one that has to end children of its own.
+        signal_number: what it gets then; SIGTERM for one that has to end its own children.
     """
     return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(int(signal_number)), str(os.getpid()), *command]
 

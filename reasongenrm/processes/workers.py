@@ -235,5 +235,5 @@ def run_worker(serve: Callable[[Caller], None], grace_seconds: float = 0.0) -> N
             serve(caller)
         except ReasonGenRMError as error:
             caller.send(error)
-    gc.collect()  # what ends processes of its own when it goes (vLLM's engine) does so now
+    gc.collect()  # what ends its own processes when it is collected (vLLM's engine) does so now
     os.killpg(0, signal.SIGKILL)  # and whatever it forgot, with us

@@ -28,7 +28,7 @@ class Candidate:
     """One reason as tokens.
 
     Attributes:
-        ids: reason, bridge and labelled verdict, shape (T,), both closing tokens included.
+        ids: reason, assistant header and labelled verdict, shape (T,), both closing tokens included.
         num_reason_tokens, num_verdict_tokens: how many of the first and of the last of them are scored.
     """
 
@@ -38,7 +38,7 @@ class Candidate:
     num_verdict_tokens: int
 
     def branch(self) -> Branch:
-        """For packing: reason and verdict are predicted, the bridge between them is not."""
+        """For packing: reason and verdict are predicted, the assistant header between them is not."""
         targets = np.asarray(self.ids, np.int64)
         targets[self.num_reason_tokens : len(self.ids) - self.num_verdict_tokens] = IGNORED
         return Branch(self.ids, targets)
@@ -132,8 +132,8 @@ def plan_batches(rows: Sequence[Row], max_batch_tokens: int) -> list[list[Row]]:
     """Split and group rows into batches of at most `max_batch_tokens` tokens; longest rows first.
 
     A prompt's reasons are cut into several rows only where one row would be too long; a single reason that is too long
-    by itself is a batch of its own. The plan depends on the set of prompts and reasons alone, not on their order, so that
-    a run that was killed goes on with the same batches and ends with the same numbers.
+    by itself is a separate batch. The plan depends on the set of prompts and reasons alone, not on their order, so that
+    a run that was killed resumes with the same batches and ends with the same numbers.
     """
     pieces = [piece for row in rows for piece in _split(row, max_batch_tokens)]
     pieces.sort(key=lambda row: (-row.num_tokens, row.candidates[0].reason.prompt_id, row.candidates[0].reason.sample))

@@ -259,7 +259,7 @@ _Score = Callable[[Iterable[Sequence[Row]]], Iterator[list[ScoredReason]]]
 
 @contextmanager
 def _open_scorer(folder: Path, config: ScoreConfig) -> Iterator[_Score]:
-    """The model, in this process or in replicas of its own, which load it while the caller prepares the batches."""
+    """The model, in this process or in replicas, which load it while the caller prepares the batches."""
     gpus = share_gpus(visible_gpus(), config.data_parallel_size, section="score")
     if len(gpus) > 1:
         with closing(ScorerReplicas(folder, config.dtype, gpus)) as replicas:

@@ -15,7 +15,7 @@ from reasongenrm.reasons.candidates import Row
 from reasongenrm.records import ScoredReason
 
 MODULE = "reasongenrm.reasons.score_worker"
-MAX_UNDER_WAY = 2  # batches of a replica: the second lies at hand when the first is done, so that no GPU waits for us
+MAX_UNDER_WAY = 2  # batches per replica: the second is there when the first is done, so that no GPU waits for us
 
 
 @dataclass(frozen=True)

@@ -118,8 +118,8 @@ def choose_preferences(
 
     Correct reasons score above `config.chosen_above`, incorrect ones below `config.rejected_below`; the strategy picks
     one of each. The chosen goes with the right verdict, the rejected with the wrong one. The default strategy also takes
-    ranges that overlap (a small model is sure of nothing): the best reason against the worst, wherever they lie. Of equals, the earliest sample;
-    what is random depends on `config.seed`, the prompt and its reasons alone.
+    ranges that overlap (a small model is sure of nothing): the best reason against the worst, whatever their scores. Of
+    equals, the earliest sample; what is random depends on `config.seed`, the prompt and its reasons alone.
 
     Returns:
         Preferences in the order of the prompts; and the counts, in prompts: no_reason, no_correct_reason,

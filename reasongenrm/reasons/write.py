@@ -61,7 +61,7 @@ def clean_reasons(
 
     Args:
         written: as generated, in order.
-        min_reason_chars: of a reason without the white space round it.
+        min_reason_chars: of a reason without the white space around it.
         told_verdict: the writer is the teacher: what it lets slip is looked for, and a last line that is a verdict is cut
             off. The policy's own reasons are taken as they are or not at all.
 
@@ -183,7 +183,7 @@ def sample_reasons(store: Store, config: SampleConfig, model: ArtifactRef, promp
 
 
 def _name(model: ArtifactRef) -> str:
-    """What the records call a model: the same for the same artifact, wherever it was downloaded to."""
+    """What the records call a model: the same for the same artifact in any folder."""
     return f"{model.stage}/{model.key}"
 
 

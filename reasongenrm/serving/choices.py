@@ -33,14 +33,14 @@ class Choices:
                     f"choice {text!r}: is empty, begins or ends in white space or has turn markup; expected plain text. "
                     "Change it."
                 )
-        self.bridge = tuple(encode_text(turns.tokenizer, turns.family.bridge))
+        self.assistant_header = tuple(encode_text(turns.tokenizer, turns.family.assistant_header))
         self.turn_end = turns.turn_end_id
         self.markup = sorted(turns.special_ids - {self.turn_end})
 
     def num_answer_tokens(self, opening_role: OpeningRole) -> int:
-        """Tokens kept for the answer: the longest choice, after a reason also its closing token and the bridge."""
+        """Tokens kept for the answer: the longest choice; after a reason, also its closing token and the header."""
         longest = max((len(ids) for ids in self.ids), default=0)
-        return longest if opening_role == "assistant" else 1 + len(self.bridge) + longest
+        return longest if opening_role == "assistant" else 1 + len(self.assistant_header) + longest
 
 
 class HeldRow:
@@ -63,7 +63,7 @@ class HeldRow:
         assert room >= 0
         self._num_reason_left = room if max_reason_tokens is None else min(room, max_reason_tokens)
         self._in_reason = opening_role == "reason"
-        self._bridge = choices.bridge if self._in_reason else ()
+        self._assistant_header = choices.assistant_header if self._in_reason else ()
         self._answer: tuple[int, ...] = ()
         self.reason_truncated = False
         self.done = False
@@ -72,15 +72,15 @@ class HeldRow:
         """The tokens that may come next; None in the reason and in an answer without choices, which are free."""
         if self._in_reason:
             return [self._choices.turn_end] if self._num_reason_left == 0 else None
-        if self._bridge:
-            return [self._bridge[0]]
+        if self._assistant_header:
+            return [self._assistant_header[0]]
         if not self._choices.ids:
             return None
         written = len(self._answer)
         begun = [ids for ids in self._choices.ids if ids[:written] == self._answer]
         following = {ids[written] for ids in begun if len(ids) > written}
         if len(following) < len(begun) and self._answer in begun:
-            following.add(self._choices.turn_end)  # a whole choice that another one goes on from
+            following.add(self._choices.turn_end)  # a whole choice that is the beginning of another
         return sorted(following)
 
     def limit(self, logits_V: torch.Tensor) -> torch.Tensor:
@@ -105,8 +105,8 @@ class HeldRow:
             self._in_reason = token != self._choices.turn_end
             self.reason_truncated = self._num_reason_left == 0
             self._num_reason_left -= 1
-        elif self._bridge:
-            self._bridge = self._bridge[1:]
+        elif self._assistant_header:
+            self._assistant_header = self._assistant_header[1:]
         elif not self._choices.ids:
             return
         elif token == self._choices.turn_end:

@@ -29,7 +29,7 @@ class LiveRequest:
         seeds: one a choice of OpenAI's `n`.
         top_logprobs: None: no log-probabilities.
         choices: what the answer is held to; None: nothing, and the reason may be as long as it likes.
-        max_reason_tokens: with `choices`: the reason's budget, if it has one of its own.
+        max_reason_tokens: with `choices`: the reason's budget, if it has a separate one.
     """
 
     prompt: Prompt
@@ -87,9 +87,9 @@ class _Choice:
         raw, family = self._raw, self._turns.family
         if self._request.prompt.opening_role == "reason":
             _, closed, rest = raw.partition(family.turn_end)
-            if not closed or not rest.startswith(family.bridge):
+            if not closed or not rest.startswith(family.assistant_header):
                 return False
-            raw = rest.removeprefix(family.bridge)
+            raw = rest.removeprefix(family.assistant_header)
         return family.turn_end not in raw
 
     def add(self, token: int) -> tuple[str, str, Literal["stop", "length"] | None]:

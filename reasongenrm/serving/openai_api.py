@@ -233,5 +233,5 @@ def _logprobs(tokens: Sequence["TokenLogprob | None"]) -> dict[str, Any]:
 
 
 def _token(text: str, logprob: float) -> dict[str, Any]:
-    # A token that is a part of a character has no text of its own; its bytes are not told then.
+    # A token that is part of a character has no text; its bytes are left out then.
     return {"token": text, "logprob": logprob, "bytes": None if "\ufffd" in text else list(text.encode())}

@@ -40,7 +40,7 @@ KEY_VARIABLE = "VLLM_API_KEY"  # vLLM's own name, so that the same variable guar
 MAX_REQUEST_BYTES = 4 * 2**20  # 131,072 tokens of text are about half a MiB
 MAX_WAITING = 64  # twice the endpoint engine's default concurrency
 RETRY_AFTER_SECONDS = 2
-STOP_SECONDS = 5  # that requests under way get when the server is told to stop
+STOP_SECONDS = 5  # for requests in flight when the server is told to stop
 
 
 class _Line:
@@ -282,7 +282,7 @@ async def _whole(chat: ChatRequest, live: "LiveRequest", deltas: AsyncIterator["
 
 
 async def _events(chat: ChatRequest, live: "LiveRequest", deltas: AsyncIterator["Delta"]) -> AsyncIterator[str]:
-    """The completion as server-sent events, closed by [DONE]; a failure is an event of its own, the status being sent."""
+    """The completion as server-sent events, closed by [DONE]; a failure is an event: the status is already sent."""
     try:
         async for chunk in chunks(chat, live, deltas):
             yield f"data: {json.dumps(chunk)}\n\n"
@@ -314,7 +314,7 @@ def vllm_command(path: Path, model_name: str, host: str, port: int, config: Engi
 def serve(path: Path, model_name: str, host: str, port: int, config: EngineConfig) -> None:
     """Serve a checkpoint until SIGINT or SIGTERM, guarded by the key in VLLM_API_KEY if that is set.
 
-    Where vLLM is installed this process becomes vLLM's server (all of `config` that concerns vLLM is handed on); else
+    Where vLLM is installed this process becomes vLLM's server (with all of `config` that concerns vLLM); else
     the transformers server of this module runs in it (dtype and max_model_len are used).
 
     Raises:

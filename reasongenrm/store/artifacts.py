@@ -66,7 +66,7 @@ class Store:
         """Ask the bucket for one name; creates nothing.
 
         Raises:
-            StoreError: no credentials, wrong credentials, no such bucket, or nobody at the endpoint.
+            StoreError: no credentials, wrong credentials, no such bucket, or no answer from the endpoint.
         """
         client = self._client
         with self._s3.errors(self.uri, "list the store"):

@@ -23,7 +23,7 @@ def make_bucket(uri: str) -> bool:
 
     Raises:
         InputError: not such an address.
-        StoreError: the server does not answer, refuses, or the bucket is somebody else's.
+        StoreError: the server does not answer, refuses, or the bucket belongs to another account.
     """
     from botocore.exceptions import ClientError
 

@@ -268,7 +268,7 @@ def _client(env: Mapping[str, str]) -> Any:
 
 
 def _abort_uploads(client: Any) -> None:
-    """Give back the space of uploads that a kill cut off: nobody can go on with them, for the server was down."""
+    """Give back the space of uploads that a kill cut off: no client can resume them, because the server was down."""
     for upload in client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", ()):
         client.abort_multipart_upload(Bucket=BUCKET, Key=upload["Key"], UploadId=upload["UploadId"])
 

@@ -5,7 +5,7 @@
     <stage>/<key>/<digest>/FILE, manifest.json  the artifact, finished once the manifest is there
 
 The key says what is asked (stage, config, inputs, version), the digest what came out. Two runs of the same key at the
-same time write to two folders if their bytes differ, and both then go on with the same one of the two.
+same time write to two folders if their bytes differ, and both then continue with the same one of the two.
 """
 
 import errno
@@ -60,7 +60,7 @@ def _placement(config: Section) -> dict[str, Any]:
 
 
 class Stage:
-    """A context round the work of one stage.
+    """A context around the work of one stage.
 
     with Stage(store, "select_reasons", config, {"prompts": prompts, "scored": scored}) as stage:
         if stage.done:
@@ -74,7 +74,7 @@ class Stage:
         name: the stage's name, a verb.
         config: its section; part of the key, but for what only says where the work is done (`Section.placement`).
         inputs: by name, artifacts or content digests ("sha256:...") of raw input.
-        extra: further things that belong in the key and the manifest (a variant's name).
+        extra: other things that belong in the key and the manifest (a variant's name).
 
     Attributes:
         done: the finished artifact, if there is one whose files are all there; None otherwise.
@@ -181,14 +181,14 @@ class Stage:
             if num_processes not in (None, checkpoint.num_processes):
                 _say(
                     f"{self.name}: the checkpoint of step {checkpoint.step} was written by {checkpoint.num_processes} "
-                    f"process(es); with this sharding, {num_processes} cannot read it. To go on from it, stop now and start "
+                    f"process(es); with this sharding, {num_processes} cannot read it. To resume from it, stop now and start "
                     "again with as many"
                 )
                 continue
             start = name.removesuffix(MANIFEST)
             target = into / f"checkpoint-{checkpoint.step}"
             fetch(Store(self.store.uri_of(start)), checkpoint.files, target)
-            _say(f"{self.name}: goes on from step {checkpoint.step}")
+            _say(f"{self.name}: resumes from step {checkpoint.step}")
             return target
         if names:
             _say(f"{self.name}: starts from the beginning")
@@ -303,7 +303,7 @@ def source_sha256() -> str:
 
 
 def count_lines(counts: Mapping[str, int]) -> list[str]:
-    """What a stage took in and handed on, then one line for each cause of dropping."""
+    """What a stage took in and put out, then one line for each cause of dropping."""
     others = {name: n for name, n in counts.items() if not name.startswith("num_dropped_")}
     dropped = {name.removeprefix("num_dropped_"): n for name, n in counts.items() if name.startswith("num_dropped_")}
     first = ", ".join(f"{n:,} {name.removeprefix('num_').replace('_', ' ')}" for name, n in others.items())

@@ -217,7 +217,7 @@ def write_log(rows: Sequence[Mapping[str, float]], folder: Path) -> None:
 
 
 def _torchrun(job: TrainingJob, world: World) -> None:
-    """Run this node's part of a job in processes of their own, and raise here what the first of them raised."""
+    """Run this node's part of a job in separate processes, and raise here what the first of them raised."""
     job.output_dir.mkdir(parents=True, exist_ok=True)
     job_path, stderr_path = job.output_dir / "job.json", job.output_dir / "stderr.txt"
     job_path.write_text(job.model_dump_json(indent=2), encoding="utf-8")

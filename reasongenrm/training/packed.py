@@ -192,7 +192,7 @@ class _Planned:
             raise TrainingError(
                 f"{self._stage}: step {self.state.global_step + 1} of {self.plan.num_steps}: out of GPU memory with a forward "  # type: ignore[attr-defined]
                 f"pass of {number:,} tokens; expected one that fits. Set max_batch_tokens to {max(1, number // 2):,} (a single "
-                f"longer example needs a lower max_length){twice}. The stage goes on from its last checkpoint."
+                f"longer example needs a lower max_length){twice}. The stage resumes from its last checkpoint."
             ) from error
         self._losses.append(loss)
         return loss
@@ -325,7 +325,10 @@ def _only(batches: Sequence[Batch]) -> Batch:
 
 
 def _share(lengths: Sequence[int], max_tokens: int, rank: int, num_processes: int) -> list[list[int]]:
-    """One process's row numbers, by forward pass; every process has as many passes, or sharded weights would wait for ever."""
+    """One process's row numbers, by forward pass.
+
+    Every process has the same number of passes, or sharded weights would wait forever.
+    """
     passes: list[list[int]] = []
     num_tokens = max_tokens + 1
     for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):

@@ -148,7 +148,7 @@ def build_trainer(
         config, plan, checkpointing=checkpointing, stage=stage, output_dir=output_dir, num_processes=num_processes
     )
     if arguments.fsdp and arguments.fsdp_config["cpu_ram_efficient_loading"]:
-        enable_fsdp_ram_efficient_loading()  # transformers asks the environment, which nobody else has set by now
+        enable_fsdp_ram_efficient_loading()  # transformers reads the environment, which nothing else has set by now
     model = load_model()
     prepare_for_packed_rows(model, keep_dtype=config.dtype)
     kind = PackedSFTTrainer if isinstance(config, SFTConfig) else PackedDPOTrainer
@@ -256,7 +256,7 @@ def _check_processes(trainer: Any, config: TrainConfig, job: TrainingJob) -> Non
     resumed = gather_object([job.resume_from.name if job.resume_from else "the beginning"])
     if len(set(resumed)) > 1:
         raise TrainingError(
-            f"{job.stage}: the processes would go on from different points: {', '.join(resumed)}. Another run of this stage "
+            f"{job.stage}: the processes would resume from different checkpoints: {', '.join(resumed)}. Another run of this stage "
             "is writing its checkpoints: stop it, and start again."
         )
 

@@ -47,7 +47,7 @@ class WebSettings:
         judge_url: the judge's root, without /v1; its key is in JUDGE_API_KEY.
         store: where the leaderboard's reports are, as in --store.
         root_path: the path below which an ingress shows the page, such as "/judge"; "" at the top.
-        most_per_visitor: judgments and chats that one address may have under way.
+        most_per_visitor: judgments and chats that one address may have in progress.
     """
 
     judge_url: str
@@ -93,7 +93,7 @@ def make_app(settings: WebSettings) -> ASGIApp:
 
 
 def _report(shelf: Shelf, digest: str) -> Response:
-    """A report as a page without scripts, in an origin of its own, that can load nothing."""
+    """A report as a page without scripts, in a separate origin, that can load nothing."""
     try:
         found = shelf.report(digest)
     except ReasonGenRMError as error:

@@ -43,7 +43,7 @@ class ChatReply:
     notice: Notice | None = None
 
     def messages(self) -> list[dict[str, Any]]:
-        """As messages for the page: the reason in a bubble of its own, folded once the answer begins."""
+        """As messages for the page: the reason in a separate bubble, folded once the answer begins."""
         shown: list[dict[str, Any]] = []
         if self.reason:
             status = "done" if self.answer or self.ended else "pending"

@@ -14,7 +14,7 @@ from reasongenrm.web.visitors import Visitors
 from reasongenrm.web.words import NOT_READY
 
 TITLE = "ReasonGenRM"
-MOST_RUNNING = 16  # judgments and chats under way in the whole page
+MOST_RUNNING = 16  # judgments and chats in progress on the whole page
 MOST_WAITING = 64  # beyond these a visitor is told at once that the page is full
 SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif")
 MONO_FONTS = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
@@ -42,7 +42,7 @@ def style() -> str:
 
 
 def make_page(judge: AsyncJudge, chat: ChatClient, shelf: Shelf, visitors: Visitors, root_path: str) -> gr.Blocks:
-    """The page as gradio's blocks; no handler has a public endpoint of its own."""
+    """The page as gradio's blocks; no handler has a public endpoint."""
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.HTML(render("head.html.j2"), elem_classes="rg-flat")
         state = gr.HTML(elem_id="rg-state", elem_classes="rg-flat")

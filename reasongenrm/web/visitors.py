@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 
 class TooManyError(Exception):
-    """This visitor has as much under way as one may have."""
+    """This visitor has as much in progress as one may have."""
 
 
 class Visitors:
-    """Counts what is under way, by address.
+    """Counts what is in progress, by address.
 
     Args:
         most: per address, >= 1. Behind a proxy, uvicorn knows the visitors' addresses if FORWARDED_ALLOW_IPS names the proxy.

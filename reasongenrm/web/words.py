@@ -37,7 +37,7 @@ NOT_READY = Notice(
 )
 TOO_MANY = Notice(
     "One at a time, please",
-    "As many judgments as one visitor may have are under way from your address. Wait until one ends, or stop it.",
+    "Your address already has as many judgments in progress as one visitor may have. Wait until one ends, or stop it.",
 )
 
 
@@ -46,7 +46,9 @@ def notice_of(error: JudgeClientError) -> Notice:
     number = f" Request {error.request_id}." if error.request_id else ""
     match error:
         case JudgeBusyError():
-            return Notice("The judge is busy", f"Too many requests are under way. Try again in a few seconds.{number}")
+            return Notice(
+                "The judge is busy", f"Too many requests are in progress. Try again in a few seconds.{number}"
+            )
         case JudgeKeyError():
             return Notice(
                 "The judge refused this page's key",

@@ -130,7 +130,7 @@ def test_rewardbench_subsets_beside_unknown_ones_are_refused_and_a_slip_is_expla
     assert "bench.jsonl: 1 rows are of RewardBench's subsets" in message
     assert "'hep-pyton' (2 rows; 'hep-python' meant?), 'my-own' (1 rows)" in message
     assert "bench.jsonl line 2" in message
-    assert "a file of their own" in message
+    assert "a separate file" in message
 
 
 def test_benchmark_with_subsets_of_its_own_has_no_coverage(tmp_path: Path) -> None:

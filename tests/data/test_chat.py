@@ -116,7 +116,7 @@ def test_spans_cover_the_text_piece_by_piece(family):
     ]
     assert pieces == [
         f"Because B follows.{markup.turn_end}",
-        markup.bridge,
+        markup.assistant_header,
         f"[[B]]{markup.turn_end}",
         markup.sequence_end,
     ]
@@ -210,7 +210,7 @@ def test_special_tokens_beyond_the_familys_list_are_neutralised_too():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_generation_is_split_into_reason_and_answer(family):
     markup = BY_NAME[family]
-    text = f"B obeys.{markup.turn_end}{markup.bridge}[[B]]{markup.turn_end}{markup.sequence_end}"
+    text = f"B obeys.{markup.turn_end}{markup.assistant_header}[[B]]{markup.turn_end}{markup.sequence_end}"
     assert split_generation(text, markup, "reason") == ("B obeys.", "[[B]]")
 
 

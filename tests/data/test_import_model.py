@@ -173,7 +173,7 @@ def test_missing_or_damaged_files_are_named(folder: Path, name: str, content: st
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
 def test_model_with_code_of_its_own_is_refused(folder: Path, name: str) -> None:
     change_json(folder / name, auto_map={"AutoModelForCausalLM": "modeling.Evil"})
-    with pytest.raises(InputError, match=rf"the-model/{name}: the model needs Python code of its own"):
+    with pytest.raises(InputError, match=rf"the-model/{name}: the model needs custom Python code"):
         check_folder(folder, "the-model")
 
 

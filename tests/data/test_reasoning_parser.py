@@ -83,17 +83,17 @@ def judge(plugin: Any, request: pytest.FixtureRequest) -> Judge:
 
 def generation(judge: Judge, reason: str = "A is right.", content: str = "[[A]]") -> str:
     family = judge.family
-    return f"{reason}{family.turn_end}{family.bridge}{content}{family.turn_end}"
+    return f"{reason}{family.turn_end}{family.assistant_header}{content}{family.turn_end}"
 
 
 def test_markup_is_that_of_the_family(judge: Judge) -> None:
     markup, family = judge.parser.markup, judge.family
-    assert (markup.header, markup.turn_end, markup.between_turns, markup.sequence_end, markup.bridge) == (
+    assert (markup.header, markup.turn_end, markup.between_turns, markup.sequence_end, markup.assistant_header) == (
         family.header,
         family.turn_end,
         family.between_turns,
         family.sequence_end,
-        family.bridge,
+        family.assistant_header,
     )
 
 
@@ -139,7 +139,7 @@ def test_reasoning_ends_when_the_assistants_turn_has_been_opened_whole(judge: Ju
     prompt = render(judge.tokenizer, QUESTION)
     assert not judge.parser.is_reasoning_end(prompt)
     ids = judge.ids(generation(judge))
-    first_content = len(judge.ids(f"A is right.{judge.family.turn_end}{judge.family.bridge}"))
+    first_content = len(judge.ids(f"A is right.{judge.family.turn_end}{judge.family.assistant_header}"))
     for stop in range(1, len(ids) + 1):
         ended = judge.parser.is_reasoning_end_streaming(prompt + ids[:stop], ids[stop - 1 : stop])
         assert ended == (stop >= first_content)
@@ -164,7 +164,7 @@ def test_prompt_that_opens_the_assistants_turn_has_no_reasoning(judge: Judge) ->
 
 
 def test_words_that_look_like_markup_end_no_reasoning(judge: Judge) -> None:
-    spelled = f"{judge.family.turn_end}{judge.family.bridge}[[A]]"
+    spelled = f"{judge.family.turn_end}{judge.family.assistant_header}[[A]]"
     ids = [token for letter in spelled for token in judge.ids(letter)]
     assert not judge.parser.is_reasoning_end(render(judge.tokenizer, QUESTION) + ids)
 
@@ -195,7 +195,7 @@ def test_tokens_of_the_reason_are_counted(judge: Judge) -> None:
 
 def test_budget_closes_the_reason_with_the_bridge(judge: Judge) -> None:
     assert judge.parser.reasoning_start_str == judge.family.opening("reason")
-    assert judge.parser.reasoning_end_str == judge.family.turn_end + judge.family.bridge
+    assert judge.parser.reasoning_end_str == judge.family.turn_end + judge.family.assistant_header
     assert not judge.parser.has_engine_confirmed_reasoning_end()
 
 

@@ -27,7 +27,7 @@ from tests.tiny import tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
 CHATML = BY_NAME["chatml"]
-SCRIPT = f"A is right.{CHATML.turn_end}{CHATML.bridge}[[A]]{CHATML.turn_end}{CHATML.sequence_end}"
+SCRIPT = f"A is right.{CHATML.turn_end}{CHATML.assistant_header}[[A]]{CHATML.turn_end}{CHATML.sequence_end}"
 
 Open = Callable[..., VLLMEngine]
 

@@ -18,7 +18,7 @@ from tests.tiny import FAMILIES, tiny_checkpoint
 QUESTION: dict[str, Any] = {"model": "judge", "messages": [{"role": "user", "content": "Which?"}], "temperature": 0}
 HELD = {"structured_outputs": {"choice": ["[[A]]", "[[B]]"]}}
 CHATML = BY_NAME["chatml"]
-CLOSED = f"{CHATML.turn_end}{CHATML.bridge}"
+CLOSED = f"{CHATML.turn_end}{CHATML.assistant_header}"
 END = f"{CHATML.turn_end}{CHATML.sequence_end}"
 
 
@@ -94,7 +94,7 @@ def test_choice_that_begins_another_ends_with_the_turn(checkpoint: Path) -> None
 
 
 def test_budget_closes_the_reason_and_the_answer_is_free(checkpoint: Path) -> None:
-    # "A is" is forced shut after its first token or two; what is scripted for the steps after the bridge is the answer.
+    # "A is" is forced shut after its first token or two; the script for the steps after the assistant header is the answer.
     model = load(checkpoint)
     num_bridge = len(model.turns.tokenizer.encode(CLOSED, add_special_tokens=False))
     with client(load(checkpoint, "A" * (1 + num_bridge) + f"Both{END}")) as opened:

@@ -29,7 +29,7 @@ from tests.endpoints import serving
 from tests.tiny import say, tiny_checkpoint
 
 CHATML = BY_NAME["chatml"]
-SCRIPT = f"A is right.{CHATML.turn_end}{CHATML.bridge}[[A]]{CHATML.turn_end}{CHATML.sequence_end}"
+SCRIPT = f"A is right.{CHATML.turn_end}{CHATML.assistant_header}[[A]]{CHATML.turn_end}{CHATML.sequence_end}"
 QUESTION = {"model": "judge", "messages": [{"role": "user", "content": "Which?"}], "temperature": 0}
 RANDOM = {"temperature": 1}
 

@@ -156,7 +156,7 @@ def test_sharded_run_of_which_a_process_was_killed_goes_on_to_the_same_end(
         sft(disturbed, tmp_path, **settings)
     monkeypatch.delenv("DIE")
     resumed = sft(disturbed, tmp_path, **settings)
-    assert "train_sft: goes on from step 2" in capfd.readouterr().err
+    assert "train_sft: resumes from step 2" in capfd.readouterr().err
     assert resumed.digest == sft(undisturbed, tmp_path, **settings).digest
     assert not any("/checkpoints/" in name for name in disturbed.list())
 
@@ -171,7 +171,7 @@ def test_run_of_two_processes_goes_on_in_one(
     with pytest.raises(TrainingError, match="SIGKILL"):
         sft(disturbed, tmp_path, max_steps=4, save_steps=2, num_processes=2)
     resumed = sft(disturbed, tmp_path, max_steps=4, save_steps=2)  # num_processes is no part of the key
-    assert "train_sft: goes on from step 2" in capfd.readouterr().err
+    assert "train_sft: resumes from step 2" in capfd.readouterr().err
     assert_agree(one, resumed, tmp_path)
 
 
@@ -282,8 +282,8 @@ def test_two_nodes_train_as_one_process_does_also_after_one_of_them_failed(
 
     first, second = nodes(two_nodes, tmp_path, config)
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    assert f"train_{trainer}: goes on from step 2" in first.stderr
-    assert f"train_{trainer}: goes on from step 2" in second.stderr
+    assert f"train_{trainer}: resumes from step 2" in first.stderr
+    assert f"train_{trainer}: resumes from step 2" in second.stderr
     assert "wrote s3://" in first.stderr
     assert "wrote s3://" not in second.stderr
     assert (tmp_path / "written-0.txt").exists()

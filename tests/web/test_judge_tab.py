@@ -130,7 +130,7 @@ ERRORS = [
     (401, "unauthorized", "wrong key", "The operator of this page must set JUDGE_API_KEY"),
     (422, "too_long", "9,000 tokens", "do not fit into the model's context"),
     (422, "invalid", "votes: too many", "votes: too many"),
-    (429, "overloaded", "full", "Too many requests are under way. Try again in a few seconds."),
+    (429, "overloaded", "full", "Too many requests are in progress. Try again in a few seconds."),
     (503, "predictor_unavailable", "gone", "It is starting, restarting or down."),
     (504, "predictor_timeout", "slow", "Shorten the texts or ask for fewer votes"),
 ]

@@ -16,7 +16,7 @@ from typing import Any
 
 from vllm.reasoning import ReasoningParser, ReasoningParserManager
 
-# A bridge has 3 to 5 tokens in the vocabularies of the families, and at most one a character in any.
+# An assistant header has 3 to 5 tokens in the vocabularies of the families, and at most one per character in any.
 MAX_BRIDGE_TOKENS = 40
 
 
@@ -39,7 +39,7 @@ class Markup:
         return self.header.partition("ROLE")[0]
 
     @property
-    def bridge(self) -> str:
+    def assistant_header(self) -> str:
         """What stands between the reason's closing token and the content."""
         return self.between_turns + self.opening("assistant")
 
@@ -70,9 +70,9 @@ def split(text: str, markup: Markup) -> tuple[str, str]:
     """
     text = text.split(markup.sequence_end, 1)[0]
     reason, closed, rest = text.partition(markup.turn_end)
-    if not closed or not rest.startswith(markup.bridge):
+    if not closed or not rest.startswith(markup.assistant_header):
         return reason.strip(), ""
-    return reason.strip(), rest.removeprefix(markup.bridge).split(markup.turn_end, 1)[0].strip()
+    return reason.strip(), rest.removeprefix(markup.assistant_header).split(markup.turn_end, 1)[0].strip()
 
 
 def default_opening_role(chat_template: object) -> str:
@@ -104,7 +104,7 @@ class ReasonGenRMReasoningParser(ReasoningParser):
     @property
     def reasoning_end_str(self) -> str:
         """For vLLM's thinking_token_budget: what is forced when it is spent."""
-        return self.markup.turn_end + self.markup.bridge
+        return self.markup.turn_end + self.markup.assistant_header
 
     def has_engine_confirmed_reasoning_end(self) -> bool:
         """Never: see `engine_based_streaming`."""
