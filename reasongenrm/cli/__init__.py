@@ -11,7 +11,16 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from reasongenrm.cli import cluster, contents, evaluate_command, judge_command, judge_server, run, tools, web
+from reasongenrm.cli import (
+    cluster_commands,
+    evaluate_command,
+    judge_command,
+    judge_server,
+    run,
+    store_commands,
+    tools,
+    web,
+)
 from reasongenrm.cli import plan_command as plan
 from reasongenrm.cli import rollback_command as rollback
 from reasongenrm.cli import serve as endpoint
@@ -60,27 +69,23 @@ def root(
     """
 
 
-_PIPELINE, _CLUSTER, _JUDGE, _STORE, _TOOLS = "The pipeline", "A cluster", "Judging", "The store", "Tools"
-app.command("run", rich_help_panel=_PIPELINE)(run.run)
-app.command("plan", rich_help_panel=_PIPELINE)(plan.plan)
-app.command("prepare", rich_help_panel=_PIPELINE)(stages.prepare)
-app.command("distill", rich_help_panel=_PIPELINE)(stages.distill)
-app.command("sample", rich_help_panel=_PIPELINE)(stages.sample)
-app.command("score", rich_help_panel=_PIPELINE)(stages.score)
-app.command("train", rich_help_panel=_PIPELINE)(stages.train)
-app.command("submit", rich_help_panel=_CLUSTER)(cluster.submit)
-app.command("logs", rich_help_panel=_CLUSTER)(cluster.logs)
-app.command("cancel", rich_help_panel=_CLUSTER)(cluster.cancel)
-app.command("evaluate", rich_help_panel=_JUDGE)(evaluate_command.evaluate)
-app.command("judge", rich_help_panel=_JUDGE)(judge_command.judge)
-app.command("serve", rich_help_panel=_JUDGE)(endpoint.serve)
-app.command("judge-server", rich_help_panel=_JUDGE)(judge_server.judge_server)
-app.command("web", rich_help_panel=_JUDGE)(web.web)
-app.command("models", rich_help_panel=_STORE)(contents.models)
-app.command("runs", rich_help_panel=_STORE)(contents.runs)
-app.command("rollback", rich_help_panel=_CLUSTER)(rollback.rollback)
-app.command("compile", rich_help_panel=_CLUSTER)(tools.compile_pipeline)
-app.command("doctor", rich_help_panel=_TOOLS)(tools.doctor)
+_PANELS = {
+    "The pipeline": (run.run, plan.plan, stages.prepare, stages.distill, stages.sample, stages.score, stages.train),
+    "A cluster": (
+        *(cluster_commands.submit, cluster_commands.logs, cluster_commands.cancel),
+        *(rollback.rollback, tools.compile_pipeline),
+    ),
+    "Judging": (
+        *(evaluate_command.evaluate, judge_command.judge, endpoint.serve),
+        *(judge_server.judge_server, web.web),
+    ),
+    "The store": (store_commands.models, store_commands.runs),
+    "Tools": (tools.doctor,),
+}
+for _panel, _commands in _PANELS.items():
+    for _command in _commands:
+        _name = _command.__name__.removesuffix("_pipeline").replace("_", "-")
+        app.command(_name, rich_help_panel=_panel)(_command)
 
 
 def main() -> None:

@@ -85,7 +85,7 @@ def evaluate(
 
       reasongenrm evaluate --model ./my-judge --benchmark rows.jsonl --limit 100 -o report
     """
-    from reasongenrm.cli.results import evaluations_table
+    from reasongenrm.cli.views import evaluations_table
     from reasongenrm.data.benchmarks import load_benchmark
     from reasongenrm.evaluation.evaluate import evaluate_alone
     from reasongenrm.evaluation.judge_pair import style_of

@@ -41,7 +41,7 @@ COMMANDS = {"cpu": ("judge-server", "web"), "train": ("serve",), "vllm": ()}
 LAZY = {
     "cpu": (
         *("datasets", "kubernetes", "transformers", "kfp.dsl.executor_main"),
-        *("reasongenrm.judge.server.app", "reasongenrm.judge.service", "reasongenrm.web.app"),
+        *("reasongenrm.judge.server.app", "reasongenrm.judge.service", "reasongenrm.web.site"),
     ),
     "train": (
         "datasets",

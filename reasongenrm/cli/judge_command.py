@@ -63,7 +63,7 @@ def judge(
       reasongenrm judge --endpoint http://127.0.0.1:8000/v1 --question "Name a prime." --answer-a "7" --answer-b "9"
     """
     from reasongenrm import Judge
-    from reasongenrm.cli.results import judgment_panel
+    from reasongenrm.cli.views import judgment_panel
     from reasongenrm.judge.api import PairwiseRequest
 
     given = {"rubric": rubric, "votes": votes, "max_tokens": max_tokens}

@@ -1,6 +1,5 @@
 """run: the whole pipeline on this machine, then the winner behind an endpoint, judging a pair."""
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,11 +25,10 @@ from reasongenrm.cli.settings import (
 
 if TYPE_CHECKING:
     from reasongenrm.config import EvaluateConfig, RunConfig
-    from reasongenrm.evaluation.metrics import Evaluation
-    from reasongenrm.store.run_records import RunInputs, RunRecord
+    from reasongenrm.runs.finished import FinishedRun
+    from reasongenrm.store.run_records import RunInputs
 
 DEMO_TEACHER = "demo"
-REPORT_FILES = ("report.html", "report.json", "decision.md", "decision.json")
 
 
 def run(
@@ -69,9 +67,9 @@ def run(
 
       reasongenrm run ... --teacher http://127.0.0.1:8000/v1 --set distill.num_samples=4 --limit 48 --serve
     """
-    from reasongenrm.cli.results import evaluations_table
-    from reasongenrm.cli.run_view import ConsoleRunView, clock
+    from reasongenrm.cli.views import ConsoleRunView, clock, evaluations_table
     from reasongenrm.processes.doctor import require
+    from reasongenrm.runs.finished import FinishedRun
     from reasongenrm.runs.local import local_folder, open_store, run_local
     from reasongenrm.store.run_records import RunInputs, choose_inputs
 
@@ -89,17 +87,16 @@ def run(
         num_reused = sum(task.reused for task in record.tasks)
         took = clock(time.monotonic() - started)
         print_note(f"run {record.run_id} finished in {took}; {num_reused} of {len(record.tasks)} tasks reused")
-        results = _Results(record, folder / "report")
-        results.write()
+        finished = FinishedRun(record, folder / "report")
         if as_json:
             print_json(record.model_dump(mode="json"))
         else:
-            print_table(evaluations_table(results.evaluations))
-            results.print_decision()
+            print_table(evaluations_table(finished.evaluations))
+            _print_decision(finished)
         if try_it or serve:
-            results.fetch_winner(folder / "winner")
+            finished.fetch_winner(folder / "winner")
     if try_it or serve:
-        _try_winner(results, folder / "winner", settings.evaluate, port, keep_up=serve)
+        _try_winner(finished, folder / "winner", settings.evaluate, port, keep_up=serve)
 
 
 def _check_inputs(inputs: "RunInputs", settings: "RunConfig") -> None:
@@ -148,70 +145,21 @@ def _teacher(teacher: str) -> Iterator[str]:
         yield address
 
 
-class _Results:
-    """What a finished run made, as files below one folder and as lines for people."""
-
-    def __init__(self, record: "RunRecord", folder: Path) -> None:
-        decision = record.decision
-        assert decision, "select_winner is part of every run"
-        self.record, self.folder, self.decision = record, folder, decision
-        self.winner = str(decision.metrics["winner"])
-        self.evaluations: list[Evaluation] = []
-
-    def write(self) -> None:
-        """Copy report, decision and InferenceService out of the store; those of an earlier run go."""
-        from reasongenrm.data.benchmarks import BenchmarkRow
-        from reasongenrm.deploy.manifest import FILE_NAME
-        from reasongenrm.evaluation.metrics import Evaluation
-        from reasongenrm.records import parse_records
-        from reasongenrm.store.artifacts import read_file
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for name in REPORT_FILES:
-            (self.folder / name).write_bytes(read_file(self.decision, name))
-        service = self.record.output("deploy_kserve")
-        (self.folder / FILE_NAME).unlink(missing_ok=True)
-        self.service_path = self.folder / FILE_NAME if service else None
-        if service:
-            (self.folder / FILE_NAME).write_bytes(read_file(service, FILE_NAME))
-        refs = self.record.evaluations()
-        order = [variant for variant in ("base", "genrm", "sft", "dpo") if variant in refs]
-        rows = read_file(refs[self.winner], "rows.jsonl")
-        self.first_row = parse_records(rows, BenchmarkRow, "rows.jsonl")[0]
-        self.evaluations = [
-            Evaluation.model_validate_json(read_file(refs[variant], "evaluation.json")) for variant in order
-        ]
-
-    def print_decision(self) -> None:
-        """The gate's decision and where the files are."""
-        passed = bool(self.decision.metrics["passed"])
-        out.print(Text(str(self.decision.metrics["summary"]), style="bold green" if passed else "bold yellow"))
-        out.print(f"report: {self.folder / 'report.html'}", markup=False, soft_wrap=True)
-        service = (
-            f"InferenceService: {self.service_path}" if self.service_path else "InferenceService: none, see decision.md"
-        )
-        out.print(service, markup=False, soft_wrap=True)
-
-    def fetch_winner(self, folder: Path) -> None:
-        """Copy the winner's checkpoint to a local folder, over that of an earlier run, with its calibration."""
-        from reasongenrm.evaluation.calibration import save_calibration
-        from reasongenrm.evaluation.metrics import Evaluation
-        from reasongenrm.store.artifacts import download, open_artifact, read_file
-
-        ref = self.record.evaluations()[self.winner]
-        evaluation = Evaluation.model_validate_json(read_file(ref, "evaluation.json"))
-        model_uri = open_artifact(ref).input_uris["model"]
-        shutil.rmtree(folder, ignore_errors=True)
-        download(model_uri, folder)
-        calibration = evaluation.calibration
-        if calibration is not None:
-            save_calibration(calibration, folder)  # the service reads it there; the store's checkpoint never changes
+def _print_decision(finished: "FinishedRun") -> None:
+    """The gate's decision and where the files are."""
+    style = "bold green" if finished.decision.metrics["passed"] else "bold yellow"
+    out.print(Text(str(finished.decision.metrics["summary"]), style=style))
+    out.print(f"report: {finished.folder / 'report.html'}", markup=False, soft_wrap=True)
+    service = finished.service_path or "none, see decision.md"
+    out.print(f"InferenceService: {service}", markup=False, soft_wrap=True)
 
 
-def _try_winner(results: _Results, model_folder: Path, config: "EvaluateConfig", port: int, keep_up: bool) -> None:
+def _try_winner(
+    finished: "FinishedRun", model_folder: Path, config: "EvaluateConfig", port: int, keep_up: bool
+) -> None:
     """Serve the winner, judge one benchmark pair through HTTP, print it; with `keep_up` serve on until Ctrl-C."""
-    from reasongenrm.cli.results import judgment_panel
     from reasongenrm.cli.serve import served
+    from reasongenrm.cli.views import judgment_panel
     from reasongenrm.data.prompts import question_text
     from reasongenrm.evaluation.calibration import load_calibration
     from reasongenrm.evaluation.evaluate import VARIANT_STYLES
@@ -219,18 +167,18 @@ def _try_winner(results: _Results, model_folder: Path, config: "EvaluateConfig",
     from reasongenrm.judge.api import PairwiseRequest
     from reasongenrm.judge.service import JudgeSettings, judge_once
 
-    row = results.first_row
+    row = finished.first_row
     asked = {"question": question_text(row.question), "answer_a": row.chosen, "answer_b": row.rejected}
     with served(model_folder, port) as endpoint:
         settings = JudgeSettings(
             predictor_url=endpoint.address,
-            style=VARIANT_STYLES[results.winner],
+            style=VARIANT_STYLES[finished.winner],
             max_tokens=config.max_tokens,
             timeout_seconds=config.engine.timeout_seconds,
             calibration=load_calibration(model_folder),
         )
         judgment = judge_once(settings, PairwiseRequest(**asked))
-        title = f"{variant_name(results.winner)} judges {row.row_id} at {endpoint.address}"
+        title = f"{variant_name(finished.winner)} judges {row.row_id} at {endpoint.address}"
         out.print(judgment_panel(asked, judgment, title))
         if keep_up:
             print_note(f"serving {model_folder} at {endpoint.address} until Ctrl-C; judge a pair of your own:")

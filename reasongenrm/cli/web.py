@@ -36,6 +36,6 @@ def web(
     from reasongenrm.processes.doctor import require
 
     require("web")
-    from reasongenrm.web.app import WebSettings, serve
+    from reasongenrm.web.site import WebSettings, serve
 
     serve(WebSettings(judge, store, root_path.rstrip("/"), max_per_visitor), host, port, print_note)

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from reasongenrm.cli.run import _Results
 from reasongenrm.config import EvaluateConfig
 from reasongenrm.data.chat import REASONING_PARSER_FILE
 from reasongenrm.evaluation.calibration import load_calibration
 from reasongenrm.evaluation.evaluate import evaluation_files
 from reasongenrm.evaluation.metrics import evaluate
+from reasongenrm.runs.finished import REPORT_FILES, FinishedRun
 from reasongenrm.store.artifacts import ArtifactRef, Store, open_artifact
 from reasongenrm.store.run_records import RunRecord, TaskRecord
 from reasongenrm.store.stage import Stage
@@ -34,7 +34,8 @@ def finished(store: Store, folder: Path, of_label: float | None) -> tuple[RunRec
             stage.add_bytes(name, data)
         evaluated = stage.finish({"num_in": 1, "num_out": 1}, {"variant": "sft"})
     with Stage(store, "select_winner", config, {"evaluation_sft": evaluated}) as stage:
-        stage.add_bytes("decision.md", b"-")
+        for name in REPORT_FILES:
+            stage.add_bytes(name, b"-")
         decided = stage.finish({"num_in": 1, "num_out": 1}, {"winner": "sft"})
     tasks = tuple(TaskRecord(name=ref.stage, seconds=1.0, reused=False, ref=ref) for ref in (evaluated, decided))
     return RunRecord.model_construct(tasks=tasks), model
@@ -43,7 +44,7 @@ def finished(store: Store, folder: Path, of_label: float | None) -> tuple[RunRec
 def test_winners_folder_has_its_calibration_and_the_store_is_left_alone(store: Store, tmp_path: Path) -> None:
     record, model = finished(store, tmp_path, 0.6)
     before = open_artifact(model).digest
-    _Results(record, tmp_path / "report").fetch_winner(tmp_path / "winner")
+    FinishedRun(record, tmp_path / "report").fetch_winner(tmp_path / "winner")
     calibration = load_calibration(tmp_path / "winner")
     assert calibration is not None
     assert calibration.num_judgments == 24
@@ -54,7 +55,7 @@ def test_winners_folder_has_its_calibration_and_the_store_is_left_alone(store: S
 
 def test_winner_without_probabilities_has_no_calibration_even_after_one_that_had(store: Store, tmp_path: Path) -> None:
     record, _ = finished(store, tmp_path, 0.6)
-    _Results(record, tmp_path / "report").fetch_winner(tmp_path / "winner")
+    FinishedRun(record, tmp_path / "report").fetch_winner(tmp_path / "winner")
     record, _ = finished(store, tmp_path, None)
-    _Results(record, tmp_path / "report").fetch_winner(tmp_path / "winner")
+    FinishedRun(record, tmp_path / "report").fetch_winner(tmp_path / "winner")
     assert load_calibration(tmp_path / "winner") is None

@@ -306,7 +306,7 @@ def _state(state: str) -> Text:
 
 
 def _took(what: "ClusterRun | ClusterTask") -> str:
-    from reasongenrm.cli.run_view import clock
+    from reasongenrm.cli.views import clock
 
     if what.started_at is None:
         return ""

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from reasongenrm.cli.run_view import ConsoleRunView, clock
+from reasongenrm.cli.views import ConsoleRunView, clock
 from reasongenrm.store.artifacts import ArtifactRef
 from reasongenrm.store.run_records import TaskRecord
 

@@ -97,7 +97,7 @@ def test_one_visitor_may_have_so_much_under_way_and_no_more() -> None:
 def test_page_loads_no_model_and_a_wrong_address_is_an_error_before_it_starts() -> None:
     code = (
         "import sys, reasongenrm.cli; assert 'gradio' not in sys.modules\n"
-        "from reasongenrm.web.app import WebSettings, make_app\n"
+        "from reasongenrm.web.site import WebSettings, make_app\n"
         "from reasongenrm.errors import ConfigError\n"
         "assert 'gradio' in sys.modules; assert not {'torch', 'transformers'} & {*sys.modules}\n"
         "try: make_app(WebSettings('nowhere', 'store'))\n"

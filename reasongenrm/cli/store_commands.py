@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from reasongenrm.cli.cluster import HostOption, NamespaceOption, show_runs
+from reasongenrm.cli.cluster_commands import HostOption, NamespaceOption, show_runs
 from reasongenrm.cli.console import out, print_json, print_note
 from reasongenrm.cli.settings import DEFAULT_STORE, JsonOption, StoreOption
 
