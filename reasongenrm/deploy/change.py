@@ -12,7 +12,7 @@ from typing import Any
 
 from reasongenrm.config import DeployConfig
 from reasongenrm.deploy.golden import Golden, GoldenRows, ask_golden
-from reasongenrm.deploy.manifest import mark_of
+from reasongenrm.deploy.manifest import revision_of
 from reasongenrm.deploy.preflight import check_admission
 from reasongenrm.deploy.replaced import load_replaced, over, plain, save_replaced, versioned, with_replaced
 from reasongenrm.deploy.rollout import Pace, Target, Timeline, wait_for_rollout
@@ -100,13 +100,13 @@ class _Change:
     is_ours: bool = True  # whether a failure is ours to undo
 
     @property
-    def mark(self) -> str | None:
-        return mark_of(self.manifest)
+    def revision(self) -> str | None:
+        return revision_of(self.manifest)
 
     def target(self, service: Mapping[str, Any]) -> Target:
         name = service["spec"]["predictor"].get("name", "")
-        mark, transformed = mark_of(service), has_transformer(service)
-        return Target(self.config.namespace, self.config.name, mark, name, has_transformer=transformed)
+        revision, transformed = revision_of(service), has_transformer(service)
+        return Target(self.config.namespace, self.config.name, revision, name, has_transformer=transformed)
 
     def planned(self, existing: Service | None) -> Service:
         """The manifest as it would be written over `existing`; a change of the predictor's name would end the old pods at once."""
@@ -135,7 +135,7 @@ class _Change:
         assert self.before is not None
         there = self.before
         served = served_judge(self.store, self.config.namespace, self.config.name)
-        proven = served is not None and mark_of(served.manifest) == self.mark
+        proven = served is not None and revision_of(served.manifest) == self.revision
         self.timeline.say(
             "no change: the same model with the same spec is there" + ("" if proven else ", yet unproven")
         )
@@ -184,10 +184,10 @@ class _Change:
                     self.before = None
                     self.timeline.say("created")
                     return self.cluster.create(INFERENCE_SERVICE, self.config.namespace, self.manifest)
-                if mark_of(existing) != mark_of(self.before or {}):
+                if revision_of(existing) != revision_of(self.before or {}):
                     raise ClusterError(
                         f"InferenceService {self.config.namespace}/{self.config.name}: somebody else changed it just now "
-                        f"(mark {mark_of(existing)}). Let one deployment end before the next."
+                        f"(revision {revision_of(existing)}). Let one deployment end before the next."
                     )
                 body = over(existing, self.noted(existing))
                 check_admission(body, existing)
@@ -258,7 +258,7 @@ class _Change:
         return plain(current) == plain(self.before)
 
     def _is_of_this_change(self, current: Service) -> bool:
-        return self.mark == mark_of(current)
+        return self.revision == revision_of(current)
 
     def _repair(self) -> str:
         if self.before is None:
@@ -269,15 +269,15 @@ class _Change:
 def _holds(present: Any, asked: Any) -> bool:
     """Whether everything that we render is there; what KServe and others add to it does not count.
 
-    Our own annotations and labels but for the mark do not count either: another decision or version for the same model and
-    spec is no reason for new pods.
+    Our own annotations and labels do not count either, except the revision: another decision or version for the same
+    model and spec is no reason for new pods.
     """
     rendered = copy.deepcopy(asked)
-    mark = mark_of(rendered)
+    revision = revision_of(rendered)
     for part in (rendered["metadata"], rendered["spec"]["predictor"]):
         part.pop("annotations", None)
         part.pop("labels", None)
-    return mark is not None and mark == mark_of(present) and _is_within(rendered, present)
+    return revision is not None and revision == revision_of(present) and _is_within(rendered, present)
 
 
 def _is_within(asked: Any, present: Any) -> bool:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from reasongenrm.config import DeployConfig
 from reasongenrm.deploy.change import Deployed, Service, bring_out
 from reasongenrm.deploy.golden import choose_golden
-from reasongenrm.deploy.manifest import mark_of
+from reasongenrm.deploy.manifest import revision_of
 from reasongenrm.deploy.rollout import Pace
 from reasongenrm.deploy.runtimes import check_runtime
 from reasongenrm.kubernetes.cluster import Cluster
@@ -39,7 +39,7 @@ def deploy(
     check_runtime(cluster, config, manifest, model)
     deployed = bring_out(cluster, store, config, manifest, golden, pace)
     served = served_judge(store, config.namespace, config.name)
-    if served is None or mark_of(served.manifest) != mark_of(deployed.manifest):
+    if served is None or revision_of(served.manifest) != revision_of(deployed.manifest):
         served = ServedJudge(
             namespace=config.namespace,
             name=config.name,

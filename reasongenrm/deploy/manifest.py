@@ -113,10 +113,10 @@ def _mark(asked: list[Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:_MARK_DIGITS]
 
 
-def mark_of(item: Mapping[str, Any]) -> str | None:
-    """The rollout's mark on a manifest, a pod or a pod template; None if we did not make it."""
-    mark: str | None = item.get("metadata", {}).get("annotations", {}).get(ROLLOUT)
-    return mark
+def revision_of(item: Mapping[str, Any]) -> str | None:
+    """The rollout revision on a manifest, a pod or a pod template; None if we did not make it."""
+    revision: str | None = item.get("metadata", {}).get("annotations", {}).get(ROLLOUT)
+    return revision
 
 
 def deploy_kserve(

@@ -11,7 +11,7 @@ from typing import Any
 from reasongenrm.config import DeployConfig
 from reasongenrm.deploy.change import Deployed, bring_out
 from reasongenrm.deploy.golden import choose_golden
-from reasongenrm.deploy.manifest import DIGEST, OWN, mark_of
+from reasongenrm.deploy.manifest import DIGEST, OWN, revision_of
 from reasongenrm.deploy.replaced import load_replaced, plain
 from reasongenrm.deploy.rollout import Pace
 from reasongenrm.deploy.runtimes import check_runtime
@@ -64,18 +64,18 @@ def choices(cluster: Cluster, store: Store, namespace: str, name: str) -> list[C
         StoreError: a record cannot be read.
     """
     there = cluster.get(INFERENCE_SERVICE, namespace, name)
-    current = mark_of(there) if there else None
+    current = revision_of(there) if there else None
     found: list[tuple[dict[str, Any], ServedJudge | None]] = []
-    marks: set[str | None] = set()
+    revisions: set[str | None] = set()
     for judge in reversed(served_history(store, namespace, name)):
-        if mark_of(judge.manifest) not in marks:
-            marks.add(mark_of(judge.manifest))
+        if revision_of(judge.manifest) not in revisions:
+            revisions.add(revision_of(judge.manifest))
             found.append((judge.manifest, judge))
     before = load_replaced(there) if there else None
-    if before is not None and mark_of(before) is None:
+    if before is not None and revision_of(before) is None:
         found.append((before, None))
     return [
-        Choice(number, manifest, judge, there is not None and current == mark_of(manifest))
+        Choice(number, manifest, judge, there is not None and current == revision_of(manifest))
         for number, (manifest, judge) in enumerate(found, start=1)
     ]
 
@@ -105,7 +105,7 @@ def choose(cluster: Cluster, store: Store, namespace: str, name: str, to: str | 
     there = cluster.get(INFERENCE_SERVICE, namespace, name)
     before = load_replaced(there) if there else None
     if before is not None:
-        fitting = [choice for choice in found if mark_of(choice.manifest) == mark_of(before)]
+        fitting = [choice for choice in found if revision_of(choice.manifest) == revision_of(before)]
     else:
         fitting = [choice for choice in found if not choice.is_served][:1] if there is None else []
     if not fitting:

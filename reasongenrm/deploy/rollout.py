@@ -1,7 +1,7 @@
 """Waits until the pods of one manifest, and no others, serve.
 
-In goes what was written, by its mark; out comes the address of the new pods, or an error that says what kept them from
-starting. Read at short intervals instead of watched: three small objects, and nothing to lose when a connection breaks.
+In goes what was written, by its revision; out comes the address of the new pods, or an error that says what kept them
+from starting. Read at short intervals instead of watched: three small objects, and no connection that can break.
 """
 
 import logging
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from reasongenrm.deploy.manifest import mark_of
+from reasongenrm.deploy.manifest import revision_of
 from reasongenrm.deploy.transformer import transformer_name
 from reasongenrm.errors import ClusterError
 from reasongenrm.kubernetes.cluster import Cluster, ForbiddenError, UnavailableError
@@ -52,14 +52,14 @@ class Timeline:
 @dataclass(frozen=True)
 class Target:
     """Whose pods are waited for: one predictor of an InferenceService, the judge's server in front of it if there is one,
-    and the mark that they must carry.
+    and the revision that they must carry.
 
-    `mark` None is a manifest that we did not make: its pods carry none.
+    `revision` None is a manifest that we did not make: its pods carry none.
     """
 
     namespace: str
     name: str
-    mark: str | None
+    revision: str | None
     predictor: str = ""
     has_transformer: bool = False
 
@@ -87,7 +87,7 @@ def wait_for_rollout(cluster: Cluster, target: Target, timeout_seconds: float, t
 
     KServe's own status does not tell: Ready and transitionStatus may be of older pods, and observedGeneration is the
     Deployment's, not the InferenceService's (KServe aaac4e294, PropagateRawStatus). So the Deployment's template and the
-    pods must carry the mark that KServe copies from the InferenceService's annotations.
+    pods must carry the revision that KServe copies from the InferenceService's annotations.
 
     Returns:
         The address where clients ask: of the judge's server, or of the model where there is none. http://host[:port].
@@ -129,12 +129,12 @@ def _look(cluster: Cluster, target: Target) -> tuple[str, list[Trouble], str | N
         return f"the API server does not answer ({error})", [], None
     if service is None:
         raise ClusterError(f"{target}: somebody deleted it while its pods were waited for. Deploy again.")
-    if mark_of(service) != target.mark:
+    if revision_of(service) != target.revision:
         raise ClusterError(
-            f"{target}: somebody else changed it while its pods were waited for (mark {mark_of(service)}, "
-            f"expected {target.mark}). Let one deployment end before the next."
+            f"{target}: somebody else changed it while its pods were waited for (revision {revision_of(service)}, "
+            f"expected {target.revision}). Let one deployment end before the next."
         )
-    parts = [_part(service, part, *seen, target.mark) for part, seen in found.items()]
+    parts = [_part(service, part, *seen, target.revision) for part, seen in found.items()]
     state = "; the judge's server: ".join(part.state for part in parts)
     troubles = [trouble for part in parts for trouble in part.troubles]
     if not all(part.done for part in parts):
@@ -165,12 +165,12 @@ def _part(
     component: str,
     deployment: Mapping[str, Any] | None,
     pods: list[dict[str, Any]],
-    mark: str | None,
+    revision: str | None,
 ) -> _Part:
     template = (deployment or {}).get("spec", {}).get("template", {})
-    reconciled = deployment is not None and mark_of(template) == mark
+    reconciled = deployment is not None and revision_of(template) == revision
     staying = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
-    new = [pod for pod in staying if mark_of(pod) == mark]
+    new = [pod for pod in staying if revision_of(pod) == revision]
     troubles = [
         replace(trouble, cause=f"{component}/{trouble.cause}")
         for trouble in (
@@ -180,7 +180,7 @@ def _part(
     ]
     if not reconciled or deployment is None:
         return _Part("KServe has not taken up the change yet", troubles, False)
-    old = [pod["metadata"]["name"] for pod in staying if mark_of(pod) != mark]
+    old = [pod["metadata"]["name"] for pod in staying if revision_of(pod) != revision]
     wanted = deployment["spec"].get("replicas", 1)
     status = deployment.get("status", {})
     available, updated = status.get("availableReplicas", 0), status.get("updatedReplicas", 0)

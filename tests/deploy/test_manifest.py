@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from reasongenrm.cli import app
 from reasongenrm.components.images import read_table
 from reasongenrm.config import DeployConfig, JudgeServerConfig, parse_section
-from reasongenrm.deploy.manifest import deploy_kserve, mark_of, render_inference_service
+from reasongenrm.deploy.manifest import deploy_kserve, render_inference_service, revision_of
 from reasongenrm.deploy.preflight import check_admission
 from reasongenrm.errors import ConfigError, InputError
 from reasongenrm.store.artifacts import ArtifactRef, Store, read_file
@@ -159,10 +159,10 @@ def test_mode_of_an_existing_service_cannot_change() -> None:
 def test_mark_changes_with_the_model_and_the_spec_but_not_with_the_decision() -> None:
     again = DECISION.model_copy(update={"uri": "s3://judges/another-decision"})
     other = MODEL.model_copy(update={"digest": "sha256:" + "6" * 64})
-    first = mark_of(render_inference_service(DeployConfig(), MODEL, DECISION))
-    assert first == mark_of(render_inference_service(DeployConfig(), MODEL, again))
-    assert first != mark_of(render_inference_service(DeployConfig(), other, DECISION))
-    assert first != mark_of(render_inference_service(DeployConfig(cpu="8"), MODEL, DECISION))
+    first = revision_of(render_inference_service(DeployConfig(), MODEL, DECISION))
+    assert first == revision_of(render_inference_service(DeployConfig(), MODEL, again))
+    assert first != revision_of(render_inference_service(DeployConfig(), other, DECISION))
+    assert first != revision_of(render_inference_service(DeployConfig(cpu="8"), MODEL, DECISION))
 
 
 def test_gate_that_did_not_pass_deploys_nothing(store: Store) -> None:
@@ -245,10 +245,10 @@ def test_command_of_the_judges_server_takes_its_arguments_and_those_that_kserve_
 
 
 def test_change_of_the_judges_server_is_another_mark_and_none_has_the_mark_of_before() -> None:
-    first = mark_of(render_inference_service(DeployConfig(), MODEL, DECISION))
+    first = revision_of(render_inference_service(DeployConfig(), MODEL, DECISION))
     other = DeployConfig(judge=JudgeServerConfig(max_concurrency=32))
-    without = mark_of(render_inference_service(NO_JUDGE, MODEL, DECISION))
-    assert len({first, mark_of(render_inference_service(other, MODEL, DECISION)), without}) == 3
+    without = revision_of(render_inference_service(NO_JUDGE, MODEL, DECISION))
+    assert len({first, revision_of(render_inference_service(other, MODEL, DECISION)), without}) == 3
 
 
 @pytest.mark.parametrize(
