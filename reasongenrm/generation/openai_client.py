@@ -20,7 +20,7 @@ import logging
 import re
 import ssl
 import urllib.request
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NotRequired, Self, TypeVar
@@ -47,6 +47,8 @@ CONTEXT_WORDS = (
     "maximum model length",
     "context length is only",
 )
+_AWAY = (502, 503, 504)
+_NOT_OK = range(201, 1000)
 
 
 class EndpointError(EngineError, AttemptError):
@@ -122,7 +124,7 @@ class EndpointRefusedError(EndpointError):
 
 
 class WrongReplyError(EndpointError):
-    """The reply is none of an OpenAI-compatible server."""
+    """The reply does not come from an OpenAI-compatible server."""
 
     advice = "Expected an OpenAI-compatible server; check the URL, which ends with the API's version (/v1)."
 
@@ -165,7 +167,7 @@ class OpenAIClient:
         after_retries: what to do when they were in vain, for messages.
 
     Raises:
-        EndpointError: the URL is none.
+        EndpointError: the URL cannot be used.
         ConfigError: the key cannot be sent.
     """
 
@@ -192,9 +194,7 @@ class OpenAIClient:
             _ = url.port
         except ValueError as error:
             raise EndpointError(
-                self.base_url,
-                f"{error}; expected a URL such as http://127.0.0.1:8000/v1",
-                "Correct the URL.",
+                self.base_url, f"{error}; expected a URL such as http://127.0.0.1:8000/v1", "Correct the URL."
             ) from error
         self._chat_url, self._models_url = url / "chat/completions", url / "models"
         self._timeout = aiohttp.ClientTimeout(timeout_seconds, connect_seconds, silence_seconds)
@@ -247,7 +247,8 @@ class OpenAIClient:
             EndpointError: also in the middle, if the server gives up or the connection breaks.
         """
         where = self._where(what)
-        response = await self._retried(self._open_stream, where, {**body, "stream": True})
+        more = {"json": {**body, "stream": True}}
+        response = await self._retried(self._open, where, "POST", self._chat_url, more)
         has_ended = False
         async with response:
             with self._losses(where):
@@ -261,15 +262,16 @@ class OpenAIClient:
             raise EndpointAwayError(where, "ended its reply before it was whole")
 
     async def forward(self, body: bytes) -> aiohttp.ClientResponse:
-        """Hand a chat completion request on as it is; the response is the caller's to read and to close.
+        """Pass a chat completion request on unchanged; the response is the caller's to read and to close.
 
         `timeout_seconds` does not hold for it: what it answers may be a stream.
 
         Raises:
             EndpointAwayError: no connection, 502 or 503.
-            EndpointError: no response.
         """
-        return await self._retried(self._open, self.base_url, body)
+        unlimited = aiohttp.ClientTimeout(None, self._connect_seconds, self._timeout.sock_read)
+        more = {"data": body, "headers": {"Content-Type": "application/json"}, "timeout": unlimited}
+        return await self._retried(self._open, self.base_url, "POST", self._chat_url, more, (502, 503))
 
     def _where(self, what: str) -> str:
         return f"{self.base_url}: {what}" if what else self.base_url
@@ -291,14 +293,14 @@ class OpenAIClient:
             ) from error
 
     async def _models(self, where: str) -> list[ModelCard]:
-        raw = await self._read(where, "GET", self._models_url)
+        raw = await self._read(where, "GET", self._models_url, {})
         try:
             return [ModelCard(card["id"], card.get("max_model_len")) for card in _CARDS.validate_json(raw)["data"]]
         except ValidationError as error:
-            raise WrongReplyError(f"{where}/models", f"is no list of models: {first_problem(error)}") from error
+            raise WrongReplyError(f"{where}/models", f"is not a list of models: {first_problem(error)}") from error
 
     async def _complete(self, where: str, body: Mapping[str, Any]) -> Completion:
-        raw = await self._read(where, "POST", self._chat_url, json=body)
+        raw = await self._read(where, "POST", self._chat_url, {"json": body})
         try:
             return read_completion(raw)
         except ValueError as error:
@@ -306,37 +308,25 @@ class OpenAIClient:
                 where, f"the reply is no chat completion with choices and usage: {error} ({_excerpt(raw)})"
             ) from error
 
-    async def _read(self, where: str, method: str, url: URL, **more: Any) -> bytes:
+    async def _read(self, where: str, method: str, url: URL, more: Mapping[str, Any]) -> bytes:
         with self._losses(where):
-            async with self._request(method, url, **more) as response:
-                raw = await response.read()
-        if response.status != 200:
-            raise self._refusal(where, response, raw)
-        return raw
+            async with await self._open(where, method, url, more) as response:
+                return await response.read()
 
-    async def _open_stream(self, where: str, body: Mapping[str, Any]) -> aiohttp.ClientResponse:
-        with self._losses(where):
-            response = await self._request("POST", self._chat_url, json=body)
-            if response.status == 200:
-                return response
-            async with response:
-                raw = await response.read()
-        raise self._refusal(where, response, raw)
-
-    async def _open(self, where: str, body: bytes) -> aiohttp.ClientResponse:
-        with self._losses(where):
-            headers = {"Content-Type": "application/json"}
-            unlimited = aiohttp.ClientTimeout(None, self._connect_seconds, self._timeout.sock_read)
-            response = await self._request("POST", self._chat_url, data=body, headers=headers, timeout=unlimited)
-            if response.status not in (502, 503):
-                return response
-            async with response:
-                raw = await response.read()
-        raise self._refusal(where, response, raw)
-
-    def _request(self, method: str, url: URL, **more: Any) -> Any:
+    async def _open(
+        self, where: str, method: str, url: URL, more: Mapping[str, Any], refused: Container[int] = _NOT_OK
+    ) -> aiohttp.ClientResponse:
         assert self._session is not None, "used as an async context manager"
-        return self._session.request(method, url, allow_redirects=False, **more)  # the key is for this server alone
+        with self._losses(where):
+            # No redirects: the key is for this server alone.
+            response = await self._session.request(method, url, allow_redirects=False, **more)
+            if response.status not in refused:
+                return response
+            async with response:
+                raw = await response.read()
+        said = {"request_id": response.headers.get("X-Request-ID"), **_error_of(raw)}
+        after = retry_after_seconds(response.headers.get("Retry-After"))
+        raise self._error(where, response.status, said, raw, after)
 
     @contextmanager
     def _losses(self, where: str) -> Iterator[None]:
@@ -361,21 +351,19 @@ class OpenAIClient:
             said = _error_of(data.encode())
             if said:
                 raise self._error(where, None, said, data.encode()) from error
-            raise WrongReplyError(where, f"its stream is none of chat completion chunks: {error}") from error
-
-    def _refusal(self, where: str, response: aiohttp.ClientResponse, raw: bytes) -> EndpointError:
-        """The error that a reply of another status than 200 means."""
-        said = {"request_id": response.headers.get("X-Request-ID"), **_error_of(raw)}
-        return self._error(where, response.status, said, raw, retry_after_seconds(response.headers.get("Retry-After")))
+            raise WrongReplyError(
+                where, f"its stream has something else than chunks of a chat completion: {error}"
+            ) from error
 
     def _error(
         self, where: str, status: int | None, said: Mapping[str, Any], raw: bytes, after: float | None = None
     ) -> EndpointError:
+        """The error that a reply means, or an event of a stream (its status is None)."""
         kind: type[EndpointError] = EndpointRefusedError
         advice = None
-        if status is None or status in (502, 503, 504):
-            kind = EndpointAwayError if status else EndpointFailedError
-        elif status >= 500:
+        if status in _AWAY:
+            kind = EndpointAwayError
+        elif status is None or status >= 500:
             kind = EndpointFailedError
         elif status == 429:
             kind = EndpointBusyError

@@ -84,7 +84,7 @@ class Predictor:
         max_concurrency: generations under way at once; more wait here.
 
     Raises:
-        EngineError: the URL is none.
+        EngineError: the URL cannot be used.
         ConfigError: the key cannot be sent.
     """
 

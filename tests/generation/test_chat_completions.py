@@ -73,8 +73,10 @@ def test_log_probabilities_are_read_without_what_is_not_used() -> None:
     [
         ("<html>", "^not JSON$"),
         ("[1]", "should be an object"),
-        ('{"choices": []}', "usage: Field required"),
-        (json.dumps(reply() | {"choices": []}), "choices: has none; expected one"),
+        ('{"usage": null}', "choices: Field required"),
+        (json.dumps(reply() | {"choices": []}), "expected one choice with a message, and the usage"),
+        (json.dumps(reply() | {"choices": [{"delta": {}}]}), "expected one choice with a message, and the usage"),
+        (json.dumps(reply() | {"usage": None}), "expected one choice with a message, and the usage"),
         (json.dumps(reply(message={"content": 3})), r"choices\.0\.message\.content: "),
         (json.dumps(reply(logprobs={"content": [{"token": "A"}]})), r"choices\.0\.logprobs\.content\.0\.logprob: "),
     ],

@@ -150,7 +150,7 @@ def test_stream_ends_at_its_mark_and_not_before() -> None:
         streamed(chunks(said, "[DONE]"))
     with pytest.raises(EndpointFailedError, match="/v1: out of memory"):
         streamed(chunks(said, {"error": {"message": "out of memory", "code": 500}}, "[DONE]"))
-    with pytest.raises(WrongReplyError, match="its stream is none of chat completion chunks: not JSON"):
+    with pytest.raises(WrongReplyError, match="something else than chunks of a chat completion: not JSON"):
         streamed(chunks("{nonsense"))
 
 
