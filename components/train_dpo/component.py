@@ -1,4 +1,4 @@
-"""Adapter of reasongenrm.training.dpo.train_dpo."""
+"""Adapter of reasongenrm.training.dpo.train_dpo, which reasongenrm.trainjob.launch runs here or in a TrainJob."""
 
 from kfp import dsl
 
@@ -17,8 +17,8 @@ def train_dpo(
     """Move the SFT model's reasoning towards the chosen reasons; the reference model is the SFT model."""
     from reasongenrm.config import DPOConfig
     from reasongenrm.runs.task import Task
-    from reasongenrm.training.dpo import train_dpo as stage
+    from reasongenrm.trainjob.launch import train_where_configured
 
     with Task("train_dpo", store_uri, trained_model) as task:
-        inputs = (task.input(model), task.input(preferences))
-        task.publish(stage(task.store, task.section(DPOConfig, config), *inputs), metrics)
+        inputs = task.inputs({"model": model, "preferences": preferences})
+        task.publish(train_where_configured(task.store, task.section(DPOConfig, config), **inputs), metrics)

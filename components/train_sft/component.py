@@ -1,4 +1,4 @@
-"""Adapter of reasongenrm.training.sft.train_sft."""
+"""Adapter of reasongenrm.training.sft.train_sft, which reasongenrm.trainjob.launch runs here or in a TrainJob."""
 
 from kfp import dsl
 
@@ -18,8 +18,9 @@ def train_sft(
     """Fine-tune the base model: variant "genrm" on verdicts alone, variant "sft" on reasons and verdicts."""
     from reasongenrm.config import SFTConfig
     from reasongenrm.runs.task import Task
-    from reasongenrm.training.sft import train_sft as stage
+    from reasongenrm.trainjob.launch import train_where_configured
 
     with Task("train_sft", store_uri, trained_model) as task:
-        inputs = (task.input(model), task.input(examples))
-        task.publish(stage(task.store, task.section(SFTConfig, config), variant, *inputs), metrics)  # type: ignore[arg-type]  # KFP knows no Literal
+        inputs = task.inputs({"model": model, "examples": examples})
+        section = task.section(SFTConfig, config)
+        task.publish(train_where_configured(task.store, section, variant, **inputs), metrics)  # type: ignore[arg-type]  # KFP knows no Literal

@@ -175,18 +175,17 @@ def train(
     from reasongenrm.processes.cpu_math import configure_cpu_math
     from reasongenrm.runs.local import open_store
     from reasongenrm.store.artifacts import open_artifact
-    from reasongenrm.training.dpo import train_dpo
-    from reasongenrm.training.sft import train_sft
+    from reasongenrm.trainjob.launch import train_where_configured
 
     settings = make_config(config, assignments)
     configure_cpu_math()
     with open_store(store) as opened:
         model_ref, data_ref = open_artifact(model).ref(), open_artifact(data).ref()
         if variant == "dpo":
-            trained = train_dpo(opened, settings.dpo, model_ref, data_ref)
+            trained = train_where_configured(opened, settings.dpo, model=model_ref, preferences=data_ref)
         else:
             section = settings.genrm if variant == "genrm" else settings.sft
-            trained = train_sft(opened, section, variant, model_ref, data_ref)
+            trained = train_where_configured(opened, section, variant, model=model_ref, examples=data_ref)
     _print({"model": trained}, as_json)
 
 

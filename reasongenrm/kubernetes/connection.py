@@ -7,16 +7,16 @@ requests without a word, and its models drop fields that they do not know.
 
 import json
 import logging
+import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay
+from urllib.parse import urlencode
 
 from reasongenrm import __version__
 from reasongenrm.errors import ClusterError
@@ -38,9 +38,6 @@ _TRANSIENT = frozenset({429, 500, 502, 503, 504})  # 500 is what a webhook that 
 _ACCOUNT = re.compile(r'[Uu]ser "([^"]+)" cannot ')
 
 
-Settle = Callable[[ClusterError], Any]
-
-
 class NotFoundError(ClusterError):
     """There is no such object."""
 
@@ -57,10 +54,6 @@ class ForbiddenError(ClusterError):
     """The API server, or an admission rule of the cluster, does not allow it."""
 
 
-class GoneError(ClusterError):
-    """A watch asked for changes that the server has forgotten: list again."""
-
-
 class UnavailableError(ClusterError):
     """The API server could not be reached, or was overloaded, also when retried."""
 
@@ -70,13 +63,11 @@ class _Transient(Exception):
 
     Attributes:
         retry_after_seconds: what the server asked for, if it did.
-        unclear: the request may have been carried out although no answer came.
     """
 
-    def __init__(self, what: str, retry_after_seconds: float | None = None, *, unclear: bool = False) -> None:
+    def __init__(self, what: str, retry_after_seconds: float | None = None) -> None:
         super().__init__(what)
         self.retry_after_seconds = retry_after_seconds
-        self.unclear = unclear
 
 
 @dataclass(frozen=True)
@@ -84,7 +75,7 @@ class Call:
     """One request, in the words of RBAC and in those of HTTP.
 
     Attributes:
-        verb: as RBAC names it: get, list, watch, create, update, patch, delete.
+        verb: as RBAC names it: get, list, create, update, patch, delete.
         resource: plural with its group, as RBAC and kubectl name it ("trainjobs.trainer.kubeflow.org", "pods/log").
         path: from the host on.
     """
@@ -124,50 +115,38 @@ class Connection:
         """The same server and account; a request and its retries are given up after `seconds`."""
         return Connection(self._configuration, self._login, seconds)
 
-    def request(self, call: Call, settle: Settle | None = None) -> Any:
-        """Send a request, again after a 429 (as late as Retry-After says), a 5xx or a lost connection.
-
-        Args:
-            settle: asked when an attempt ended without an answer, so that it may have been carried out, and a later one
-                was refused: the answer, if that refusal only shows our own work; else None.
+    def request(self, call: Call) -> Any:
+        """Send a request, again after a 429 (when Retry-After says), a 5xx or a lost connection.
 
         Returns:
             The answer's JSON.
 
         Raises:
-            ClusterError: the kind says what was refused (see the classes above).
+            ClusterError: the kind says what was refused (see the classes above). An earlier attempt, whose answer was
+                lost, may have been carried out, and be what the refusal is about.
         """
-        started, unclear = time.monotonic(), False
-        retrying = Retrying(
-            retry=retry_if_exception_type(_Transient),
-            stop=stop_after_attempt(MAX_ATTEMPTS) if self._seconds is None else stop_after_delay(self._seconds),
-            wait=self._wait_of(started),
-            before_sleep=lambda state: _say_retry(call, state),
-            reraise=True,
-        )
-        try:
-            for attempt in retrying:
-                with attempt:
-                    try:
-                        return self._request_once(call, self._left(started))
-                    except _Transient as error:
-                        unclear = unclear or error.unclear
-                        raise
-        except _Transient as error:
-            raise UnavailableError(
-                f"{call}: {error}, also when retried. Is the API server {self.host} up and reachable from here? Run again; "
-                "finished work is kept."
-            ) from error
-        except ClusterError as error:
-            settled = settle(error) if settle is not None and unclear else None
-            if settled is None:
-                raise
-            return settled
-        raise AssertionError("tenacity returns or raises")
+        ends = math.inf if self._seconds is None else time.monotonic() + self._seconds
+        num_attempts = 0
+        while True:
+            try:
+                return self._request_once(call, min(READ_SECONDS, max(0.1, ends - time.monotonic())))
+            except _Transient as error:
+                num_attempts += 1
+                left = ends - time.monotonic()
+                if left <= 0 or (self._seconds is None and num_attempts == MAX_ATTEMPTS):
+                    raise UnavailableError(
+                        f"{call}: {error}, also when retried. Is the API server {self.host} up and reachable from here? "
+                        "Run again; finished work is kept."
+                    ) from error
+                growing = FIRST_WAIT_SECONDS * 2 ** (num_attempts - 1)
+                seconds = growing if error.retry_after_seconds is None else error.retry_after_seconds
+                seconds = min(seconds, left, MAX_WAIT_SECONDS)
+                logger.warning("%s: %s; trying again in %.1f s", call, error, seconds)
+                time.sleep(seconds)
 
     @contextmanager
     def lines(self, call: Call, read_seconds: float) -> Iterator[Iterator[bytes]]:
-        """Open a stream (a watch, a log) and read it line by line, without its line ends; one attempt, no retry.
+        """Open a stream (a log) and read it line by line, without its line ends; one attempt, no retry.
 
         A line that the connection breaks off in is not handed out; a last line without a line end is, if the server ended
         the stream in order.
@@ -188,27 +167,14 @@ class Connection:
         except _Transient as error:
             raise UnavailableError(f"{call}: {error}.") from error
 
-    def _left(self, started: float) -> float:
-        return READ_SECONDS if self._seconds is None else max(0.1, self._seconds - (time.monotonic() - started))
-
-    def _wait_of(self, started: float) -> Any:
-        def wait(state: RetryCallState) -> float:
-            error = state.outcome.exception() if state.outcome else None
-            asked = error.retry_after_seconds if isinstance(error, _Transient) else None
-            seconds = FIRST_WAIT_SECONDS * 2 ** (state.attempt_number - 1) if asked is None else asked
-            left = MAX_WAIT_SECONDS if self._seconds is None else self._left(started)
-            return min(seconds, left, MAX_WAIT_SECONDS)
-
-        return wait
-
     def _request_once(self, call: Call, read_seconds: float) -> Any:
         from urllib3.exceptions import HTTPError
 
-        response = self._send(call, min(read_seconds, READ_SECONDS))
+        response = self._send(call, read_seconds)
         try:
             return json.loads(response.data)
         except HTTPError as error:
-            raise _Transient(f"the answer broke off ({_words(error)})", unclear=True) from error
+            raise _Transient(f"the answer broke off ({_words(error)})") from error
         except ValueError as error:
             raise ClusterError(
                 f"{call}: {self.host} answered {response.data[:80]!r}; expected JSON. Is that address a Kubernetes API "
@@ -228,7 +194,7 @@ class Connection:
         if call.body is not None:
             headers["content-type"] = call.content_type
             body = json.dumps(call.body, allow_nan=False).encode()
-        url = self.host + call.path + ("?" + _encoded(call.query) if call.query else "")
+        url = self.host + call.path + ("?" + urlencode(call.query) if call.query else "")
         timeout = Timeout(connect=min(CONNECT_SECONDS, read_seconds), read=read_seconds)
         try:
             response: BaseHTTPResponse = self._api.rest_client.pool_manager.request(
@@ -244,19 +210,19 @@ class Connection:
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
                 raise ClusterError(
                     f"{call}: the certificate of {self.host} is not trusted ({_words(error)}). Check "
-                    "certificate-authority(-data) of the kubeconfig, or rewrite it."
+                    "certificate-authority(-data) of the kubeconfig, or write it again."
                 ) from error
             raise _Transient(f"no TLS connection to {self.host} ({_words(error)})") from error
         except (NewConnectionError, ConnectTimeoutError) as error:
             raise _Transient(f"nobody answers at {self.host} ({_words(error)})") from error
         except HTTPError as error:
-            raise _Transient(f"{self.host} did not answer ({_words(error)})", unclear=True) from error
+            raise _Transient(f"{self.host} did not answer ({_words(error)})") from error
         if 200 <= response.status < 300:
             return response
         try:
             raise self._refusal(call, response)
         except HTTPError as error:
-            raise _Transient(f"the answer broke off ({_words(error)})", unclear=True) from error
+            raise _Transient(f"the answer broke off ({_words(error)})") from error
         finally:
             response.release_conn()
 
@@ -267,7 +233,7 @@ class Connection:
         if code in _TRANSIENT:
             after = response.headers.get("Retry-After", "")
             wait = float(after) if after.isdigit() else None
-            return _Transient(f"{self.host} answered {code}: {message}".rstrip(". "), wait, unclear=code == 504)
+            return _Transient(f"{self.host} answered {code}: {message}".rstrip(". "), wait)
         return refusal(call, code, status, message, self._login)
 
 
@@ -289,10 +255,10 @@ def refusal(call: Call, code: int, status: Mapping[str, Any], message: str, logi
         return AlreadyExistsError(f"{call}: it exists already. Delete it, or use another name.")
     if code == 409:
         return ConflictError(f"{call}: {message}. Read it again and repeat.")
-    if code == 410:
-        return GoneError(f"{call}: {message}. List again.")
     if code == 422:
-        return ClusterError(f"{call}: the API server finds the object invalid: {message}. Fix the field that it names.")
+        return ClusterError(
+            f"{call}: the API server finds the object invalid: {message}. Fix the field that it names."
+        )
     return ClusterError(f"{call}: the API server answered {code}: {message}. Fix what it names.")
 
 
@@ -373,7 +339,7 @@ def kubeconfig(context: str | None) -> tuple[Connection, str]:
         ) from error
     chosen = named[context] if context is not None else active
     login = (
-        f"They come from context '{chosen['name']}' of {path}: log in again or rewrite it "
+        f"They come from context '{chosen['name']}' of {path}: log in again or write it again "
         "(kubectl auth whoami shows whether they work)."
     )
     return Connection(configuration, login), chosen["context"].get("namespace") or "default"
@@ -388,12 +354,6 @@ def _kubernetes() -> Any:
             "Install reasongenrm with the extra 'cluster'."
         ) from error
     return client
-
-
-def _encoded(query: Mapping[str, str]) -> str:
-    from urllib.parse import urlencode
-
-    return urlencode(query)
 
 
 def _lines_of(response: "BaseHTTPResponse") -> Iterator[bytes]:
@@ -416,12 +376,6 @@ def _status_of(data: bytes) -> Mapping[str, Any]:
     except ValueError:
         return {}
     return status if isinstance(status, dict) else {}
-
-
-def _say_retry(call: Call, state: RetryCallState) -> None:
-    assert state.outcome is not None
-    assert state.next_action is not None
-    logger.warning("%s: %s; trying again in %.1f s", call, state.outcome.exception(), state.next_action.sleep)
 
 
 def _words(error: Exception) -> str:

@@ -10,11 +10,24 @@ from typing import Any
 Item = Mapping[str, Any]
 
 MAX_RESTARTS = 2  # a container that died so often dies again: weights, arguments and GPU stay the same
-_SETTLE_SECONDS = 60.0  # a registry that hiccups, a Secret or a quota that comes a little later
+SETTLE_SECONDS = 60.0  # a registry that hiccups, a Secret or a quota that comes a little later
 _NEVER = float("inf")
 
-_BAD_IMAGE = ("ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName")
-_BAD_CONFIG = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+# Reasons of a waiting container that pass only if someone fixes the cause: Kubernetes, pkg/kubelet/images/types.go and
+# pkg/kubelet/kuberuntime/kuberuntime_container.go.
+_BAD_IMAGE = frozenset(
+    {
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "ErrImageNeverPull",
+        "InvalidImageName",
+        "ImageInspectError",
+        "RegistryUnavailable",
+        "SignatureValidationFailed",
+    }
+)
+_BAD_CONFIG = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+CANNOT_START = _BAD_IMAGE | _BAD_CONFIG
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,13 @@ class Trouble:
     pod: str | None = None
     container: str | None = None
     previous: bool = False
+
+
+def container_states(pod: Item) -> dict[str, Item]:
+    """Container name -> its state, those of init containers first; empty before the kubelet has taken up the pod."""
+    status = pod.get("status", {})
+    entries = [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]
+    return {entry["name"]: entry.get("state", {}) for entry in entries}
 
 
 def condition(item: Item | None, kind: str) -> Item:
@@ -60,15 +80,15 @@ def service_troubles(
     if component == "Predictor" and not reconciled and failure and status.get("transitionStatus") == "InvalidSpec":
         text = f"KServe refuses the spec: {failure.get('reason')}: {failure.get('message', '')}"
         yield Trouble(
-            f"spec/{failure.get('reason')}", text, _SETTLE_SECONDS / 6
+            f"spec/{failure.get('reason')}", text, SETTLE_SECONDS / 6
         )  # the status may be that of the spec before
     ready = condition(service, f"{component}Ready")
     if not reconciled and ready.get("reason") == "ReconcileFailed":
-        yield Trouble("reconcile", f"KServe cannot write the Deployment: {ready.get('message', '')}", _SETTLE_SECONDS)
+        yield Trouble("reconcile", f"KServe cannot write the Deployment: {ready.get('message', '')}", SETTLE_SECONDS)
     refused = condition(deployment, "ReplicaFailure") if reconciled else {}
     if refused.get("status") == "True":
         text = f"no pod can be created: {refused.get('reason')}: {refused.get('message', '')}"
-        yield Trouble("replicas", text, _SETTLE_SECONDS)
+        yield Trouble("replicas", text, SETTLE_SECONDS)
 
 
 def pod_troubles(pods: Sequence[Item]) -> Iterator[Trouble]:
@@ -77,7 +97,7 @@ def pod_troubles(pods: Sequence[Item]) -> Iterator[Trouble]:
         name, status = pod["metadata"]["name"], pod.get("status", {})
         if status.get("phase") == "Failed":
             text = f"pod {name} failed: {status.get('reason', '')} {status.get('message', '')}"
-            yield Trouble(f"failed/{status.get('reason')}", text, _SETTLE_SECONDS)
+            yield Trouble(f"failed/{status.get('reason')}", text, SETTLE_SECONDS)
         scheduled = condition(pod, "PodScheduled")
         if scheduled.get("status") == "False":
             text = f"pod {name} waits for a node: {scheduled.get('message') or scheduled.get('reason')}"
@@ -92,10 +112,10 @@ def _container(pod: str, entry: Item) -> Iterator[Trouble]:
     reason = waiting.get("reason", "")
     if reason in _BAD_IMAGE:
         text = f"pod {pod}: the image {entry.get('image', '')} cannot be pulled: {reason}: {waiting.get('message', '')}"
-        yield Trouble(f"image/{name}", text, _SETTLE_SECONDS)
+        yield Trouble(f"image/{name}", text, SETTLE_SECONDS)
     if reason in _BAD_CONFIG:
         text = f"pod {pod}: {name} cannot be set up: {reason}: {waiting.get('message', '')}"
-        yield Trouble(f"config/{name}", text, _SETTLE_SECONDS)
+        yield Trouble(f"config/{name}", text, SETTLE_SECONDS)
     ended = entry.get("state", {}).get("terminated") or entry.get("lastState", {}).get("terminated") or {}
     failed = ended.get("exitCode", 0) != 0 and not entry.get("ready", False)
     if failed:

@@ -98,8 +98,7 @@ def train_dpo(store: Store, config: DPOConfig, model: ArtifactRef, preferences: 
     Raises:
         ConfigError: settings contradict each other, or have no effect.
         EmptyStageError: every pair is longer than `max_length`.
-        TrainingError: a loss or a gradient was not finite; or the TrainJob failed.
-        ClusterError: with `mode: trainjob`, the cluster refused or failed.
+        TrainingError: a loss or a gradient was not finite.
 
     Source: docs/method.md, section 6; arXiv 2305.18290.
     """
@@ -107,10 +106,6 @@ def train_dpo(store: Store, config: DPOConfig, model: ArtifactRef, preferences: 
     with Stage(store, "train_dpo", config, {"model": model, "preferences": preferences}) as stage:
         if stage.done:
             return stage.done
-        if config.mode == "trainjob":
-            from reasongenrm.trainjob.launch import run_as_trainjob
-
-            return run_as_trainjob(stage, config, {"model": model, "preferences": preferences})
         records = parse_records(read_file(preferences, "preferences.jsonl"), Preference, "preferences.jsonl")
         world = find_world(config, stage.name)
         model_dir = download(model, stage.work_dir / "model")

@@ -100,17 +100,12 @@ def train_sft(
     Raises:
         ConfigError: settings contradict each other, or have no effect.
         EmptyStageError: every example is longer than `max_length`.
-        TrainingError: a loss or a gradient was not finite; or the TrainJob failed.
-        ClusterError: with `mode: trainjob`, the cluster refused or failed.
+        TrainingError: a loss or a gradient was not finite.
     """
     check_config(config, "train_sft")
     with Stage(store, "train_sft", config, {"model": model, "examples": examples}, {"variant": variant}) as stage:
         if stage.done:
             return stage.done
-        if config.mode == "trainjob":
-            from reasongenrm.trainjob.launch import run_as_trainjob
-
-            return run_as_trainjob(stage, config, {"model": model, "examples": examples})
         records = parse_records(read_file(examples, "examples.jsonl"), TrainingExample, "examples.jsonl")
         world = find_world(config, stage.name)
         model_dir = download(model, stage.work_dir / "model")

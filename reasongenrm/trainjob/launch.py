@@ -12,12 +12,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from reasongenrm.config import TrainConfig
+from reasongenrm.config import DPOConfig, SFTConfig, TrainConfig
 from reasongenrm.errors import ClusterError, TrainingError
 from reasongenrm.kubernetes.cluster import AlreadyExistsError, Cluster, ConflictError
+from reasongenrm.kubernetes.health import condition
 from reasongenrm.kubernetes.kinds import POD, TRAIN_JOB
-from reasongenrm.store.artifacts import ArtifactRef
+from reasongenrm.kubernetes.waiting import poll
+from reasongenrm.store.artifacts import ArtifactRef, Store
 from reasongenrm.store.stage import Stage
+from reasongenrm.training.job import check_config
+from reasongenrm.training.sft import Variant
+from reasongenrm.trainjob.node import train_here, training_stage
 from reasongenrm.trainjob.pods import TrainPods
 from reasongenrm.trainjob.spec import (
     KEY_LABEL,
@@ -27,15 +32,38 @@ from reasongenrm.trainjob.spec import (
     render_trainjob,
 )
 
-POLL_SECONDS = 5.0  # between two looks at the pods; changes of the TrainJob itself are watched
+POLL_SECONDS = 5.0  # between two looks at the TrainJob and its pods
 LEAVE_SECONDS = 20.0  # to take the TrainJob down: a pod has 30 s from SIGTERM to SIGKILL
+
+
+def train_where_configured(
+    store: Store, config: SFTConfig | DPOConfig, variant: Variant | None = None, **inputs: ArtifactRef
+) -> ArtifactRef:
+    """Run train_sft or train_dpo: with `mode: pod` here, with `mode: trainjob` in the pods of a TrainJob.
+
+    Args:
+        variant: of train_sft; None for train_dpo.
+        inputs: `model`, and `examples` or `preferences`.
+
+    Returns:
+        The same artifact, whatever the mode: where a stage works is no part of its key.
+
+    Raises:
+        ReasonGenRMError: as `train_sft` and `train_dpo`, or as `run_as_trainjob`.
+    """
+    if config.mode == "pod":
+        return train_here(store, config, variant, inputs)
+    stage = training_stage(store, config, variant, inputs)
+    check_config(config, stage.name)
+    with stage:
+        return stage.done or run_as_trainjob(stage, config, inputs)
 
 
 def run_as_trainjob(stage: Stage, config: TrainConfig, inputs: Mapping[str, ArtifactRef]) -> ArtifactRef:
     """Train in the pods of a TrainJob; returns when its artifact is finished.
 
     A TrainJob of the same stage, key and store that is there already is taken up; a finished one that left no artifact is
-    recreated, once. While it is queued there is no time-out. If this process is stopped or anything fails, the TrainJob is
+    created again, once. While it is queued there is no time-out. If this process is stopped or anything fails, the TrainJob is
     deleted, unless another running step has taken it up as well; its checkpoints stay, and the next run goes on from them.
 
     Args:
@@ -81,7 +109,7 @@ class _Launched:
         Returns:
             The artifact, if the one that is there has ended since the stage looked for it last; else None.
         """
-        made_anew = False
+        recreated = False
         while self._uid is None:
             found = self._get()
             if found is None:
@@ -97,14 +125,16 @@ class _Launched:
             elif (ref := self._stage.find_done()) is not None:
                 self._say(f"{self.place} has ended meanwhile and wrote {ref.uri}")
                 return ref
-            elif made_anew:
+            elif recreated:
                 raise TrainingError(
-                    f"{self._stage.name}: {self.place} is {state} again, although it has just been recreated: another run "
+                    f"{self._stage.name}: {self.place} is {state} again, although it has just been created again: another run "
                     "works on the same stage. Wait for it, then run again."
                 )
             else:
-                made_anew = True
-                self._say(f"an earlier {self.place} is {state} and left no artifact ({_message(found)}); recreates it")
+                recreated = True
+                self._say(
+                    f"an earlier {self.place} is {state} and left no artifact ({_message(found)}); creates it again"
+                )
                 uid = found["metadata"]["uid"]
                 self._cluster.delete(TRAIN_JOB, self._namespace, self._name, uid=uid, foreground=True)
                 self._wait_until_gone(uid)
@@ -116,25 +146,22 @@ class _Launched:
 
         Raises:
             TrainingError: it failed, or a pod cannot start.
-            ClusterError: it was deleted.
+            ClusterError: it was deleted, or the API server was away for too long.
         """
         assert self._pods is not None
         said = started = time.monotonic()
-        while True:
-            job = self._next_state()
+        for job in poll(self._look, POLL_SECONDS):
             state = _state(job)
-            if state == "Complete":
+            if state in ("Complete", "Failed"):
                 self._pods.finish_logs()
+            if state == "Complete":
                 return
             if state == "Failed":
-                self._pods.finish_logs()
                 raise TrainingError(
                     f"{self._stage.name}: {self.place} failed: {_message(job)}; {self._pods.why_failed()}"
-                    "Fix the cause and run again: it continues from the last checkpoint."
+                    "Fix the cause and run again: it goes on from the last checkpoint."
                 )
-            if state != "Suspended":
-                self._pods.check()
-            elif time.monotonic() - said >= self._config.trainjob.report_seconds:
+            if state == "Suspended" and time.monotonic() - said >= self._config.trainjob.report_seconds:
                 said = time.monotonic()
                 minutes = (said - started) / 60
                 queue = self._config.trainjob.queue
@@ -142,6 +169,19 @@ class _Launched:
                 self._say(
                     f"{self.place} waits {where} for {minutes:.0f} min: {_message(job)}. {self._pods.events()}".rstrip()
                 )
+
+    def _look(self) -> dict[str, Any]:
+        """The TrainJob; while it runs, its pods are looked at as well."""
+        job = self._get()
+        if job is None or job["metadata"]["uid"] != self._uid:
+            raise ClusterError(
+                f"{self._stage.name}: {self.place} was deleted by someone else while it was followed. Run again: it goes on "
+                "from the last checkpoint."
+            )
+        if _state(job) == "Running":
+            assert self._pods is not None
+            self._pods.check()
+        return job
 
     def artifact(self) -> ArtifactRef:
         """The artifact that is there now.
@@ -166,7 +206,7 @@ class _Launched:
         deadline = time.monotonic() + LEAVE_SECONDS
         if self._pods is not None:
             self._pods.stop()
-        with _deaf_to_sigterm():
+        with _ignoring_sigterm():
             try:
                 self._take_down(deadline)
             except ClusterError as error:
@@ -194,7 +234,9 @@ class _Launched:
 
     def _is_alive(self, owner: Mapping[str, Any], deadline: float) -> bool:
         pod = self._within(deadline).get(POD, self._namespace, owner["name"]) if owner["kind"] == "Pod" else None
-        return pod is not None and pod["metadata"]["uid"] == owner["uid"] and _phase(pod) in ("Pending", "Running")
+        if pod is None or pod["metadata"]["uid"] != owner["uid"]:
+            return False
+        return pod.get("status", {}).get("phase", "Pending") in ("Pending", "Running")
 
     def _within(self, deadline: float) -> Cluster:
         return self._cluster.within(max(1.0, deadline - time.monotonic()))
@@ -240,63 +282,39 @@ class _Launched:
 
     def _wait_until_gone(self, uid: str) -> None:
         """No time-out: the pods of a large job take their time to end, and the name is taken until they have."""
-        while (found := self._get()) is not None and found["metadata"]["uid"] == uid:
-            for event in self._cluster.watch(
-                TRAIN_JOB, self._namespace, self._name, timeout_seconds=self._config.trainjob.report_seconds
-            ):
-                if event.type == "DELETED" and event.object["metadata"]["uid"] == uid:
-                    return
-            self._say(f"still waits for an earlier {self.place} to go")
-
-    def _next_state(self) -> dict[str, Any]:
-        """The TrainJob when it has ended, else as it is after POLL_SECONDS."""
-        job = None
-        for event in self._cluster.watch(TRAIN_JOB, self._namespace, self._name, timeout_seconds=POLL_SECONDS):
-            if event.object["metadata"]["uid"] != self._uid:
-                continue
-            job = None if event.type == "DELETED" else event.object
-            if job is None or _state(job) in ("Complete", "Failed"):
-                break
-        if job is None:
-            raise ClusterError(
-                f"{self._stage.name}: {self.place} was deleted by someone else while it was followed. Run again: it goes on from "
-                "the last checkpoint."
-            )
-        return job
+        said = time.monotonic()
+        for found in poll(self._get, POLL_SECONDS):
+            if found is None or found["metadata"]["uid"] != uid:
+                return
+            if time.monotonic() - said >= self._config.trainjob.report_seconds:
+                said = time.monotonic()
+                self._say(f"still waits for an earlier {self.place} to go")
 
     def _say(self, line: str) -> None:
         print(f"{self._stage.name}: {line}", flush=True)  # noqa: T201 - the step's log
 
 
-def _phase(pod: Mapping[str, Any]) -> str:
-    return str(pod.get("status", {}).get("phase", "Pending"))
-
-
-def _condition(job: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
-    for condition in job.get("status", {}).get("conditions", []):
-        if condition["type"] == kind and condition["status"] == "True":
-            found: Mapping[str, Any] = condition
-            return found
-    return None
+def _is_true(job: Mapping[str, Any], kind: str) -> bool:
+    return condition(job, kind).get("status") == "True"
 
 
 def _state(job: Mapping[str, Any]) -> str:
     """Complete, Failed, Suspended or Running. Kueue holds a TrainJob back by `suspend`, before there is any condition."""
     for kind in ("Complete", "Failed"):
-        if _condition(job, kind):
+        if _is_true(job, kind):
             return kind
-    return "Suspended" if job["spec"].get("suspend") or _condition(job, "Suspended") else "Running"
+    return "Suspended" if job["spec"].get("suspend") or _is_true(job, "Suspended") else "Running"
 
 
 def _message(job: Mapping[str, Any]) -> str:
     state = _state(job)
-    condition = _condition(job, state) or {}
-    return f"{condition.get('reason', state)}: {condition.get('message', 'no message')}".rstrip(".")
+    said = condition(job, state) if _is_true(job, state) else {}
+    return f"{said.get('reason', state)}: {said.get('message', 'no message')}".rstrip(".")
 
 
 @contextmanager
-def _deaf_to_sigterm() -> Iterator[None]:
-    """A second SIGTERM shall not stop the clean-up that the first one began."""
+def _ignoring_sigterm() -> Iterator[None]:
+    """A second SIGTERM does not stop the clean-up that the first one began."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

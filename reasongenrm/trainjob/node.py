@@ -1,6 +1,6 @@
-"""What each pod of a TrainJob runs: one stage, as `python -m reasongenrm.trainjob.node JSON`.
+"""What every pod of a TrainJob runs: `python -m reasongenrm.trainjob.node '<json>'`, one training in this pod.
 
-The launcher (`trainjob`) writes the argument. Key, inputs and store are those of the stage that launched it, so that its
+The launcher (`launch`) writes the argument. Key, inputs and store are those of the stage that launched it, so that its
 checkpoints are found and its artifact is the one that the launcher waits for.
 """
 
@@ -8,8 +8,8 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from types import FrameType
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -19,6 +19,8 @@ from reasongenrm.errors import ConfigError, ReasonGenRMError
 from reasongenrm.processes.cpu_math import configure_cpu_math
 from reasongenrm.store.artifacts import ArtifactRef, Store
 from reasongenrm.store.stage import Stage
+from reasongenrm.training.dpo import train_dpo
+from reasongenrm.training.sft import Variant, train_sft
 
 
 class NodeTask(BaseModel):
@@ -27,46 +29,60 @@ class NodeTask(BaseModel):
     Attributes:
         key: of the stage, as the launcher has it.
         inputs: by the names that they have in the stage's key.
+        sft, dpo: its section, with `mode: pod`; one of the two.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    stage: Literal["train_sft", "train_dpo"]
     key: str
     store_uri: str
-    variant: Literal["genrm", "sft"] | None
+    variant: Variant | None
+    inputs: dict[str, ArtifactRef]
     sft: SFTConfig | None = None
     dpo: DPOConfig | None = None
-    inputs: dict[str, ArtifactRef]
 
 
-def run(task: NodeTask) -> ArtifactRef:
-    """Run the stage here, with `mode: pod`.
+def training_stage(
+    store: Store, config: SFTConfig | DPOConfig, variant: Variant | None, inputs: Mapping[str, ArtifactRef]
+) -> Stage:
+    """The stage whose artifact a training makes.
+
+    Args:
+        variant: of train_sft; None for train_dpo.
+        inputs: `model`, and `examples` or `preferences`.
+    """
+    if isinstance(config, DPOConfig):
+        return Stage(store, "train_dpo", config, inputs)
+    return Stage(store, "train_sft", config, inputs, {"variant": variant})
+
+
+def train_here(
+    store: Store, config: SFTConfig | DPOConfig, variant: Variant | None, inputs: Mapping[str, ArtifactRef]
+) -> ArtifactRef:
+    """Train in this pod; arguments as of `training_stage`."""
+    if isinstance(config, DPOConfig):
+        return train_dpo(store, config, **inputs)
+    assert variant is not None, "train_sft has a variant"
+    return train_sft(store, config, variant, **inputs)
+
+
+def run_task(task: NodeTask) -> ArtifactRef:
+    """Run the training here.
 
     Raises:
         ConfigError: this package would give the stage another key than the launcher's: the image is of another version.
         ReasonGenRMError: as the stage.
     """
-    store = Store(task.store_uri)
-    section = task.sft if task.stage == "train_sft" else task.dpo
-    assert section is not None, f"no config of {task.stage}"
-    extra = {} if task.variant is None else {"variant": task.variant}
-    key = Stage(store, task.stage, section, task.inputs, extra).key
-    if key != task.key:
+    store, config = Store(task.store_uri), task.sft or task.dpo
+    assert config is not None, "a task has the section of its training"
+    stage = training_stage(store, config, task.variant, task.inputs)
+    if stage.key != task.key:
         raise ConfigError(
-            f"{task.stage}: reasongenrm {__version__} of this image gives the stage the key {key}; the launcher expects "
-            f"{task.key}, so it is of another version. Let the TrainingRuntime's image (or trainjob.image) have the version of "
-            "the pipeline's images."
+            f"{stage.name}: reasongenrm {__version__} of this image gives the stage the key {stage.key}; the launcher "
+            f"expects {task.key}, so it is of another version. Let the TrainingRuntime's image (or trainjob.image) have the "
+            "version of the pipeline's images."
         )
-    if task.sft is not None:
-        from reasongenrm.training.sft import train_sft
-
-        assert task.variant is not None, "train_sft has a variant"
-        return train_sft(store, task.sft, task.variant, task.inputs["model"], task.inputs["examples"])
-    from reasongenrm.training.dpo import train_dpo
-
-    assert task.dpo is not None
-    return train_dpo(store, task.dpo, task.inputs["model"], task.inputs["preferences"])
+    return train_here(store, config, task.variant, task.inputs)
 
 
 def main(arguments: list[str]) -> int:
@@ -83,7 +99,7 @@ def main(arguments: list[str]) -> int:
                 f"train_node: the argument is not what reasongenrm {__version__} expects: {' '.join(str(error).split())}. Let "
                 "the TrainingRuntime's image have the version of the pipeline's images."
             ) from error
-        run(task)
+        run_task(task)
     except ReasonGenRMError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201 - the last line of the pod's log
         return error.exit_code

@@ -12,6 +12,7 @@ from typing import Any
 from reasongenrm.config import TrainJobConfig
 from reasongenrm.errors import ClusterError, TrainingError
 from reasongenrm.kubernetes.cluster import Cluster, ForbiddenError, NotFoundError
+from reasongenrm.kubernetes.health import CANNOT_START, condition, container_states
 from reasongenrm.kubernetes.kinds import EVENT, POD
 from reasongenrm.trainjob.spec import NODE
 
@@ -20,23 +21,6 @@ JOBSET_LABEL = "jobset.sigs.k8s.io/jobset-name"
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 TAIL_LINES = 30
 LAST_LINES_SECONDS = 30.0  # for the rest of a log after its pod has ended
-# Reasons of a waiting container that do not pass by themselves, or only if someone fixes the cause: kubernetes
-# pkg/kubelet/images/types.go and pkg/kubelet/kuberuntime/kuberuntime_container.go.
-_FAILING = frozenset(
-    {
-        "ErrImagePull",
-        "ImagePullBackOff",
-        "ErrImageNeverPull",
-        "InvalidImageName",
-        "ImageInspectError",
-        "RegistryUnavailable",
-        "SignatureValidationFailed",
-        "CreateContainerConfigError",
-        "CreateContainerError",
-        "RunContainerError",
-    }
-)
-
 Say = Callable[[str], None]
 
 
@@ -90,14 +74,14 @@ class TrainPods:
 
     def why_failed(self) -> str:
         """The pod that failed first, how, and the end of its log."""
-        failed = sorted((pod for pod in self._list() if _ended_badly(pod)), key=_ended_at)
+        failed = [pod for pod in self._list() if _has_failed(pod)]
         if not failed:
             lines = list(self.tail)
             return "no failed pod is left to ask." + _quoted("Node 0 wrote last", lines)
-        pod = failed[0]
+        pod = min(failed, key=lambda pod: str(_ended(pod).get("finishedAt", "~")))
         name = pod["metadata"]["name"]
         try:
-            lines = self._cluster.read_log(self._namespace, name, NODE, TAIL_LINES)
+            lines = self._cluster.log_tail(self._namespace, name, NODE, TAIL_LINES)
         except ClusterError as error:
             lines = [f"(its log cannot be read: {error})"]
         return f"pod {name} (node {_index(pod)}) {_ending(pod)}" + _quoted("The end of its log", lines)
@@ -119,7 +103,7 @@ class TrainPods:
 
     def _check_container(self, pod: Mapping[str, Any]) -> None:
         uid, name = pod["metadata"]["uid"], pod["metadata"]["name"]
-        found = [state["waiting"] for state in _states(pod) if state.get("waiting", {}).get("reason") in _FAILING]
+        found = [state["waiting"] for state in container_states(pod).values() if _cannot_start(state)]
         if not found:
             self._failing_since.pop(uid, None)
             return
@@ -160,21 +144,8 @@ def _index(pod: Mapping[str, Any]) -> str:
     return str(pod["metadata"].get("labels", {}).get(INDEX_LABEL, "0"))
 
 
-def _states(pod: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    status = pod.get("status", {})
-    return [
-        entry.get("state", {})
-        for entry in status.get("initContainerStatuses", []) + status.get("containerStatuses", [])
-    ]
-
-
-def _node_state(pod: Mapping[str, Any]) -> Mapping[str, Any]:
-    statuses = pod.get("status", {}).get("containerStatuses", [])
-    return next((entry.get("state", {}) for entry in statuses if entry["name"] == NODE), {})
-
-
 def _has_started(pod: Mapping[str, Any]) -> bool:
-    state = _node_state(pod)
+    state = container_states(pod).get(NODE, {})
     return "running" in state or "terminated" in state
 
 
@@ -184,28 +155,33 @@ def _why_pending(pod: Mapping[str, Any]) -> str:
     if _has_started(pod) or status.get("phase", "Pending") != "Pending":
         return ""
     name = pod["metadata"]["name"]
-    for condition in status.get("conditions", []):
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return f"pod {name} is {condition.get('reason', 'not scheduled')}: {condition.get('message', 'no message')}"
-    waiting: Mapping[str, Any] = next((state["waiting"] for state in _states(pod) if "waiting" in state), {})
+    scheduled = condition(pod, "PodScheduled")
+    if scheduled.get("status") == "False":
+        return f"pod {name} is {scheduled.get('reason', 'not scheduled')}: {scheduled.get('message', 'no message')}"
+    states = container_states(pod).values()
+    waiting: Mapping[str, Any] = next((state["waiting"] for state in states if "waiting" in state), {})
     return f"pod {name} is {waiting.get('reason', 'pending')}" + (
         f": {waiting['message']}" if "message" in waiting else ""
     )
 
 
-def _ended_badly(pod: Mapping[str, Any]) -> bool:
-    return pod.get("status", {}).get("phase") == "Failed" or bool(
-        _node_state(pod).get("terminated", {}).get("exitCode")
-    )
+def _cannot_start(state: Mapping[str, Any]) -> bool:
+    return state.get("waiting", {}).get("reason") in CANNOT_START
 
 
-def _ended_at(pod: Mapping[str, Any]) -> str:
-    return str(_node_state(pod).get("terminated", {}).get("finishedAt", "~"))
+def _ended(pod: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How the container of the training ended; empty if it did not, or its state is lost."""
+    ended: Mapping[str, Any] = container_states(pod).get(NODE, {}).get("terminated", {})
+    return ended
+
+
+def _has_failed(pod: Mapping[str, Any]) -> bool:
+    return pod.get("status", {}).get("phase") == "Failed" or bool(_ended(pod).get("exitCode"))
 
 
 def _ending(pod: Mapping[str, Any]) -> str:
-    ended, status = _node_state(pod).get("terminated"), pod.get("status", {})
-    if ended is None:  # evicted, preempted, its machine lost
+    ended, status = _ended(pod), pod.get("status", {})
+    if not ended:  # evicted, preempted, its machine lost
         return f"failed: {status.get('reason', 'no reason')}: {status.get('message', 'no message')}."
     hint = " Raise trainjob.memory, or set a smaller max_batch_tokens." if ended.get("reason") == "OOMKilled" else ""
     return f"ended with exit code {ended.get('exitCode')} ({ended.get('reason', 'no reason')}).{hint}"

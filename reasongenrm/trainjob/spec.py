@@ -121,7 +121,6 @@ def _node_task(stage: Stage, config: TrainConfig, inputs: Mapping[str, ArtifactR
     here = {"mode": "pod", "trainjob": TrainJobConfig(), "num_processes": num_processes_per_node(config)}
     section = config.model_copy(update=here)
     return NodeTask(
-        stage=stage.name,
         key=stage.key,
         store_uri=stage.store.uri,
         variant=stage.config.get("variant"),

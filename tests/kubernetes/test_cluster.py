@@ -4,7 +4,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +80,6 @@ class Collected:
         return self.items
 
 
-def changes(collected: list[client.Event]) -> list[tuple[str, str, str]]:
-    return [(e.type, e.object["metadata"]["name"], e.object["data"]["x"]) for e in collected]
-
-
 # Objects.
 
 
@@ -109,24 +104,6 @@ def test_object_is_created_read_listed_replaced_patched_and_deleted(cluster: Clu
 def test_fields_that_no_model_knows_survive(cluster: Cluster) -> None:
     body = {**config_map("a"), "futureField": {"deep": [1, {"x": None}]}}
     assert cluster.create(CONFIG_MAP, "kubeflow", body)["futureField"] == {"deep": [1, {"x": None}]}
-
-
-def test_apply_creates_takes_and_gives_up_fields(fake: FakeCluster, cluster: Cluster) -> None:
-    cluster.apply(CONFIG_MAP, "kubeflow", config_map("a", x="1", y="2"))
-    cluster.patch(CONFIG_MAP, "kubeflow", "a", {"data": {"other": "kept"}})
-    applied = cluster.apply(CONFIG_MAP, "kubeflow", config_map("a", x="3"))
-    assert applied["data"] == {"x": "3", "other": "kept"}
-    again = cluster.apply(CONFIG_MAP, "kubeflow", config_map("a", x="3"))
-    assert again["metadata"]["resourceVersion"] == applied["metadata"]["resourceVersion"]
-    query = fake.asked("patch", "configmaps")[0].query
-    assert (query["fieldManager"], query["force"]) == ("reasongenrm", "true")
-
-
-def test_dry_run_says_what_would_come_out_and_stores_nothing(cluster: Cluster) -> None:
-    cluster.apply(CONFIG_MAP, "kubeflow", config_map("a", x="1"))
-    assert cluster.apply(CONFIG_MAP, "kubeflow", config_map("a", x="2"), dry_run=True)["data"] == {"x": "2"}
-    assert cluster.apply(CONFIG_MAP, "kubeflow", config_map("b", x="2"), dry_run=True)["data"] == {"x": "2"}
-    assert [item["data"] for item in cluster.list(CONFIG_MAP, "kubeflow")] == [{"x": "1"}]
 
 
 def test_deleting_by_uid_spares_another_object_of_the_same_name(cluster: Cluster) -> None:
@@ -230,21 +207,21 @@ def test_connection_that_is_cut_before_the_write_is_tried_again(fake: FakeCluste
     assert cluster.create(CONFIG_MAP, "kubeflow", config_map("a", x="1"))["data"] == {"x": "1"}
 
 
-def test_write_whose_answer_was_lost_counts_as_ours(fake: FakeCluster, cluster: Cluster) -> None:
+def test_write_whose_answer_was_lost_is_repeated_and_the_caller_told_what_is_there(
+    fake: FakeCluster, cluster: Cluster
+) -> None:
     fake.cut_next("create", "configmaps", carried_out=True)
-    made = cluster.create(CONFIG_MAP, "kubeflow", config_map("a", x="1"))
-    fake.cut_next("update", "configmaps", carried_out=True)
-    assert cluster.replace(CONFIG_MAP, "kubeflow", {**made, "data": {"x": "2"}})["data"] == {"x": "2"}
-    fake.cut_next("delete", "configmaps", carried_out=True)
-    assert cluster.delete(CONFIG_MAP, "kubeflow", "a")
-    assert len(fake.asked("create", "configmaps")) == 2
-
-
-def test_name_that_someone_else_took_after_a_lost_answer_is_not_ours(fake: FakeCluster, cluster: Cluster) -> None:
-    fake.cut_next("create", "configmaps")
-    fake.put({**config_map("a", x="theirs"), "metadata": {"name": "a", "namespace": "kubeflow"}})
     with pytest.raises(AlreadyExistsError):
-        cluster.create(CONFIG_MAP, "kubeflow", config_map("a", x="ours"))
+        cluster.create(CONFIG_MAP, "kubeflow", config_map("a", x="1"))
+    made = cluster.get(CONFIG_MAP, "kubeflow", "a")
+    assert made is not None
+    fake.cut_next("update", "configmaps", carried_out=True)
+    with pytest.raises(ConflictError):
+        cluster.replace(CONFIG_MAP, "kubeflow", {**made, "data": {"x": "2"}})
+    assert cluster.list(CONFIG_MAP, "kubeflow")[0]["data"] == {"x": "2"}
+    fake.cut_next("delete", "configmaps", carried_out=True)
+    assert not cluster.delete(CONFIG_MAP, "kubeflow", "a")
+    assert cluster.get(CONFIG_MAP, "kubeflow", "a") is None
 
 
 def test_server_that_is_too_slow_is_given_up_and_asked_again(
@@ -273,132 +250,6 @@ def test_nobody_listening_is_told_with_the_address(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("KUBECONFIG", str(config))
     with pytest.raises(UnavailableError, match=f"nobody answers at {gone.url}.*[Rr]efused"):
         Cluster.connect().list(POD, None)
-
-
-# Watches.
-
-
-def test_watch_reports_what_is_there_then_every_change_and_ends_at_its_time(cluster: Cluster) -> None:
-    cluster.create(CONFIG_MAP, "kubeflow", config_map("a", x="1"))
-    watched = Collected(cluster.watch(CONFIG_MAP, "kubeflow", timeout_seconds=1.0))
-    watched.wait_for(1)
-    cluster.patch(CONFIG_MAP, "kubeflow", "a", {"data": {"x": "2"}})
-    cluster.create(CONFIG_MAP, "kubeflow", config_map("b", x="1"))
-    cluster.delete(CONFIG_MAP, "kubeflow", "a")
-    cluster.create(CONFIG_MAP, "reasongenrm", config_map("elsewhere", x="1"))
-    expected = [("ADDED", "a", "1"), ("MODIFIED", "a", "2"), ("ADDED", "b", "1"), ("DELETED", "a", "2")]
-    assert changes(watched.join()) == expected
-
-
-def test_watch_of_a_name_and_of_labels_sees_no_other(fake: FakeCluster, cluster: Cluster) -> None:
-    named = Collected(cluster.watch(CONFIG_MAP, "kubeflow", name="a", timeout_seconds=0.8))
-    labelled = Collected(cluster.watch(CONFIG_MAP, "kubeflow", labels="app=z", timeout_seconds=0.8))
-    wait_until(lambda: fake.num_streams("watch", "configmaps") == 2)
-    for name in ("a", "b"):
-        cluster.create(CONFIG_MAP, "kubeflow", config_map(name, x="1"))
-    cluster.patch(CONFIG_MAP, "kubeflow", "b", {"metadata": {"labels": {"app": "z"}}})
-    cluster.patch(CONFIG_MAP, "kubeflow", "b", {"metadata": {"labels": None}})
-    assert changes(named.join()) == [("ADDED", "a", "1")]
-    assert changes(labelled.join()) == [("ADDED", "b", "1"), ("DELETED", "b", "1")]
-
-
-def test_watch_that_breaks_off_loses_nothing_and_repeats_nothing(fake: FakeCluster, cluster: Cluster) -> None:
-    cluster.create(CONFIG_MAP, "kubeflow", config_map("a", x="0"))
-    watched = Collected(cluster.watch(CONFIG_MAP, "kubeflow", timeout_seconds=8.0))
-    for number in range(1, 10):
-        wait_until(lambda: fake.num_streams("watch", "configmaps") == 1)
-        if number % 2:
-            fake.break_watches()
-        cluster.patch(CONFIG_MAP, "kubeflow", "a", {"data": {"x": str(number)}})
-    assert changes(watched.exactly(10)) == [
-        ("ADDED", "a", "0"),
-        *[("MODIFIED", "a", str(number)) for number in range(1, 10)],
-    ]
-    assert len(fake.asked("list", "configmaps")) == 1  # it went on where it was
-
-
-def test_watch_whose_past_is_forgotten_lists_again_and_reports_the_difference(
-    fake: FakeCluster, cluster: Cluster
-) -> None:
-    for name in ("kept", "changed", "gone"):
-        cluster.create(CONFIG_MAP, "kubeflow", config_map(name, x="1"))
-    watched = Collected(cluster.watch(CONFIG_MAP, "kubeflow", timeout_seconds=8.0))
-    watched.wait_for(3)
-    fake.fail_next("watch", "configmaps", 503, times=2)
-    wait_until(lambda: fake.num_streams("watch", "configmaps") == 1)
-    fake.break_watches()
-    with fake.frozen():  # all of it happens between two requests
-        fake.put({**config_map("changed", x="2"), "metadata": {"name": "changed", "namespace": "kubeflow"}})
-        fake.remove("configmaps", "kubeflow", "gone")
-        fake.put({**config_map("new", x="1"), "metadata": {"name": "new", "namespace": "kubeflow"}})
-        fake.forget_history()
-    assert sorted(changes(watched.exactly(6))[3:]) == [
-        ("ADDED", "new", "1"),
-        ("DELETED", "gone", "1"),
-        ("MODIFIED", "changed", "2"),
-    ]
-
-
-def test_object_made_anew_under_its_name_while_nobody_looked_is_deleted_and_added(
-    fake: FakeCluster, cluster: Cluster
-) -> None:
-    cluster.create(CONFIG_MAP, "kubeflow", config_map("a", x="1"))
-    watched = Collected(cluster.watch(CONFIG_MAP, "kubeflow", timeout_seconds=8.0))
-    watched.wait_for(1)
-    wait_until(lambda: fake.num_streams("watch", "configmaps") == 1)
-    fake.break_watches()
-    with fake.frozen():
-        fake.remove("configmaps", "kubeflow", "a")
-        fake.put({**config_map("a", x="2"), "metadata": {"name": "a", "namespace": "kubeflow"}})
-        fake.forget_history()
-    assert changes(watched.exactly(3))[1:] == [("DELETED", "a", "1"), ("ADDED", "a", "2")]
-
-
-def test_bookmarks_move_a_watch_on_without_being_reported(fake: FakeCluster, cluster: Cluster) -> None:
-    cluster.create(CONFIG_MAP, "kubeflow", config_map("a", x="1"))
-    watched = Collected(cluster.watch(CONFIG_MAP, "kubeflow", timeout_seconds=8.0))
-    watched.wait_for(1)
-    wait_until(lambda: fake.num_streams("watch", "configmaps") == 1)
-    fake.forget_history()  # what the watch knows is too old now, but a bookmark tells it a newer version
-    fake.send_bookmarks()
-    wait_until(lambda: fake.bookmarks_sent() == 1)
-    fake.break_watches()
-    wait_until(lambda: len(fake.asked("watch", "configmaps")) == 2)
-    cluster.patch(CONFIG_MAP, "kubeflow", "a", {"data": {"x": "2"}})
-    assert changes(watched.exactly(2)) == [("ADDED", "a", "1"), ("MODIFIED", "a", "2")]
-    assert len(fake.asked("list", "configmaps")) == 1
-
-
-@pytest.mark.parametrize("status", [429, 500, 503, 410])
-def test_watch_survives_refusals_that_pass(fake: FakeCluster, cluster: Cluster, status: int) -> None:
-    fake.fail_next("watch", "configmaps", status, times=3)
-    watched = Collected(cluster.watch(CONFIG_MAP, "kubeflow", timeout_seconds=8.0))
-    wait_until(lambda: len(fake.asked("watch", "configmaps")) >= 3)
-    cluster.create(CONFIG_MAP, "kubeflow", config_map("a", x="1"))
-    assert changes(watched.exactly(1)) == [("ADDED", "a", "1")]
-
-
-def test_watch_that_the_server_ends_goes_on(fake: FakeCluster, cluster: Cluster) -> None:
-    fake.max_watch_seconds = 0.05
-    watched = Collected(cluster.watch(CONFIG_MAP, "kubeflow", timeout_seconds=8.0))
-    wait_until(lambda: len(fake.asked("watch", "configmaps")) >= 3)
-    cluster.create(CONFIG_MAP, "kubeflow", config_map("a", x="1"))
-    assert changes(watched.exactly(1)) == [("ADDED", "a", "1")]
-
-
-def test_watch_gives_up_when_the_server_stays_away(
-    fake: FakeCluster, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(client, "OUTAGE_SECONDS", 0.2)
-    fake.fail_next("watch", "configmaps", 503, times=999, message="away")
-    with pytest.raises(UnavailableError, match="away"):
-        list(cluster.watch(CONFIG_MAP, "kubeflow"))
-
-
-def test_watch_that_is_forbidden_is_no_reason_to_wait(fake: FakeCluster, cluster: Cluster) -> None:
-    fake.deny("watch", "configmaps")
-    with pytest.raises(ForbiddenError, match="watch configmaps"):
-        list(cluster.watch(CONFIG_MAP, "kubeflow"))
 
 
 # Logs.
@@ -521,14 +372,3 @@ def test_pod_uses_its_service_account_and_reads_a_token_that_rotates(
         (tmp_path / "token").write_text("second\n")
         assert cluster.list(POD, "kubeflow") == []
         assert {request.user for request in server.requests} == {account}
-
-
-def test_generator_that_is_closed_closes_its_connection(fake: FakeCluster, cluster: Cluster) -> None:
-    cluster.create(CONFIG_MAP, "kubeflow", config_map("a", x="1"))
-    with closing(cluster.watch(CONFIG_MAP, "kubeflow")) as events:  # type: ignore[type-var]
-        next(events)
-        cluster.patch(CONFIG_MAP, "kubeflow", "a", {"data": {"x": "2"}})
-        next(events)
-        assert fake.num_streams("watch", "configmaps") == 1
-    cluster.patch(CONFIG_MAP, "kubeflow", "a", {"data": {"x": "3"}})
-    wait_until(lambda: fake.num_streams("watch", "configmaps") == 0)

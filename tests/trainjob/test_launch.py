@@ -18,10 +18,9 @@ from reasongenrm.errors import ClusterError, ConfigError, TrainingError
 from reasongenrm.store.artifacts import ArtifactRef, Store, open_artifact
 from reasongenrm.store.stage import Stage
 from reasongenrm.training.job import check_config
-from reasongenrm.training.sft import train_sft
 from reasongenrm.trainjob import launch as trainjob
 from reasongenrm.trainjob import node as train_node
-from reasongenrm.trainjob.launch import run_as_trainjob
+from reasongenrm.trainjob.launch import run_as_trainjob, train_where_configured
 from reasongenrm.trainjob.spec import KEY_LABEL, STORE_ANNOTATION, render_trainjob, trainjob_name
 from tests.kube.fake_api import FakeCluster
 from tests.kubernetes.test_cluster import wait_until
@@ -248,16 +247,18 @@ def test_tiny_model_is_really_trained_by_the_command_of_the_trainjob(
     examples = put_records(store, "select_reasons", "examples.jsonl", training_examples(4))
     config = CONFIG.model_copy(update={"max_steps": 2, "gradient_checkpointing": False})
     trainer(ScriptedTrainer.really_run)
-    ref = train_sft(store, config, "sft", model, examples)
+    ref = train_where_configured(store, config, "sft", model=model, examples=examples)
     manifest = open_artifact(ref)
     assert manifest.config["variant"] == "sft"
     assert {"model.safetensors", "training_log.json"} <= {entry.path for entry in manifest.files}
     assert f"train_sft: wrote {ref.uri}" in capfd.readouterr().out  # what the pod wrote, in the step's log
     assert [job["status"]["conditions"][0]["type"] for job in jobs(fake)] == ["Complete"]
     num_requests = len(fake.requests)
-    assert train_sft(store, config, "sft", model, examples) == ref  # a second run finds it
+    assert train_where_configured(store, config, "sft", model=model, examples=examples) == ref  # a second run finds it
     in_pod = config.model_copy(update={"mode": "pod", "trainjob": TrainJobConfig()})
-    assert train_sft(store, in_pod, "sft", model, examples) == ref  # also one that would train here
+    assert (
+        train_where_configured(store, in_pod, "sft", model=model, examples=examples) == ref
+    )  # also one that would train here
     assert len(fake.requests) == num_requests
 
 
@@ -378,7 +379,7 @@ def test_trainjob_that_is_being_deleted_is_waited_for(
     scripted = trainer(trains(store))
 
     def end_it() -> None:
-        wait_until(lambda: bool(fake.asked("watch", "trainjobs")))
+        wait_until(lambda: len(fake.asked("get", "trainjobs")) >= 3)  # it looks again and again
         marked = fake.find("trainjobs", "kubeflow", earlier["metadata"]["name"])
         assert marked is not None
         marked["metadata"].pop("finalizers")
@@ -420,23 +421,19 @@ def test_queued_trainjob_has_no_time_out_and_says_what_it_waits_for(
     assert "Suspended: TrainJob is suspended. Pending: insufficient quota for nvidia.com/gpu" in output
 
 
-def test_broken_watch_log_and_busy_server_do_not_disturb(
+def test_broken_log_and_busy_server_do_not_disturb(
     fake: FakeCluster,
     store: Store,
     trainer: Callable[[Script], ScriptedTrainer],
-    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(trainjob, "POLL_SECONDS", 0.3)
-
     def script(trainer: ScriptedTrainer, job: Job) -> None:
         pod = trainer.pod(job)
         trainer.log(job, pod, "step 0")
         for step in range(1, 5):
-            wait_until(lambda: fake.num_streams("log", pod) == 1 and fake.num_streams("watch", "trainjobs") == 1)
-            fake.break_watches()
+            wait_until(lambda: fake.num_streams("log", pod) == 1)
             fake.break_logs()
-            fake.fail_next("list", "trainjobs", 429, headers={"Retry-After": "0"})
+            fake.fail_next("get", "trainjobs", 429, headers={"Retry-After": "0"})
             fake.fail_next("list", "pods", 503)
             trainer.log(job, pod, f"step {step}")
         write_artifact(store)
@@ -605,14 +602,14 @@ STEP = """
 import json, sys
 from types import SimpleNamespace
 from reasongenrm.config import SFTConfig
-from reasongenrm.training.sft import train_sft
+from reasongenrm.trainjob.launch import train_where_configured
 from reasongenrm.store.artifacts import ArtifactRef
 from reasongenrm.runs.task import Task
 told = json.loads(sys.argv[1])
 output = SimpleNamespace(path=told["output"], metadata={})
 with Task("train_sft", told["store"], output) as task:
     inputs = {name: ArtifactRef.model_validate(ref) for name, ref in told["inputs"].items()}
-    task.publish(train_sft(task.store, task.section(SFTConfig, told["config"]), "sft", **inputs))
+    task.publish(train_where_configured(task.store, task.section(SFTConfig, told["config"]), "sft", **inputs))
 """
 
 
@@ -641,7 +638,7 @@ def test_stopped_step_takes_its_trainjob_with_it(
     trainer(lambda trainer, job: trainer.log(job, trainer.pod(job), "step 1"))
     with start_step(store, tmp_path / "step") as process:
         try:
-            wait_until(lambda: process.poll() is not None or fake.num_streams("watch", "trainjobs") == 1, seconds=60)
+            wait_until(lambda: process.poll() is not None or bool(fake.asked("get", "pods/log")), seconds=60)
             started = time.monotonic()
             process.send_signal(sent)
             output, _ = process.communicate(timeout=30)
