@@ -151,6 +151,7 @@ def reason_reward_model(
         deployed = deploy_kserve(
             store_uri=store_uri,
             config=deploy,
+            judge_image=cpu_image,
             decision=decided.outputs["decision"],
             **{f"{variant}_model": variant_model for variant, variant_model in models.items()},
         )

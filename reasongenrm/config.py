@@ -266,8 +266,8 @@ class GateConfig(Section):
 class JudgeServerConfig(Section):
     """deploy_kserve: the judge's server in front of the served model, KServe's transformer; how it asks is the variant's."""
 
-    enabled: bool = True  # false: clients ask the model directly, with their own prompts
-    image: str | None = None  # None: reasongenrm-cpu of components/images; `submit` takes resources.cpu_image
+    enabled: bool = True  # false: clients ask the model itself, with prompts of their own
+    image: str | None = None  # None: the run's cpu image
     replicas: PositiveInt = 1
     cpu: str = "1"
     memory: str = "1Gi"
@@ -306,6 +306,12 @@ class DeployConfig(Section):
     )
     golden_timeout_seconds: Annotated[float, Field(gt=0)] = 300.0  # of one request
     golden_endpoint: str | None = None  # http(s)://host[:port] that leads to the new pods; None: what KServe reports
+
+    def with_judge_image(self, image: str) -> "DeployConfig":
+        """The same settings, with this image for the judge's server if they name none."""
+        if self.judge.image is not None or not self.judge.enabled:
+            return self
+        return self.model_copy(update={"judge": self.judge.model_copy(update={"image": image})})
 
 
 class InputsConfig(Section):

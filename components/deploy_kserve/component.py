@@ -1,4 +1,4 @@
-"""Adapter of reasongenrm.deploy.manifest.deploy_kserve."""
+"""Adapter of reasongenrm.deploy.deploy.deploy_kserve."""
 
 from kfp import dsl
 
@@ -9,6 +9,7 @@ from reasongenrm.components import images
 def deploy_kserve(
     store_uri: str,
     config: dict,
+    judge_image: str,
     decision: dsl.Input[dsl.Dataset],
     base_model: dsl.Input[dsl.Model],
     genrm_model: dsl.Input[dsl.Model],
@@ -19,10 +20,10 @@ def deploy_kserve(
 ) -> None:
     """Deploy the winner and prove it, or put back what was served."""
     from reasongenrm.config import DeployConfig
-    from reasongenrm.deploy.manifest import deploy_kserve as stage
+    from reasongenrm.deploy.deploy import deploy_kserve as stage
     from reasongenrm.runs.task import Task
 
     with Task("deploy_kserve", store_uri, service) as task:
         models = {"base": base_model, "genrm": genrm_model, "sft": sft_model, "dpo": dpo_model}
-        section = task.section(DeployConfig, config)
+        section = task.section(DeployConfig, config).with_judge_image(judge_image)
         task.publish(stage(task.store, section, task.input(decision), task.inputs(models)), summary=summary)

@@ -1,43 +1,91 @@
-"""Deploys the winner of a decision: what the pipeline's last stage does in a cluster.
+"""deploy_kserve: renders the winner's InferenceService and, with `deploy.apply`, deploys it.
 
-In go the rendered manifest, the model and the decision; out comes a judge that serves and is recorded in the store.
+In go the decision of the gate and the models it chose from; out comes `inferenceservice.yaml`, and with `deploy.apply` a
+judge that serves and is recorded in the store.
 """
 
-from dataclasses import replace
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from reasongenrm.config import DeployConfig
-from reasongenrm.deploy.change import Deployed, Service, bring_out
+from reasongenrm.deploy.change import Deployed, Service, change_served
 from reasongenrm.deploy.golden import choose_golden
-from reasongenrm.deploy.manifest import revision_of
-from reasongenrm.deploy.rollout import Pace
+from reasongenrm.deploy.manifest import FILE_NAME, as_yaml, render_inference_service, revision_of
 from reasongenrm.deploy.runtimes import check_runtime
+from reasongenrm.errors import InputError
 from reasongenrm.kubernetes.cluster import Cluster
 from reasongenrm.store.artifacts import ArtifactRef, Store, open_artifact
 from reasongenrm.store.served import ServedJudge, record_served, served_judge
+from reasongenrm.store.stage import Stage
+
+
+def deploy_kserve(
+    store: Store, config: DeployConfig, decision: ArtifactRef, models: Mapping[str, ArtifactRef]
+) -> ArtifactRef:
+    """Stage: render the InferenceService of the winner and, with `config.apply`, deploy it.
+
+    Args:
+        decision: of select_winner; `metrics["winner"]` names the variant, `metrics["passed"]` says whether to deploy it.
+        models: variant -> checkpoint; holds the winner.
+
+    Returns:
+        The artifact with `inferenceservice.yaml` and, if it was applied, golden.jsonl, golden.json and rollout.json; metrics:
+        variant, model_uri, and changed, golden_agreement, seconds. An artifact that is found again was checked again: a
+        finished stage says nothing about what a cluster serves now.
+
+    Raises:
+        InputError: the gate did not pass, or there is no model of the winner.
+        ConfigError: see `render_inference_service`.
+        ClusterError: the new judge did not start or did not judge as expected; what was served before is back.
+    """
+    winner = str(decision.metrics["winner"])
+    if not decision.metrics["passed"]:
+        raise InputError(
+            f"deploy_kserve: the gate did not pass ({decision.uri}); expected a decision that did. "
+            "Read its decision.md; nothing is deployed."
+        )
+    if winner not in models:
+        raise InputError(
+            f"deploy_kserve: the winner is '{winner}', but only these models are here: {', '.join(sorted(models))}. "
+            "Hand over the winner's model."
+        )
+    model = models[winner]
+    manifest = render_inference_service(config, model, decision)
+    extra: dict[str, Any] = {}
+    files: dict[str, bytes] = {}
+    metrics: dict[str, Any] = {"variant": winner, "model_uri": model.uri}
+    if config.apply:
+        deployed, served_since = deploy(Cluster.connect(), store, config, manifest, model, decision)
+        manifest, files, metrics = deployed.manifest, deployed.files(), metrics | deployed.metrics()
+        extra = {"served_since": served_since}
+    with Stage(store, "deploy_kserve", config, {"decision": decision, "model": model}, extra) as stage:
+        if stage.done:
+            return stage.done
+        stage.add_bytes(FILE_NAME, as_yaml(manifest, f"The judge '{winner}': kubectl apply -f {FILE_NAME}"))
+        for name, data in files.items():
+            stage.add_bytes(name, data)
+        return stage.finish({"num_in": 1, "num_out": 1}, metrics)
 
 
 def deploy(
-    cluster: Cluster,
-    store: Store,
-    config: DeployConfig,
-    manifest: Service,
-    model: ArtifactRef,
-    decision: ArtifactRef,
-    pace: Pace = Pace(),  # noqa: B008 - frozen
-) -> Deployed:
+    cluster: Cluster, store: Store, config: DeployConfig, manifest: Service, model: ArtifactRef, decision: ArtifactRef
+) -> tuple[Deployed, str]:
     """Deploy the winner of a decision and record it as served.
+
+    Returns:
+        What is deployed, and since when it is served.
 
     Raises:
         InputError: there is nothing to ask the new pods (see `choose_golden`).
         ConfigError: KServe's webhook would refuse the change.
-        ClusterError: see `check_runtime` and `bring_out`.
+        ClusterError: see `check_runtime` and `change_served`.
     """
     variant = str(decision.metrics["winner"])
     evaluation = open_artifact(open_artifact(decision).input_uris[f"evaluation_{variant}"]).ref()
     golden = choose_golden(evaluation, variant, config)
     check_runtime(cluster, config, manifest, model)
-    deployed = bring_out(cluster, store, config, manifest, golden, pace)
+    deployed = change_served(cluster, store, config, manifest, golden)
     served = served_judge(store, config.namespace, config.name)
     if served is None or revision_of(served.manifest) != revision_of(deployed.manifest):
         served = ServedJudge(
@@ -51,4 +99,4 @@ def deploy(
             served_since=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
         record_served(store, served)
-    return replace(deployed, served_since=served.served_since)
+    return deployed, served.served_since

@@ -1,15 +1,13 @@
-"""deploy_kserve: renders the winner's InferenceService and, if asked to, deploys it.
+"""The InferenceService that serves a checkpoint, rendered.
 
-In go the decision of the gate and the models it chose from; out comes `inferenceservice.yaml`, and with `deploy.apply` a
-judge that has proven itself. KServe's Standard mode, our own namespaced ServingRuntime, the checkpoint straight from S3, and
-the judge's server in front of it (`transformer`).
-Rendering is pure; `cluster/deploy.py` talks to the cluster.
+In go settings, a model and the gate's decision; out comes the manifest in dicts. KServe's Standard mode, our own namespaced
+ServingRuntime, the checkpoint straight from S3, and the judge's server in front of it (`transformer`). Pure.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -17,10 +15,7 @@ from reasongenrm import __version__
 from reasongenrm.config import DeployConfig
 from reasongenrm.deploy.preflight import AUTOSCALER, MODE, check_admission, check_settings
 from reasongenrm.deploy.transformer import PREDICTOR_KEY, render_transformer
-from reasongenrm.errors import InputError
-
-if TYPE_CHECKING:
-    from reasongenrm.store.artifacts import ArtifactRef, Store
+from reasongenrm.store.artifacts import ArtifactRef
 
 MODEL_FORMAT = "huggingface"  # what the runtime says it can serve: a folder as `save_pretrained` writes it
 FILE_NAME = "inferenceservice.yaml"
@@ -31,10 +26,10 @@ VARIANT, DIGEST, DECISION = f"{OWN}variant", f"{OWN}model-digest", f"{OWN}decisi
 REPLACED = f"{OWN}replaced"  # JSON: digest, decision and store object of what this one replaced
 ROLLOUT = f"{OWN}rollout"  # a hash of spec and model: the pods that carry it are the pods of this manifest
 
-_MARK_DIGITS = 16
+_REVISION_DIGITS = 16
 
 
-def render_inference_service(config: DeployConfig, model: "ArtifactRef", decision: "ArtifactRef") -> dict[str, Any]:
+def render_inference_service(config: DeployConfig, model: ArtifactRef, decision: ArtifactRef) -> dict[str, Any]:
     """The InferenceService (serving.kserve.io/v1beta1) that serves one checkpoint.
 
     Args:
@@ -61,7 +56,7 @@ def render_inference_service(config: DeployConfig, model: "ArtifactRef", decisio
     }
     own = {VARIANT: str(decision.metrics["winner"]), DIGEST: model.digest, DECISION: decision.uri}
     transformer = {"transformer": render_transformer(config, decision)} if config.judge.enabled else {}
-    own[ROLLOUT] = _mark([predictor, config.autoscaler, model.digest, *transformer.values()])
+    own[ROLLOUT] = _revision([predictor, config.autoscaler, model.digest, *transformer.values()])
     predictor["annotations"] = dict(own)
     predictor["labels"] = {"app.kubernetes.io/version": __version__}
     service = {
@@ -88,7 +83,7 @@ def render_inference_service(config: DeployConfig, model: "ArtifactRef", decisio
     return service
 
 
-def _model(config: DeployConfig, model: "ArtifactRef") -> dict[str, Any]:
+def _model(config: DeployConfig, model: ArtifactRef) -> dict[str, Any]:
     args = [f"--max-model-len={config.max_model_len}"]
     if config.server == "vllm" and config.gpu_count > 1:
         args.append(f"--tensor-parallel-size={config.gpu_count}")
@@ -108,68 +103,15 @@ def _model(config: DeployConfig, model: "ArtifactRef") -> dict[str, Any]:
     return rendered
 
 
-def _mark(asked: list[Any]) -> str:
+def _revision(asked: list[Any]) -> str:
     text = json.dumps(asked, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:_MARK_DIGITS]
+    return hashlib.sha256(text.encode()).hexdigest()[:_REVISION_DIGITS]
 
 
 def revision_of(item: Mapping[str, Any]) -> str | None:
-    """The rollout revision on a manifest, a pod or a pod template; None if we did not make it."""
+    """The rollout revision of a manifest, a pod or a pod template; None if we did not make it."""
     revision: str | None = item.get("metadata", {}).get("annotations", {}).get(ROLLOUT)
     return revision
-
-
-def deploy_kserve(
-    store: "Store", config: DeployConfig, decision: "ArtifactRef", models: Mapping[str, "ArtifactRef"]
-) -> "ArtifactRef":
-    """Stage: render the InferenceService of the winner and, with `config.apply`, bring it out (see `cluster.deploy`).
-
-    Args:
-        decision: of select_winner; `metrics["winner"]` names the variant, `metrics["passed"]` says whether to deploy it.
-        models: variant -> checkpoint; holds the winner.
-
-    Returns:
-        The artifact with `inferenceservice.yaml` and, if it was applied, golden.jsonl, golden.json and rollout.json; metrics:
-        variant, model_uri, and changed, golden_agreement, seconds. An artifact that is found again was checked again: a
-        finished stage says nothing about what a cluster serves now.
-
-    Raises:
-        InputError: the gate did not pass, or there is no model of the winner.
-        ConfigError: see `render_inference_service`.
-        ClusterError: the new judge did not start or did not judge as expected; what was served before is back.
-    """
-    from reasongenrm.store.stage import Stage
-
-    winner = str(decision.metrics["winner"])
-    if not decision.metrics["passed"]:
-        raise InputError(
-            f"deploy_kserve: the gate did not pass ({decision.uri}); expected a decision that did. "
-            "Read its decision.md; nothing is deployed."
-        )
-    if winner not in models:
-        raise InputError(
-            f"deploy_kserve: the winner is '{winner}', but only these models are here: {', '.join(sorted(models))}. "
-            "Hand over the winner's model."
-        )
-    model = models[winner]
-    manifest = render_inference_service(config, model, decision)
-    extra: dict[str, Any] = {}
-    files: dict[str, bytes] = {}
-    metrics: dict[str, Any] = {"variant": winner, "model_uri": model.uri}
-    if config.apply:
-        from reasongenrm.deploy.deploy import deploy
-        from reasongenrm.kubernetes.cluster import Cluster
-
-        deployed = deploy(Cluster.connect(), store, config, manifest, model, decision)
-        manifest, files, metrics = deployed.manifest, deployed.files(), metrics | deployed.metrics()
-        extra = {"served_since": deployed.served_since}
-    with Stage(store, "deploy_kserve", config, {"decision": decision, "model": model}, extra) as stage:
-        if stage.done:
-            return stage.done
-        stage.add_bytes(FILE_NAME, as_yaml(manifest, f"The judge '{winner}': kubectl apply -f {FILE_NAME}"))
-        for name, data in files.items():
-            stage.add_bytes(name, data)
-        return stage.finish({"num_in": 1, "num_out": 1}, metrics)
 
 
 def as_yaml(manifest: Mapping[str, Any], comment: str) -> bytes:

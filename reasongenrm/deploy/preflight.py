@@ -87,6 +87,8 @@ def _settings(config: DeployConfig) -> Iterator[str]:
     for key, quantity in quantities.items():
         if not _QUANTITY.fullmatch(quantity):
             yield f"deploy.{key} is '{quantity}': expected a Kubernetes quantity such as 4, 500m, 32Gi"
+    if judge.enabled and judge.image is None:
+        yield "judge.image is not set: name the cpu image, in which the judge's server runs, or set judge.enabled to false"
     if not _LABEL.fullmatch(config.namespace):
         yield f"namespace is '{config.namespace}': expected lower-case letters, digits and '-', at most {_LABEL_CHARS}"
     if config.min_replicas > config.max_replicas:

@@ -16,7 +16,7 @@ from reasongenrm.store.artifacts import Store, read_uri
 _KEPT = ("name", "namespace", "labels", "annotations")  # of metadata; the rest is the server's
 
 
-def plain(item: Mapping[str, Any]) -> dict[str, Any]:
+def manifest_of(item: Mapping[str, Any]) -> dict[str, Any]:
     """An object without status and without what the server adds to its metadata."""
     metadata = {key: item["metadata"][key] for key in _KEPT if key in item["metadata"]}
     return copy.deepcopy(
@@ -26,7 +26,7 @@ def plain(item: Mapping[str, Any]) -> dict[str, Any]:
 
 def save_replaced(store: Store, existing: Mapping[str, Any]) -> str:
     """Keep the object that is about to be replaced; returns the URI of the store's object."""
-    data = json.dumps(plain(existing), indent=2, sort_keys=True).encode()
+    data = json.dumps(manifest_of(existing), indent=2, sort_keys=True).encode()
     meta = existing["metadata"]
     name = f"replaced/{meta['namespace']}/{meta['name']}/{hashlib.sha256(data).hexdigest()[:16]}.json"
     store.put_bytes(name, data)

@@ -9,11 +9,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from reasongenrm.config import DeployConfig
-from reasongenrm.deploy.change import Deployed, bring_out
+from reasongenrm.deploy.change import Deployed, change_served
 from reasongenrm.deploy.golden import choose_golden
 from reasongenrm.deploy.manifest import DIGEST, OWN, revision_of
-from reasongenrm.deploy.replaced import load_replaced, plain
-from reasongenrm.deploy.rollout import Pace
+from reasongenrm.deploy.replaced import load_replaced, manifest_of
 from reasongenrm.deploy.runtimes import check_runtime
 from reasongenrm.errors import ClusterError, InputError
 from reasongenrm.kubernetes.cluster import Cluster
@@ -116,20 +115,14 @@ def choose(cluster: Cluster, store: Store, namespace: str, name: str, to: str | 
     return fitting[0]
 
 
-def roll_back(
-    cluster: Cluster,
-    store: Store,
-    config: DeployConfig,
-    choice: Choice,
-    pace: Pace = Pace(),  # noqa: B008 - frozen
-) -> Deployed:
+def roll_back(cluster: Cluster, store: Store, config: DeployConfig, choice: Choice) -> Deployed:
     """Serve the chosen judge again, prove it, and record it.
 
     Args:
         config: name, namespace, time limits and golden settings are used.
 
     Raises:
-        ConfigError, ClusterError: as `check_runtime` and `bring_out`; what was served before is back.
+        ConfigError, ClusterError: as `check_runtime` and `change_served`; what was served before is back.
     """
     if choice.is_served and choice.judge is None:
         raise ClusterError(f"{config.namespace}/{config.name}: this judge is served already.")
@@ -139,7 +132,7 @@ def roll_back(
         check_runtime(cluster, config, choice.manifest, judge.model)
     if judge is not None and judge.evaluation is not None:
         golden = choose_golden(judge.evaluation, judge.variant, config)
-    deployed = bring_out(cluster, store, config, _bare(choice.manifest), golden, pace)
+    deployed = change_served(cluster, store, config, _bare(choice.manifest), golden)
     if judge is None:
         forget_served(store, config.namespace, config.name)
         return deployed
@@ -152,7 +145,7 @@ def roll_back(
 
 def _bare(manifest: dict[str, Any]) -> dict[str, Any]:
     """The manifest without the note of what it replaced then."""
-    bare = plain(manifest)
+    bare = manifest_of(manifest)
     for part in (bare["metadata"], bare["spec"]["predictor"]):
         part.get("annotations", {}).pop(f"{OWN}replaced", None)
     return bare

@@ -11,24 +11,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reasongenrm.deploy.manifest import revision_of
-from reasongenrm.deploy.transformer import transformer_name
+from reasongenrm.deploy.transformer import has_transformer, transformer_name
 from reasongenrm.errors import ClusterError
-from reasongenrm.kubernetes.cluster import Cluster, ForbiddenError, UnavailableError
+from reasongenrm.kubernetes.cluster import Cluster
 from reasongenrm.kubernetes.health import Trouble, condition, pod_troubles, service_troubles
 from reasongenrm.kubernetes.kinds import DEPLOYMENT, INFERENCE_SERVICE, POD
+from reasongenrm.kubernetes.waiting import poll
 
 logger = logging.getLogger(__name__)
 
-SAY_SECONDS = 60.0  # what is waited for is said again after so long
+POLL_SECONDS = 2.0
+REPORT_SECONDS = 60.0  # how often the log says what is waited for
 LOG_LINES = 20
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How fast the waiting goes; tests go faster than a cluster."""
-
-    poll_seconds: float = 2.0
-    patience: float = 1.0  # factor on how long a trouble may last
 
 
 @dataclass
@@ -51,10 +45,11 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Target:
-    """Whose pods are waited for: one predictor of an InferenceService, the judge's server in front of it if there is one,
-    and the revision that they must carry.
+    """Whose pods are waited for: the predictor's of an InferenceService and, if there is one, the judge's server's.
 
-    `revision` None is a manifest that we did not make: its pods carry none.
+    Attributes:
+        revision: the rollout revision that the pods must have; None for a manifest that we did not make.
+        predictor: the predictor's own name, which most have not.
     """
 
     namespace: str
@@ -62,6 +57,13 @@ class Target:
     revision: str | None
     predictor: str = ""
     has_transformer: bool = False
+
+    @classmethod
+    def of(cls, service: Mapping[str, Any]) -> "Target":
+        """The pods of one manifest."""
+        meta, predictor = service["metadata"], service["spec"]["predictor"]
+        revision, name = revision_of(service), predictor.get("name", "")
+        return cls(meta["namespace"], meta["name"], revision, name, has_transformer(service))
 
     @property
     def deployment(self) -> str:
@@ -82,12 +84,12 @@ class Target:
         return f"InferenceService {self.namespace}/{self.name}"
 
 
-def wait_for_rollout(cluster: Cluster, target: Target, timeout_seconds: float, timeline: Timeline, pace: Pace) -> str:
+def wait_for_rollout(cluster: Cluster, target: Target, timeout_seconds: float, timeline: Timeline) -> str:
     """Wait until the new pods are ready and the old ones are gone, of the model and of the judge's server at once.
 
     KServe's own status does not tell: Ready and transitionStatus may be of older pods, and observedGeneration is the
     Deployment's, not the InferenceService's (KServe aaac4e294, PropagateRawStatus). So the Deployment's template and the
-    pods must carry the revision that KServe copies from the InferenceService's annotations.
+    pods must have the revision that KServe copies from the InferenceService's annotations.
 
     Returns:
         The address where clients ask: of the judge's server, or of the model where there is none. http://host[:port].
@@ -98,15 +100,14 @@ def wait_for_rollout(cluster: Cluster, target: Target, timeout_seconds: float, t
     deadline = time.monotonic() + timeout_seconds
     since: dict[str, float] = {}
     said_at, said = 0.0, ""
-    while True:
-        state, troubles, address = _look(cluster, target)
+    for state, troubles, address in poll(lambda: _look(cluster, target), POLL_SECONDS, deadline):
         if address is not None:
             timeline.say(f"{target.deployment}: {state}")
             return address
         now = time.monotonic()
         since = {trouble.cause: since.get(trouble.cause, now) for trouble in troubles}
         for trouble in troubles:
-            if now - since[trouble.cause] >= trouble.patience * pace.patience:
+            if now - since[trouble.cause] >= trouble.patience:
                 raise ClusterError(f"{target}: {trouble.text.rstrip('. ')}.{_log_of(cluster, target, trouble)}")
         doing = "; ".join([state, *(trouble.text for trouble in troubles)])
         if now >= deadline:
@@ -114,27 +115,23 @@ def wait_for_rollout(cluster: Cluster, target: Target, timeout_seconds: float, t
                 f"{target}: not ready after {timeout_seconds:.0f} s: {doing.rstrip('. ')}. Look at `kubectl describe pods -n "
                 f"{target.namespace} -l app=isvc.{target.deployment}`; deploy.rollout_timeout_seconds gives it more time."
             )
-        if doing != said or now - said_at >= SAY_SECONDS:
+        if doing != said or now - said_at >= REPORT_SECONDS:
             timeline.say(f"{target.deployment}: {doing}")
             said_at, said = now, doing
-        time.sleep(min(pace.poll_seconds, max(0.0, deadline - now)))
+    raise AssertionError("poll never ends by itself")
 
 
 def _look(cluster: Cluster, target: Target) -> tuple[str, list[Trouble], str | None]:
     """(what there is, in words; what is wrong; the address once everything is there)."""
-    try:
-        service = cluster.get(INFERENCE_SERVICE, target.namespace, target.name)
-        found = {part: _found(cluster, target.namespace, name) for part, name in target.deployments.items()}
-    except UnavailableError as error:  # an API server that is upgraded; the pods go on without it
-        return f"the API server does not answer ({error})", [], None
+    service = cluster.get(INFERENCE_SERVICE, target.namespace, target.name)
     if service is None:
         raise ClusterError(f"{target}: somebody deleted it while its pods were waited for. Deploy again.")
     if revision_of(service) != target.revision:
         raise ClusterError(
-            f"{target}: somebody else changed it while its pods were waited for (revision {revision_of(service)}, "
+            f"{target}: somebody else changed it while its pods were waited for (rollout revision {revision_of(service)}, "
             f"expected {target.revision}). Let one deployment end before the next."
         )
-    parts = [_part(service, part, *seen, target.revision) for part, seen in found.items()]
+    parts = [_part(cluster, service, target, part, name) for part, name in target.deployments.items()]
     state = "; the judge's server: ".join(part.state for part in parts)
     troubles = [trouble for part in parts for trouble in part.troubles]
     if not all(part.done for part in parts):
@@ -155,22 +152,13 @@ class _Part:
     done: bool
 
 
-def _found(cluster: Cluster, namespace: str, name: str) -> tuple[Mapping[str, Any] | None, list[dict[str, Any]]]:
-    """(Deployment, its pods)."""
-    return cluster.get(DEPLOYMENT, namespace, name), cluster.list(POD, namespace, labels=f"app=isvc.{name}")
-
-
-def _part(
-    service: Mapping[str, Any],
-    component: str,
-    deployment: Mapping[str, Any] | None,
-    pods: list[dict[str, Any]],
-    revision: str | None,
-) -> _Part:
+def _part(cluster: Cluster, service: Mapping[str, Any], target: Target, component: str, name: str) -> _Part:
+    deployment = cluster.get(DEPLOYMENT, target.namespace, name)
+    pods = cluster.list(POD, target.namespace, labels=f"app=isvc.{name}")
     template = (deployment or {}).get("spec", {}).get("template", {})
-    reconciled = deployment is not None and revision_of(template) == revision
+    reconciled = deployment is not None and revision_of(template) == target.revision
     staying = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
-    new = [pod for pod in staying if revision_of(pod) == revision]
+    new = [pod for pod in staying if revision_of(pod) == target.revision]
     troubles = [
         replace(trouble, cause=f"{component}/{trouble.cause}")
         for trouble in (
@@ -180,7 +168,7 @@ def _part(
     ]
     if not reconciled or deployment is None:
         return _Part("KServe has not taken up the change yet", troubles, False)
-    old = [pod["metadata"]["name"] for pod in staying if revision_of(pod) != revision]
+    old = [pod["metadata"]["name"] for pod in staying if revision_of(pod) != target.revision]
     wanted = deployment["spec"].get("replicas", 1)
     status = deployment.get("status", {})
     available, updated = status.get("availableReplicas", 0), status.get("updatedReplicas", 0)
@@ -216,6 +204,6 @@ def _log_of(cluster: Cluster, target: Target, trouble: Trouble) -> str:
         return ""
     try:
         lines = cluster.log_tail(target.namespace, trouble.pod, trouble.container, LOG_LINES, trouble.previous)
-    except (ForbiddenError, UnavailableError) as error:  # the trouble itself must be told all the same
+    except ClusterError as error:  # the trouble itself must be told all the same
         return f" Its log cannot be read: {error}"
     return " Its last lines:\n" + "\n".join(f"    {line}" for line in lines) if lines else " It wrote no log."

@@ -45,7 +45,7 @@ def check_runtime(cluster: Cluster, config: DeployConfig, manifest: Mapping[str,
     if config.server == "vllm" and has_transformer(manifest) and not has_reasoning_parser(runtime):
         raise ClusterError(
             f"{where}: starts vLLM without {_PARSER}, so the judge's server would find reason and verdict in one text. Apply "
-            "manifests/serving again, or set deploy.judge.enabled to false."
+            "manifests/serving of this version, or set deploy.judge.enabled to false."
         )
     _check_plugin(where, runtime, model)
 
@@ -58,7 +58,7 @@ def _check_plugin(where: str, runtime: Mapping[str, Any], model: ArtifactRef) ->
     if name not in files:
         raise ClusterError(
             f"{where}: starts vLLM with {plugin}, but the model {model.uri} has no {name}: it was made by an older version. "
-            f"Train it again, or serve it with a runtime without {_PLUGIN} (deploy.runtime), with deploy.judge.enabled false."
+            f"Train it again, or serve it by a runtime without {_PLUGIN} (deploy.runtime), with deploy.judge.enabled false."
         )
 
 

@@ -5,14 +5,12 @@ predictor's key and none of the object store's. Pure, as `serving`.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from reasongenrm import __version__
 from reasongenrm.config import DeployConfig
 from reasongenrm.evaluation.evaluate import VARIANT_STYLES
-
-if TYPE_CHECKING:
-    from reasongenrm.store.artifacts import ArtifactRef
+from reasongenrm.store.artifacts import ArtifactRef
 
 SECRET = "reasongenrm-judge"  # where no other is named; its keys may then be missing
 PREDICTOR_KEY, JUDGE_KEY = "VLLM_API_KEY", "JUDGE_API_KEY"
@@ -37,14 +35,14 @@ def transformer_name(service: str) -> str:
     return f"{service}-transformer"
 
 
-def render_transformer(config: DeployConfig, decision: "ArtifactRef") -> dict[str, Any]:
+def render_transformer(config: DeployConfig, decision: ArtifactRef) -> dict[str, Any]:
     """`spec.transformer` of an InferenceService: how many judges, and how they ask the winner.
 
     KServe appends `--model_name NAME --predictor_host NAME-predictor.NAMESPACE --http_port 8080` to the arguments; the
     predictor's Service has port 80 there.
 
     Args:
-        config: `judge` is enabled.
+        config: `judge` is enabled and has an image.
         decision: of the gate; its winner says the style, its metrics the calibration, if there is one.
 
     Source: KServe aaac4e294, pkg/apis/serving/v1beta1/transformer_custom.go.
@@ -64,7 +62,7 @@ def render_transformer(config: DeployConfig, decision: "ArtifactRef") -> dict[st
     resources = {"cpu": judge.cpu, "memory": judge.memory}
     container = {
         "name": "kserve-container",
-        "image": judge.image or _image(),
+        "image": judge.image,
         "command": ["reasongenrm", "judge-server"],
         "args": [f"--{name}={value}" for name, value in arguments.items()],
         "env": [_key(JUDGE_KEY, config), _key(PREDICTOR_KEY, config)],
@@ -96,12 +94,6 @@ def render_transformer(config: DeployConfig, decision: "ArtifactRef") -> dict[st
         "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}}],
         "labels": {"app.kubernetes.io/version": __version__},
     }
-
-
-def _image() -> str:
-    from reasongenrm.components.images import image
-
-    return image("cpu")
 
 
 def _key(name: str, config: DeployConfig) -> dict[str, Any]:

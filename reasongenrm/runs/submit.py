@@ -118,8 +118,6 @@ def arguments_of(config: RunConfig, inputs: RunInputs, store_uri: str) -> dict[s
     check_accelerators(config, inputs)
     sections = {name: section.model_dump(mode="json", exclude_none=True) for name, section in config.stages().items()}
     resources = config.resources.model_dump(mode="json", exclude_none=True)
-    if "cpu_image" in resources:  # the judge's server runs in it, and the step that writes it does not see `resources`
-        sections["deploy"]["judge"].setdefault("image", resources["cpu_image"])
     return {"store_uri": store_uri, **inputs.model_dump(), **sections, **resources}
 
 

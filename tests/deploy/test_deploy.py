@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from reasongenrm.config import DeployConfig, EvaluateConfig, GateConfig, JudgeServerConfig
+from reasongenrm.deploy import rollout
 from reasongenrm.deploy.change import Deployed
-from reasongenrm.deploy.deploy import deploy
-from reasongenrm.deploy.manifest import REPLACED, deploy_kserve, render_inference_service
-from reasongenrm.deploy.replaced import load_replaced, plain
-from reasongenrm.deploy.rollout import Pace
+from reasongenrm.deploy.deploy import deploy, deploy_kserve
+from reasongenrm.deploy.manifest import REPLACED, render_inference_service
+from reasongenrm.deploy.replaced import load_replaced, manifest_of
 from reasongenrm.errors import ClusterError, ConfigError, InputError
 from reasongenrm.evaluation.evaluate import evaluation_files
+from reasongenrm.kubernetes import health
 from reasongenrm.kubernetes.cluster import Cluster
 from reasongenrm.store.artifacts import MANIFEST, ArtifactRef, FileEntry, Manifest, Store, read_file
 from reasongenrm.store.served import served_history, served_judge
@@ -31,8 +32,9 @@ from tests.judges import Judge, benchmark_of, evaluated, judged, oracle, silent
 from tests.kube.fake_api import FakeCluster
 from tests.kube.schemas import check
 
-PACE = Pace(poll_seconds=0.01, patience=0.01)
-CONFIG = DeployConfig(name="judge", rollout_timeout_seconds=20, num_golden=3, golden_timeout_seconds=5)
+CONFIG = DeployConfig(
+    name="judge", rollout_timeout_seconds=20, num_golden=3, golden_timeout_seconds=5
+).with_judge_image("registry/cpu:1")
 NO_JUDGE = JudgeServerConfig(enabled=False)
 PARSER = "reasongenrm_reasoning_parser.py"
 
@@ -93,7 +95,7 @@ class World:
     def deploy(self, how: str, config: DeployConfig = CONFIG, files: tuple[str, ...] = (PARSER,)) -> Deployed:
         model = self.model(how, files)
         manifest = render_inference_service(config, model, self.decision)
-        return deploy(self.cluster, self.store, config, manifest, model, self.decision, PACE)
+        return deploy(self.cluster, self.store, config, manifest, model, self.decision)[0]
 
     def service(self) -> dict[str, Any] | None:
         return self.fake.find("inferenceservices", NAMESPACE, "judge")
@@ -109,6 +111,8 @@ def world(
     endpoint = FakeEndpoint(lambda body, _: completion(verdict(body), reasoning="Counting decides."))
     with endpoint.running() as url, FakeCluster(validate=check) as fake:
         monkeypatch.setenv("KUBECONFIG", str(fake.kubeconfig))
+        monkeypatch.setattr(rollout, "POLL_SECONDS", 0.01)
+        monkeypatch.setattr(health, "SETTLE_SECONDS", 0.6)
         monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
         fake.put(runtime())
         yield World(
@@ -131,11 +135,10 @@ def test_first_judge_is_created_proven_and_recorded(world: World) -> None:
 
 
 def test_same_checkpoint_twice_writes_nothing_and_asks_again(world: World) -> None:
-    first = world.deploy("good")
+    world.deploy("good")
     before, asked = len(world.fake.requests), len(world.endpoint.bodies)
     again = world.deploy("good")
     assert not again.changed
-    assert again.served_since == first.served_since
     assert {request.verb for request in world.fake.requests[before:]} == {"get", "list"}
     assert len(world.endpoint.bodies) == asked + 6
     assert len(served_history(world.store, NAMESPACE, "judge")) == 1
@@ -149,7 +152,7 @@ def test_next_judge_replaces_it_and_notes_what_it_replaced(world: World) -> None
     assert deployed.manifest["spec"]["predictor"]["model"]["storageUri"] == world.uri("slow") + "/"
     note = json.loads(deployed.manifest["metadata"]["annotations"][REPLACED])
     assert note["digest"] == world.model("good").digest
-    assert load_replaced(deployed.manifest) == plain(old)
+    assert load_replaced(deployed.manifest) == manifest_of(old)
     assert [judge.model.uri for judge in served_history(world.store, NAMESPACE, "judge")] == [
         world.uri("good"),
         world.uri("slow"),
@@ -295,7 +298,7 @@ def test_change_by_somebody_else_is_left_alone(world: World) -> None:
     world.deploy("good")
     other = world.service()
     assert other is not None
-    other = copy.deepcopy(plain(other))
+    other = copy.deepcopy(manifest_of(other))
     other["metadata"]["annotations"]["reasongenrm.io/rollout"] = "f" * 16
     world.kserve.step_seconds = 0.2
     config = CONFIG.model_copy(update={"rollout_timeout_seconds": 5})
@@ -334,7 +337,7 @@ def test_sigterm_in_the_middle_puts_the_old_judge_back(world: World) -> None:
         "def stop(*_): raise SystemExit(143)\n"
         "signal.signal(signal.SIGTERM, stop)\n"
         "from reasongenrm.config import DeployConfig\n"
-        "from reasongenrm.deploy.manifest import deploy_kserve\n"
+        "from reasongenrm.deploy.deploy import deploy_kserve\n"
         "from reasongenrm.store.artifacts import ArtifactRef, Store\n"
         "config, decision, model = map(json.loads, sys.argv[2:])\n"
         "deploy_kserve(Store(sys.argv[1]), DeployConfig(**config), ArtifactRef(**decision), "

@@ -11,11 +11,18 @@ from typer.core import TyperGroup
 from reasongenrm.cli import app
 from reasongenrm.components.images import read_table
 from reasongenrm.config import DeployConfig, JudgeServerConfig, parse_section
-from reasongenrm.deploy.manifest import deploy_kserve, render_inference_service, revision_of
+from reasongenrm.deploy.deploy import deploy_kserve
+from reasongenrm.deploy.manifest import render_inference_service, revision_of
 from reasongenrm.deploy.preflight import check_admission
 from reasongenrm.errors import ConfigError, InputError
 from reasongenrm.store.artifacts import ArtifactRef, Store, read_file
 from tests.kube.schemas import check
+
+
+def settings(**changes: Any) -> DeployConfig:
+    """The section `deploy` as the pipeline's last task gets it."""
+    return DeployConfig(**changes).with_judge_image("registry/cpu:1")
+
 
 MODEL = ArtifactRef(stage="train_dpo", key="k" * 16, digest="sha256:" + "5" * 64, uri="s3://judges/run/train_dpo/k/d")
 NO_JUDGE = DeployConfig(judge=JudgeServerConfig(enabled=False))
@@ -31,9 +38,9 @@ DECISION = ArtifactRef(
 @pytest.mark.parametrize(
     "config",
     [
-        DeployConfig(),
-        DeployConfig(gpu_count=0, max_replicas=3, cpu="500m", memory="2Gi", name="judge-2", judge_secret="key"),
-        DeployConfig(min_replicas=0, max_replicas=3, autoscaler="external", strategy="RollingUpdate"),
+        settings(),
+        settings(gpu_count=0, max_replicas=3, cpu="500m", memory="2Gi", name="judge-2", judge_secret="key"),
+        settings(min_replicas=0, max_replicas=3, autoscaler="external", strategy="RollingUpdate"),
     ],
 )
 def test_service_is_valid_against_the_strict_schema_of_kserve(config: DeployConfig) -> None:
@@ -41,14 +48,14 @@ def test_service_is_valid_against_the_strict_schema_of_kserve(config: DeployConf
 
 
 def test_strict_schema_refuses_a_field_that_kserve_does_not_know() -> None:
-    service = render_inference_service(DeployConfig(), MODEL, DECISION)
+    service = render_inference_service(settings(), MODEL, DECISION)
     service["spec"]["predictor"]["model"]["storageURI"] = "s3://typo/"
     with pytest.raises(jsonschema.ValidationError, match="storageURI"):
         check(service)
 
 
 def test_service_names_runtime_storage_account_resources_and_replicas() -> None:
-    config = DeployConfig(gpu_count=2, min_replicas=1, max_replicas=4)
+    config = settings(gpu_count=2, min_replicas=1, max_replicas=4)
     service = render_inference_service(config, MODEL, DECISION)
     assert service["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == "Standard"
     assert service["metadata"]["annotations"]["reasongenrm.io/model-digest"] == MODEL.digest
@@ -63,12 +70,12 @@ def test_service_names_runtime_storage_account_resources_and_replicas() -> None:
 
 
 def test_service_asks_for_no_gpu_when_there_are_none() -> None:
-    service = render_inference_service(DeployConfig(gpu_count=0), MODEL, DECISION)
+    service = render_inference_service(settings(gpu_count=0), MODEL, DECISION)
     assert service["spec"]["predictor"]["model"]["resources"]["limits"] == {"cpu": "4", "memory": "32Gi"}
 
 
 def test_service_has_nothing_that_the_webhook_refuses() -> None:
-    service = render_inference_service(DeployConfig(), MODEL, DECISION)
+    service = render_inference_service(settings(), MODEL, DECISION)
     model = service["spec"]["predictor"]["model"]
     assert not {"name", "env", "storageUris"} & model.keys()
     assert "serving.kserve.io/autoscalerClass" not in service["metadata"]["annotations"]
@@ -77,16 +84,16 @@ def test_service_has_nothing_that_the_webhook_refuses() -> None:
 @pytest.mark.parametrize(("key", "quantity"), [("memory", "8GiB"), ("memory", "32 Gi"), ("cpu", "four")])
 def test_quantity_that_kubernetes_cannot_read_is_refused(key: str, quantity: str) -> None:
     with pytest.raises(ConfigError, match=rf"deploy\.{key} is '{quantity}': expected a Kubernetes quantity"):
-        render_inference_service(DeployConfig(**{key: quantity}), MODEL, DECISION)
+        render_inference_service(settings(**{key: quantity}), MODEL, DECISION)
 
 
 def test_more_minimum_than_maximum_replicas_is_refused() -> None:
     with pytest.raises(ConfigError, match="min_replicas 3 is above max_replicas 2"):
-        render_inference_service(DeployConfig(min_replicas=3, max_replicas=2), MODEL, DECISION)
+        render_inference_service(settings(min_replicas=3, max_replicas=2), MODEL, DECISION)
 
 
 @pytest.mark.parametrize(
-    ("settings", "reason"),
+    ("values", "reason"),
     [
         ({"judge": {"memory": "1GiB"}}, r"deploy\.judge\.memory is '1GiB': expected a Kubernetes quantity"),
         ({"min_replicas": 0}, "an autoscaler of class 'hpa' cannot scale to zero"),
@@ -101,9 +108,9 @@ def test_more_minimum_than_maximum_replicas_is_refused() -> None:
         ({"name": "a" * 40, "namespace": "b" * 20}, "has 73 characters, 63 are allowed: shorten the name"),
     ],
 )
-def test_settings_that_cannot_work_or_have_no_effect_are_refused(settings: dict[str, Any], reason: str) -> None:
+def test_settings_that_cannot_work_or_have_no_effect_are_refused(values: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
-        render_inference_service(DeployConfig(**settings), MODEL, DECISION)
+        render_inference_service(settings(**values), MODEL, DECISION)
 
 
 def test_config_that_still_has_canaries_is_refused_with_its_keys() -> None:
@@ -111,9 +118,15 @@ def test_config_that_still_has_canaries_is_refused_with_its_keys() -> None:
         parse_section(DeployConfig, {"canary_percent": 5, "canary_promote": False}, "deploy")
 
 
+def test_judges_server_without_an_image_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"judge\.image is not set: name the cpu image"):
+        render_inference_service(DeployConfig(), MODEL, DECISION)
+    assert DeployConfig(judge={"image": "mine"}).with_judge_image("other").judge.image == "mine"  # type: ignore[arg-type]
+
+
 def edited(*path: Any, value: Any) -> dict[str, Any]:
     """The rendered service with one value changed."""
-    service = render_inference_service(DeployConfig(), MODEL, DECISION)
+    service = render_inference_service(settings(), MODEL, DECISION)
     inner: Any = service
     for key in path[:-1]:
         inner = inner[key]
@@ -148,7 +161,7 @@ def test_what_the_webhook_refuses_is_refused_first(path: tuple[str, ...], value:
 
 
 def test_mode_of_an_existing_service_cannot_change() -> None:
-    service = render_inference_service(DeployConfig(), MODEL, DECISION)
+    service = render_inference_service(settings(), MODEL, DECISION)
     check_admission(service, service | {"status": {"deploymentMode": "RawDeployment"}})  # the old name of Standard
     with pytest.raises(
         ConfigError, match="deploymentMode Knative, which cannot be changed to Standard: delete it first"
@@ -156,29 +169,29 @@ def test_mode_of_an_existing_service_cannot_change() -> None:
         check_admission(service, service | {"status": {"deploymentMode": "Serverless"}})
 
 
-def test_mark_changes_with_the_model_and_the_spec_but_not_with_the_decision() -> None:
+def test_revision_changes_with_the_model_and_the_spec_but_not_with_the_decision() -> None:
     again = DECISION.model_copy(update={"uri": "s3://judges/another-decision"})
     other = MODEL.model_copy(update={"digest": "sha256:" + "6" * 64})
-    first = revision_of(render_inference_service(DeployConfig(), MODEL, DECISION))
-    assert first == revision_of(render_inference_service(DeployConfig(), MODEL, again))
-    assert first != revision_of(render_inference_service(DeployConfig(), other, DECISION))
-    assert first != revision_of(render_inference_service(DeployConfig(cpu="8"), MODEL, DECISION))
+    first = revision_of(render_inference_service(settings(), MODEL, DECISION))
+    assert first == revision_of(render_inference_service(settings(), MODEL, again))
+    assert first != revision_of(render_inference_service(settings(), other, DECISION))
+    assert first != revision_of(render_inference_service(settings(cpu="8"), MODEL, DECISION))
 
 
 def test_gate_that_did_not_pass_deploys_nothing(store: Store) -> None:
     refused = DECISION.model_copy(update={"metrics": {"winner": "dpo", "passed": False}})
     with pytest.raises(InputError, match="the gate did not pass"):
-        deploy_kserve(store, DeployConfig(), refused, {"dpo": MODEL})
+        deploy_kserve(store, settings(), refused, {"dpo": MODEL})
     assert store.list("deploy_kserve") == []
 
 
 def test_winner_without_a_model_is_named(store: Store) -> None:
     with pytest.raises(InputError, match="the winner is 'dpo', but only these models are here: base, sft"):
-        deploy_kserve(store, DeployConfig(), DECISION, {"base": MODEL, "sft": MODEL})
+        deploy_kserve(store, settings(), DECISION, {"base": MODEL, "sft": MODEL})
 
 
 def test_stage_writes_the_winners_service_once(store: Store) -> None:
-    config = DeployConfig(apply=False)
+    config = settings(apply=False)
     ref = deploy_kserve(store, config, DECISION, {"base": DECISION, "dpo": MODEL})
     text = read_file(ref, "inferenceservice.yaml").decode()
     assert yaml.safe_load(text) == render_inference_service(config, MODEL, DECISION)
@@ -200,20 +213,20 @@ def options(transformer: dict[str, Any]) -> dict[str, str]:
 
 
 def test_judges_server_asks_as_the_winner_was_trained() -> None:
-    assert options(transformer_of(DeployConfig()))["style"] == "reason"
-    assert options(transformer_of(DeployConfig(), winner="genrm"))["style"] == "verdict"
-    assert options(transformer_of(DeployConfig(), winner="base"))["style"] == "plain"
+    assert options(transformer_of(settings()))["style"] == "reason"
+    assert options(transformer_of(settings(), winner="genrm"))["style"] == "verdict"
+    assert options(transformer_of(settings(), winner="base"))["style"] == "plain"
 
 
 def test_judges_server_is_told_the_winners_calibration_if_there_is_one() -> None:
-    assert not [name for name in options(transformer_of(DeployConfig())) if "calibration" in name]
-    told = options(transformer_of(DeployConfig(), calibration_temperature=1.5, calibration_bias=-0.25))
+    assert not [name for name in options(transformer_of(settings())) if "calibration" in name]
+    told = options(transformer_of(settings(), calibration_temperature=1.5, calibration_bias=-0.25))
     assert (told["calibration-temperature"], told["calibration-bias"]) == ("1.5", "-0.25")
 
 
 def test_judges_server_has_its_settings_image_and_keys() -> None:
     judge = JudgeServerConfig(image="mirror/cpu:2", replicas=3, cpu="2", memory="3Gi", max_concurrency=7, max_tokens=99)
-    transformer = transformer_of(DeployConfig(judge=judge, judge_secret="keys"))
+    transformer = transformer_of(settings(judge=judge, judge_secret="keys"))
     assert (transformer["minReplicas"], transformer["maxReplicas"]) == (3, 3)
     (container,) = transformer["containers"]
     assert container["image"] == "mirror/cpu:2"
@@ -224,14 +237,14 @@ def test_judges_server_has_its_settings_image_and_keys() -> None:
     assert keys == {name: {"name": "keys", "key": name} for name in ("JUDGE_API_KEY", "VLLM_API_KEY")}
 
 
-def test_judges_server_needs_no_secret_and_takes_the_cpu_image_of_the_table() -> None:
-    (container,) = transformer_of(DeployConfig())["containers"]
-    assert container["image"] == read_table()["cpu"]
+def test_judges_server_needs_no_secret_and_takes_the_image_of_the_run_if_it_has_none() -> None:
+    (container,) = transformer_of(settings())["containers"]
+    assert container["image"] == "registry/cpu:1"
     assert all(entry["valueFrom"]["secretKeyRef"]["optional"] for entry in container["env"])
 
 
 def test_command_of_the_judges_server_takes_its_arguments_and_those_that_kserve_appends() -> None:
-    (container,) = transformer_of(DeployConfig(), calibration_temperature=1.5, calibration_bias=-0.25)["containers"]
+    (container,) = transformer_of(settings(), calibration_temperature=1.5, calibration_bias=-0.25)["containers"]
     appended = ["--model_name", "reasongenrm", "--predictor_host", "reasongenrm-predictor.reasongenrm"]
     command = typer.main.get_command(app)
     assert isinstance(command, TyperGroup)
@@ -244,9 +257,9 @@ def test_command_of_the_judges_server_takes_its_arguments_and_those_that_kserve_
     assert container["command"] == ["reasongenrm", "judge-server"]
 
 
-def test_change_of_the_judges_server_is_another_mark_and_none_has_the_mark_of_before() -> None:
-    first = revision_of(render_inference_service(DeployConfig(), MODEL, DECISION))
-    other = DeployConfig(judge=JudgeServerConfig(max_concurrency=32))
+def test_change_of_the_judges_server_is_another_mark_and_none_has_the_revision_of_before() -> None:
+    first = revision_of(render_inference_service(settings(), MODEL, DECISION))
+    other = settings(judge=JudgeServerConfig(max_concurrency=32))
     without = revision_of(render_inference_service(NO_JUDGE, MODEL, DECISION))
     assert len({first, revision_of(render_inference_service(other, MODEL, DECISION)), without}) == 3
 

@@ -11,7 +11,7 @@ from reasongenrm.deploy.rollback import choices, choose, roll_back
 from reasongenrm.errors import InputError
 from reasongenrm.store.served import served_history, served_judge
 from tests.deploy.kserve import NAMESPACE
-from tests.deploy.test_deploy import CONFIG, PACE, World, world
+from tests.deploy.test_deploy import CONFIG, World, world
 
 __all__ = ["world"]
 
@@ -30,7 +30,7 @@ def test_rollback_serves_the_judge_before_and_a_second_one_goes_forth_again(worl
     world.deploy("other")
     chosen = choose(world.cluster, world.store, NAMESPACE, "judge", None)
     asked = len(world.endpoint.bodies)
-    deployed = roll_back(world.cluster, world.store, CONFIG, chosen, PACE)
+    deployed = roll_back(world.cluster, world.store, CONFIG, chosen)
     assert deployed.changed
     assert len(world.endpoint.bodies) == asked + 6
     served = served_judge(world.store, NAMESPACE, "judge")
@@ -51,7 +51,7 @@ def test_judge_by_hand_can_be_gone_back_to_and_is_then_no_champion(world: World)
     world.deploy("good")
     chosen = choose(world.cluster, world.store, NAMESPACE, "judge", None)
     assert chosen.judge is None
-    roll_back(world.cluster, world.store, CONFIG, chosen, PACE)
+    roll_back(world.cluster, world.store, CONFIG, chosen)
     service = world.service()
     assert service is not None
     assert service["spec"] == by_hand()["spec"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from components.images import image
 from reasongenrm.config import DeployConfig
 from reasongenrm.deploy.manifest import render_inference_service
 from reasongenrm.store.artifacts import ArtifactRef
@@ -33,7 +34,7 @@ def example() -> dict[str, Any]:
         uri="s3://reasongenrm/run-1/select_winner/" + "2" * 16 + "/decision",
         metrics={"winner": "dpo", "passed": True},
     )
-    return render_inference_service(DeployConfig(), model, decision)
+    return render_inference_service(DeployConfig().with_judge_image(image("cpu")), model, decision)
 
 
 if __name__ == "__main__":

@@ -109,8 +109,6 @@ def test_arguments_are_sections_resources_and_images() -> None:
     assert arguments["model_uri"] == "org/model"
     assert arguments["num_accelerators"] == 4
     assert arguments["cpu_image"] == "registry/cpu:1"
-    assert arguments["deploy"]["judge"]["image"] == "registry/cpu:1"
-    assert "image" not in arguments_of(RunConfig(), REMOTE, STORE)["deploy"]["judge"]
     assert "train_image" not in arguments  # the pipeline's own default
     assert "limit" not in arguments["pairs"]  # None has no place in KFP
     assert arguments["gate"]["candidates"] == ["sft", "dpo"]
