@@ -256,9 +256,7 @@ def refusal(call: Call, code: int, status: Mapping[str, Any], message: str, logi
     if code == 409:
         return ConflictError(f"{call}: {message}. Read it again and repeat.")
     if code == 422:
-        return ClusterError(
-            f"{call}: the API server finds the object invalid: {message}. Fix the field that it names."
-        )
+        return ClusterError(f"{call}: the API server finds the object invalid: {message}. Fix the field that it names.")
     return ClusterError(f"{call}: the API server answered {code}: {message}. Fix what it names.")
 
 

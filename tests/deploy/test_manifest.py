@@ -9,7 +9,6 @@ import yaml
 from typer.core import TyperGroup
 
 from reasongenrm.cli import app
-from reasongenrm.components.images import read_table
 from reasongenrm.config import DeployConfig, JudgeServerConfig, parse_section
 from reasongenrm.deploy.deploy import deploy_kserve
 from reasongenrm.deploy.manifest import render_inference_service, revision_of

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from components.images import image
+from reasongenrm.components.images import image
 from reasongenrm.config import DeployConfig
 from reasongenrm.deploy.manifest import render_inference_service
 from reasongenrm.store.artifacts import ArtifactRef
