@@ -17,7 +17,6 @@ from reasongenrm.deploy.preflight import check_admission
 from reasongenrm.deploy.replaced import load_replaced, manifest_of, over, save_replaced, versioned, with_replaced
 from reasongenrm.deploy.rollout import Target, Timeline, wait_for_rollout
 from reasongenrm.deploy.runtimes import has_reasoning_parser, runtime_of
-from reasongenrm.deploy.transformer import JUDGE_KEY, PREDICTOR_KEY
 from reasongenrm.errors import ClusterError, ReasonGenRMError
 from reasongenrm.kubernetes.cluster import AlreadyExistsError, Cluster, ConflictError
 from reasongenrm.kubernetes.kinds import DEPLOYMENT, INFERENCE_SERVICE, SERVING_RUNTIME
@@ -136,7 +135,7 @@ class _Change:
                 self.config.golden_endpoint or address,
                 self.golden,
                 self.config,
-                key_variable=JUDGE_KEY if target.has_transformer else PREDICTOR_KEY,
+                has_judge=target.has_transformer,
                 keep_markup=self.config.server == "vllm" and not has_reasoning_parser(runtime),
             )
             self.timeline.say(f"golden judgments: {found.agreement:.0%} of {len(self.golden.rows)} rows as expected")

@@ -1,24 +1,26 @@
 """Golden judgments: rows that the winner judged right in both orders, asked again of its new pods.
 
-In goes the winner's own evaluation and the address of the new pods, out comes how far they agree. That proves what no probe
-does: the right checkpoint, the right chat template, a key that works, and verdicts that can be read.
+In go the winner's own evaluation and the address of the new pods, out comes how far they agree. That proves what no probe
+does: the right checkpoint, the right chat template, a key that works, and verdicts that can be read. Where a judge's server
+is deployed it is asked as its clients do, by /v1/pairwise; else the model is asked as the evaluation did.
 """
 
 import contextlib
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from reasongenrm.config import DeployConfig, EngineConfig, EvaluateConfig
-from reasongenrm.data.benchmarks import BenchmarkRow, spread
+from reasongenrm.data.benchmarks import LABELS, BenchmarkRow, spread
+from reasongenrm.deploy.transformer import PREDICTOR_KEY
 from reasongenrm.errors import ClusterError, EngineError, InputError
 from reasongenrm.evaluation.evaluate import VARIANT_STYLES, judge_benchmark
 from reasongenrm.evaluation.metrics import JudgeStyle, row_results
-from reasongenrm.records import Judgment, dump_records, parse_records
+from reasongenrm.generation.endpoint import EndpointEngine
+from reasongenrm.judge.api import PairwiseResponse
+from reasongenrm.judge.client.client import Judge
+from reasongenrm.records import OPPOSITE, Judgment, Order, Record, Verdict, dump_records, parse_records
 from reasongenrm.store.artifacts import ArtifactRef, open_artifact, read_file
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _MAX_RETRIES = 5  # 15 s in all: a Service's endpoints follow its pods with a delay
 _CONCURRENCY = 8
@@ -26,11 +28,22 @@ _CONCURRENCY = 8
 
 @dataclass(frozen=True)
 class GoldenRows:
-    """What is asked and how: rows, the evaluation's settings, the variant's style."""
+    """What is asked, and how a model without a judge's server is asked: the evaluation's settings, the variant's style."""
 
     rows: tuple[BenchmarkRow, ...]
     settings: EvaluateConfig
     style: JudgeStyle
+
+
+class GoldenJudgment(Record):
+    """What the new pods said about one row in one order; verdicts and `p_a`, P([[A]]) in [0, 1], in this order's terms."""
+
+    row_id: str
+    order: Order
+    label: Verdict
+    verdict: Verdict | None
+    reason: str | None
+    p_a: float | None
 
 
 @dataclass(frozen=True)
@@ -39,22 +52,33 @@ class Golden:
 
     Attributes:
         judgments: both orders of every row.
-        agreement: share of the rows with both orders right, in [0, 1].
     """
 
     address: str
     model_name: str
-    judgments: tuple[Judgment, ...]
-    agreement: float
+    judgments: tuple[GoldenJudgment, ...]
+
+    @property
+    def wrong(self) -> dict[str, GoldenJudgment]:
+        """Row -> a judgment of it that is not its label."""
+        return {judgment.row_id: judgment for judgment in self.judgments if judgment.verdict != judgment.label}
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that were asked."""
+        return len({judgment.row_id for judgment in self.judgments})
+
+    @property
+    def agreement(self) -> float:
+        """Share of the rows with both orders right, in [0, 1]."""
+        return 1 - len(self.wrong) / self.num_rows
 
     def files(self, min_agreement: float) -> dict[str, bytes]:
-        """golden.jsonl, a judgment a line, and golden.json, the figures."""
-        import json
-
-        figures: Mapping[str, Any] = {
+        """golden.jsonl, a judgment per line, and golden.json, the figures."""
+        figures = {
             "address": self.address,
             "model_name": self.model_name,
-            "num_rows": len({judgment.row_id for judgment in self.judgments}),
+            "num_rows": self.num_rows,
             "agreement": self.agreement,
             "min_agreement": min_agreement,
         }
@@ -90,48 +114,64 @@ def choose_golden(evaluation: ArtifactRef, variant: str, config: DeployConfig) -
     return GoldenRows(tuple(golden), EvaluateConfig.model_validate(settings), VARIANT_STYLES[variant])
 
 
-def ask_golden(
-    address: str, golden: GoldenRows, config: DeployConfig, *, key_variable: str, keep_markup: bool
-) -> Golden:
-    """Send the rows to the model behind `address` and count the rows with both orders right.
-
-    Through the judge's server the same requests go: it hands chat completions on as they are.
+def ask_golden(address: str, golden: GoldenRows, config: DeployConfig, *, has_judge: bool, keep_markup: bool) -> Golden:
+    """Have the rows judged behind `address`, and count those with both orders right.
 
     Args:
         address: http(s)://host[:port], without /v1.
-        key_variable: whose value is sent as the key, if it is set.
-        keep_markup: the server is a vLLM that leaves reason and answer in one text (see `EndpointEngine`).
+        has_judge: a judge's server answers there; its key is in JUDGE_API_KEY. Else the model does (VLLM_API_KEY).
+        keep_markup: the model's server leaves reason and answer in one text (see `EndpointEngine`).
 
     Raises:
         ClusterError: the judge does not answer, or agrees on too few rows.
     """
-    from reasongenrm.generation.endpoint import EndpointEngine
-
-    base_url = f"{address.rstrip('/')}/v1"
-    engine_config = EngineConfig(
-        concurrency=_CONCURRENCY, timeout_seconds=config.golden_timeout_seconds, max_retries=_MAX_RETRIES
-    )
     try:
-        engine = EndpointEngine(base_url, engine_config, keep_markup=keep_markup, key_variable=key_variable)
-        with contextlib.closing(engine):
-            settings = golden.settings.model_copy(update={"votes": 1})  # greedy, whatever was voted on
-            judgments = judge_benchmark(engine, golden.rows, settings, golden.style)
+        found = _ask_judge(address, golden, config) if has_judge else _ask_model(address, golden, config, keep_markup)
     except EngineError as error:
         raise ClusterError(
-            f"golden judgments: {error} The key that the judge asks for is read from {key_variable}; from outside the "
-            "cluster, forward a port (kubectl port-forward) and name it as deploy.golden_endpoint."
+            f"golden judgments: {error} From outside the cluster, forward a port (kubectl port-forward) and name it as "
+            "deploy.golden_endpoint."
         ) from error
-    right = [result.row_id for result in row_results(judgments) if result.accuracy == 1.0]
-    found = Golden(base_url, engine.model_name, tuple(judgments), len(right) / len(golden.rows))
     if found.agreement < config.min_golden_agreement:
+        wrong = next(iter(found.wrong.values()))
         raise ClusterError(
-            f"golden judgments: the new pods judged {len(right)} of {len(golden.rows)} rows as the evaluation did; expected "
-            f"{config.min_golden_agreement:.0%} at least (deploy.min_golden_agreement). {_examples(judgments, right)}"
+            f"golden judgments: the new pods judged {found.num_rows - len(found.wrong)} of {found.num_rows} rows as the "
+            f"evaluation did; expected {config.min_golden_agreement:.0%} at least (deploy.min_golden_agreement). "
+            f"Row {wrong.row_id}, {wrong.order}: {wrong.verdict or 'no verdict'}, expected {wrong.label}."
         )
     return found
 
 
-def _examples(judgments: Sequence[Judgment], right: Sequence[str]) -> str:
-    wrong = next(found for found in judgments if found.row_id not in right and found.verdict != found.label)
-    said = wrong.verdict or f"no verdict in {wrong.answer[:80]!r}"
-    return f"Row {wrong.row_id}, {wrong.order}: {said}, expected {wrong.label}."
+def _ask_judge(address: str, golden: GoldenRows, config: DeployConfig) -> Golden:
+    """Ask as clients do: the server knows the style, the limits and the calibration of its model."""
+    pairs = [([turn.model_dump() for turn in row.question], row.chosen, row.rejected) for row in golden.rows]
+    with Judge(address, timeout=config.golden_timeout_seconds, max_retries=_MAX_RETRIES) as judge:
+        answers: list[PairwiseResponse] = judge.compare_many(pairs, concurrency=_CONCURRENCY)
+    judgments = [judgment for row, answer in zip(golden.rows, answers, strict=True) for judgment in _read(row, answer)]
+    return Golden(judge.url, answers[0].model, tuple(judgments))
+
+
+def _read(row: BenchmarkRow, answer: PairwiseResponse) -> Iterator[GoldenJudgment]:
+    """An answer of the judge, which speaks of the caller's A (the chosen one), in the terms of each order's prompt."""
+    for said in answer.judgments:
+        order: Order = "chosen_first" if said.order == "given" else "rejected_first"
+        label = LABELS[order]
+        names = {"A": label, "B": OPPOSITE[label]}
+        p_a = said.p_a if said.p_a is None or order == "chosen_first" else 1.0 - said.p_a
+        verdict = names[said.preferred] if said.preferred is not None else None
+        yield GoldenJudgment(row_id=row.row_id, order=order, label=label, verdict=verdict, reason=said.reason, p_a=p_a)
+
+
+def _ask_model(address: str, golden: GoldenRows, config: DeployConfig, keep_markup: bool) -> Golden:
+    """Ask as the evaluation did, once and greedily."""
+    base_url = f"{address.rstrip('/')}/v1"
+    engine_config = EngineConfig(
+        concurrency=_CONCURRENCY, timeout_seconds=config.golden_timeout_seconds, max_retries=_MAX_RETRIES
+    )
+    engine = EndpointEngine(base_url, engine_config, keep_markup=keep_markup, key_variable=PREDICTOR_KEY)
+    with contextlib.closing(engine):
+        settings = golden.settings.model_copy(update={"votes": 1})
+        found = judge_benchmark(engine, golden.rows, settings, golden.style)
+        fields = GoldenJudgment.model_fields
+        judgments = [GoldenJudgment.model_validate({name: getattr(each, name) for name in fields}) for each in found]
+        return Golden(base_url, engine.model_name, tuple(judgments))

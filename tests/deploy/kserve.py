@@ -29,10 +29,10 @@ def runtime(name: str = "reasongenrm-vllm", **spec: Any) -> Item:
 
 
 class KServe:
-    """Answers every change of an InferenceService; `address` is where its pods are reached."""
+    """Answers every change of an InferenceService; `model` is where its predictor is reached, `judge` its transformer."""
 
-    def __init__(self, cluster: FakeCluster, address: str, step_seconds: float = 0.02) -> None:
-        self.cluster, self.address, self.step_seconds = cluster, address, step_seconds
+    def __init__(self, cluster: FakeCluster, model: str, judge: str, step_seconds: float = 0.02) -> None:
+        self.cluster, self.model, self.judge, self.step_seconds = cluster, model, judge, step_seconds
         self._seen: dict[str, Any] = {}
         self.num_pods = 0
         cluster.on_change("inferenceservices", self.reconcile)
@@ -184,7 +184,7 @@ class KServe:
             "deploymentMode": "Standard",
             "conditions": [{"type": "Ready", "status": ready}],
             "modelStatus": model or {"transitionStatus": "UpToDate"},
-            "address": {"url": self.address},
+            "address": {"url": self.judge if service["spec"].get("transformer") else self.model},
         }
         self.cluster.set_status("inferenceservices", NAMESPACE, name, status)
 

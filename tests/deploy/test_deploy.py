@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,16 @@ from reasongenrm.deploy.manifest import REPLACED, render_inference_service
 from reasongenrm.deploy.replaced import load_replaced, manifest_of
 from reasongenrm.errors import ClusterError, ConfigError, InputError
 from reasongenrm.evaluation.evaluate import evaluation_files
+from reasongenrm.judge.pairwise import JudgeSettings
+from reasongenrm.judge.server.app import ServerSettings, create_app
+from reasongenrm.judge.server.limits import Limits
 from reasongenrm.kubernetes import health
 from reasongenrm.kubernetes.cluster import Cluster
 from reasongenrm.store.artifacts import MANIFEST, ArtifactRef, FileEntry, Manifest, Store, read_file
 from reasongenrm.store.served import served_history, served_judge
 from reasongenrm.store.stage import Stage
 from tests.deploy.kserve import NAMESPACE, KServe, runtime
-from tests.endpoints import FakeEndpoint, completion, refusal
+from tests.endpoints import FakeEndpoint, completion, refusal, serving
 from tests.judges import Judge, benchmark_of, evaluated, judged, oracle, silent
 from tests.kube.fake_api import FakeCluster
 from tests.kube.schemas import check
@@ -45,6 +49,11 @@ def verdict(body: dict[str, Any]) -> str:
     answer_a = text.split("### Answer A\n")[1].split("\n\n### Answer B")[0]
     left, right = answer_a.rstrip(".").split(" = ")
     return "[[A]]" if sum(map(int, left.split(" + "))) == int(right) else "[[B]]"
+
+
+def judge_server(predictor_url: str, key: str | None = None) -> AbstractContextManager[str]:
+    """The judge's own server in front of a predictor."""
+    return serving(create_app(JudgeSettings(predictor_url), Limits(api_key=key), ServerSettings()))
 
 
 class World:
@@ -109,15 +118,14 @@ def world(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[World]:
     endpoint = FakeEndpoint(lambda body, _: completion(verdict(body), reasoning="Counting decides."))
-    with endpoint.running() as url, FakeCluster(validate=check) as fake:
+    with endpoint.running() as url, judge_server(url) as judge, FakeCluster(validate=check) as fake:
         monkeypatch.setenv("KUBECONFIG", str(fake.kubeconfig))
         monkeypatch.setattr(rollout, "POLL_SECONDS", 0.01)
         monkeypatch.setattr(health, "SETTLE_SECONDS", 0.6)
         monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
         fake.put(runtime())
-        yield World(
-            store, fake, endpoint, KServe(fake, url.removesuffix("/v1")), tmp_path, getattr(request, "param", oracle)
-        )
+        kserve = KServe(fake, url.removesuffix("/v1"), judge)
+        yield World(store, fake, endpoint, kserve, tmp_path, getattr(request, "param", oracle))
 
 
 def test_first_judge_is_created_proven_and_recorded(world: World) -> None:
@@ -127,7 +135,7 @@ def test_first_judge_is_created_proven_and_recorded(world: World) -> None:
     assert deployed.golden.agreement == 1.0
     assert world.writes() == ["create"]
     assert len(world.endpoint.bodies) == 6  # three rows in both orders
-    assert world.endpoint.bodies[0]["max_tokens"] == 50  # asked as the evaluation asked
+    assert world.endpoint.bodies[0]["max_tokens"] == 2048  # asked by /v1/pairwise: the judge's server decides
     assert world.endpoint.bodies[0]["chat_template_kwargs"] == {"opening_role": "reason"}
     served = served_judge(world.store, NAMESPACE, "judge")
     assert served is not None
@@ -222,19 +230,35 @@ def test_judge_that_was_never_right_is_served_only_where_any_answer_will_do(worl
 
 
 def test_key_that_the_judge_refuses_is_named(world: World) -> None:
-    world.endpoint.reply = lambda *_: refusal(401, "wrong key")
-    with pytest.raises(ClusterError, match=r"HTTP 401: wrong key. Set JUDGE_API_KEY to a key"):
+    url = f"{world.kserve.model}/v1"
+    with (
+        judge_server(url, "judge-key") as world.kserve.judge,
+        pytest.raises(ClusterError, match=r"JUDGE_API_KEY[\s\S]*what was created is deleted"),
+    ):
         world.deploy("good")
+    world.endpoint.reply = lambda *_: refusal(401, "wrong key")
+    with pytest.raises(ClusterError, match=r"HTTP 401: wrong key. Set VLLM_API_KEY to a key"):
+        world.deploy("good", CONFIG.model_copy(update={"judge": NO_JUDGE}))
 
 
-def test_key_of_the_judge_is_sent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_of_judge_and_model_are_sent_where_they_belong(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_API_KEY", "judge-key")
     monkeypatch.setenv("VLLM_API_KEY", "model-key")
-    world.deploy("good")
-    assert {headers["authorization"] for headers in world.endpoint.headers} == {"Bearer judge-key"}
+    with judge_server(f"{world.kserve.model}/v1", "judge-key") as world.kserve.judge:
+        assert world.deploy("good").golden is not None
     world.endpoint.headers.clear()
     world.deploy("other", CONFIG.model_copy(update={"judge": NO_JUDGE}))  # nothing is in front of the model
     assert {headers["authorization"] for headers in world.endpoint.headers} == {"Bearer model-key"}
+
+
+def test_model_without_a_judge_in_front_is_asked_as_the_evaluation_asked(world: World) -> None:
+    deployed = world.deploy("good", CONFIG.model_copy(update={"judge": NO_JUDGE}))
+    assert {body["max_tokens"] for body in world.endpoint.bodies} == {50}
+    with_judge = world.deploy("good")
+    assert deployed.golden is not None
+    assert with_judge.golden is not None
+    said = [{**each.model_dump(), "p_a": None} for each in deployed.golden.judgments]
+    assert [{**each.model_dump(), "p_a": None} for each in with_judge.golden.judgments] == said
 
 
 def test_judge_put_there_by_hand_is_saved_and_comes_back(world: World) -> None:
