@@ -37,7 +37,7 @@ LEAVE_SECONDS = 20.0  # to take the TrainJob down: a pod has 30 s from SIGTERM t
 
 
 def train_where_configured(
-    store: Store, config: SFTConfig | DPOConfig, variant: Variant | None = None, **inputs: ArtifactRef
+    store: Store, config: SFTConfig | DPOConfig, variant: Variant | None = None, /, **inputs: ArtifactRef
 ) -> ArtifactRef:
     """Run train_sft or train_dpo: with `mode: pod` here, with `mode: trainjob` in the pods of a TrainJob.
 
