@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import yaml
+
 from reasongenrm.config import DeployConfig
 from reasongenrm.deploy.change import Deployed, Service, change_served
 from reasongenrm.deploy.golden import choose_golden
-from reasongenrm.deploy.manifest import FILE_NAME, as_yaml, render_inference_service, revision_of
+from reasongenrm.deploy.manifest import FILE_NAME, render_inference_service, revision_of
 from reasongenrm.deploy.runtimes import check_runtime
 from reasongenrm.errors import InputError
 from reasongenrm.kubernetes.cluster import Cluster
@@ -62,7 +64,8 @@ def deploy_kserve(
     with Stage(store, "deploy_kserve", config, {"decision": decision, "model": model}, extra) as stage:
         if stage.done:
             return stage.done
-        stage.add_bytes(FILE_NAME, as_yaml(manifest, f"The judge '{winner}': kubectl apply -f {FILE_NAME}"))
+        text = yaml.safe_dump(manifest, sort_keys=False)
+        stage.add_bytes(FILE_NAME, f"# The judge '{winner}': kubectl apply -f {FILE_NAME}\n{text}".encode())
         for name, data in files.items():
             stage.add_bytes(name, data)
         return stage.finish({"num_in": 1, "num_out": 1}, metrics)

@@ -9,8 +9,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from reasongenrm import __version__
 from reasongenrm.config import DeployConfig
 from reasongenrm.deploy.preflight import AUTOSCALER, MODE, check_admission, check_settings
@@ -112,8 +110,3 @@ def revision_of(item: Mapping[str, Any]) -> str | None:
     """The rollout revision of a manifest, a pod or a pod template; None if we did not make it."""
     revision: str | None = item.get("metadata", {}).get("annotations", {}).get(ROLLOUT)
     return revision
-
-
-def as_yaml(manifest: Mapping[str, Any], comment: str) -> bytes:
-    """A manifest as a file that kubectl takes."""
-    return f"# {comment}\n{yaml.safe_dump(manifest, sort_keys=False)}".encode()

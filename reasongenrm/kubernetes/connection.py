@@ -55,7 +55,7 @@ class ForbiddenError(ClusterError):
 
 
 class UnavailableError(ClusterError):
-    """The API server could not be reached, or was overloaded, also when retried."""
+    """The server could not be reached, or was overloaded, also when retried; the same call may succeed later."""
 
 
 class _Transient(Exception):

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from reasongenrm.errors import ClusterError, ConfigError
+from reasongenrm.kubernetes.connection import NotFoundError, UnavailableError
+from reasongenrm.kubernetes.waiting import poll
 from reasongenrm.runs.kfp_runs import ClusterRun, read_run, read_tasks
 
 log = logging.getLogger(__name__)
@@ -35,17 +36,8 @@ _NUM_RETRIES = (
 )
 _CONNECT_SECONDS, _READ_SECONDS = 10.0, 60.0
 POLL_SECONDS = 5.0
-OUTAGE_SECONDS = 600.0  # how long a run is followed without an answer
 
 T = TypeVar("T")
-
-
-class ServerAwayError(ClusterError):
-    """Nobody answers, or the server is not able to just now; the same call may succeed later."""
-
-
-class NotThereError(ClusterError):
-    """The server knows no such run, pipeline or log."""
 
 
 @dataclass(frozen=True)
@@ -136,24 +128,40 @@ class PipelineServer:
             version_name: changes with the content, so that a version of this name is this version.
             ir: the compiled pipeline as YAML.
         """
-        pipeline_id = self._found_or_made(
-            lambda: self._find_pipeline(pipeline_name), lambda: self._make_pipeline(pipeline_name)
+        pipelines = self._pipelines
+        body = self._api.V2beta1Pipeline(display_name=pipeline_name, name=pipeline_name, namespace=self.namespace)
+        pipeline = self._found_or_made(
+            lambda: self._find_pipeline(pipeline_name),
+            lambda: self._ask(
+                f"make pipeline '{pipeline_name}'", pipelines.pipeline_service_create_pipeline, pipeline=body
+            ),
         )
-        version_id = self._found_or_made(
-            lambda: self._find_version(pipeline_id, version_name), lambda: self._upload(pipeline_id, version_name, ir)
+        listed = {"pipeline_id": pipeline.pipeline_id}
+        version = self._found_or_made(
+            lambda: self._one(
+                "version", version_name, pipelines.pipeline_service_list_pipeline_versions, "pipeline_versions", listed
+            ),
+            lambda: self._upload(pipeline.pipeline_id, version_name, ir),
         )
-        return PipelineVersion(pipeline_id, version_id, version_name)
+        return PipelineVersion(str(pipeline.pipeline_id), str(version.pipeline_version_id), version_name)
 
     def start(self, version: PipelineVersion, experiment: str, name: str, arguments: Mapping[str, Any]) -> str:
         """Start a run and return its id. An experiment that is not there is made."""
-        experiment_id = self._found_or_made(
-            lambda: self._find_experiment(experiment), lambda: self._make_experiment(experiment)
+        experiments, place = self._experiments, self._place()
+        made = self._api.V2beta1Experiment(display_name=experiment, namespace=self.namespace)
+        found = self._found_or_made(
+            lambda: self._one(
+                "experiment", experiment, experiments.experiment_service_list_experiments, "experiments", place
+            ),
+            lambda: self._ask(
+                f"make experiment '{experiment}'", experiments.experiment_service_create_experiment, experiment=made
+            ),
         )
         reference = self._api.V2beta1PipelineVersionReference(
             pipeline_id=version.pipeline_id, pipeline_version_id=version.version_id
         )
         body = self._api.V2beta1Run(
-            experiment_id=experiment_id,
+            experiment_id=found.experiment_id,
             display_name=name,
             pipeline_version_reference=reference,
             runtime_config=self._api.V2beta1RuntimeConfig(parameters=dict(arguments)),
@@ -168,10 +176,10 @@ class PipelineServer:
 
     def runs(self, pipeline_name: str, limit: int) -> list[ClusterRun]:
         """The newest runs of a pipeline, newest first, at most `limit`."""
-        pipeline_id = self._find_pipeline(pipeline_name)
+        pipeline = self._find_pipeline(pipeline_name)
         found: list[ClusterRun] = []
         token = ""
-        while pipeline_id is not None and len(found) < limit:
+        while pipeline is not None and len(found) < limit:
             page = self._ask(
                 "list its runs",
                 self._runs.run_service_list_runs,
@@ -180,7 +188,7 @@ class PipelineServer:
                 sort_by="created_at desc",
                 **self._place(),
             )
-            found += [read_run(run) for run in page.runs or [] if _pipeline_of(run) == pipeline_id]
+            found += [read_run(run) for run in page.runs or [] if _pipeline_of(run) == pipeline.pipeline_id]
             token = page.next_page_token or ""
             if not token:
                 break
@@ -190,7 +198,7 @@ class PipelineServer:
         """One run with its tasks, by its id or by its name.
 
         Raises:
-            NotThereError: there is none.
+            NotFoundError: there is none.
             ClusterError: several have this name; lists their ids.
         """
         if re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", name_or_id):
@@ -199,12 +207,12 @@ class PipelineServer:
             f"look for run '{name_or_id}'",
             self._runs.run_service_list_runs,
             page_size=_PAGE_SIZE,
-            filter=_filter("display_name", name_or_id),
+            filter=_named(name_or_id),
             **self._place(),
         )
         found = page.runs or []
         if not found:
-            raise NotThereError(
+            raise NotFoundError(
                 f"{self.host}: no run '{name_or_id}'. `reasongenrm runs --host` lists those that there are."
             )
         if len(found) > 1:
@@ -216,24 +224,13 @@ class PipelineServer:
         """The run, every POLL_SECONDS, until it has ended; the last one has.
 
         Raises:
-            ServerAwayError: nobody has answered for OUTAGE_SECONDS; the run goes on all the same.
+            UnavailableError: nobody has answered for waiting.OUTAGE_SECONDS; the run goes on all the same.
             ClusterError: refused.
         """
-        away_since: float | None = None
-        while True:
-            try:
-                run = self._with_tasks(self._get_run(run_id))
-            except ServerAwayError as error:
-                away_since = away_since or time.monotonic()
-                if time.monotonic() - away_since > OUTAGE_SECONDS:
-                    raise
-                log.warning("still following the run: %s", error)
-            else:
-                away_since = None
-                yield run
-                if run.has_ended:
-                    return
-            time.sleep(POLL_SECONDS)
+        for run in poll(lambda: self._with_tasks(self._get_run(run_id)), POLL_SECONDS):
+            yield run
+            if run.has_ended:
+                return
 
     def cancel(self, run_id: str) -> None:
         """Have a run's workflow end; its pods get SIGTERM."""
@@ -243,7 +240,7 @@ class PipelineServer:
         """The log of a pod by its name, or the archived one by the pod's name or the node's id.
 
         Raises:
-            NotThereError: there is no such pod, and KFP has archived nothing of it.
+            NotFoundError: there is no such pod, and KFP has archived nothing of it.
         """
         response = self._ask(
             f"read the log of {node}",
@@ -261,65 +258,21 @@ class PipelineServer:
         # The server has said 200 before it looks: an error is one more line, of JSON (kubeflow/pipelines,
         # backend/src/apiserver/server/run_log_server.go at 2.17.0).
         if re.search(r'(^|\n)\{"error_message":.*\}\s*$', text):
-            raise NotThereError(f"{self.host}: no log of {node}: {_message(text.splitlines()[-1])}")
+            raise NotFoundError(f"{self.host}: no log of {node}: {_message(text.splitlines()[-1])}")
         return text
 
     # What the above is made of.
 
-    def _find_pipeline(self, name: str) -> str | None:
-        page = self._ask(
-            f"look for pipeline '{name}'",
-            self._pipelines.pipeline_service_list_pipelines,
-            filter=_filter("display_name", name),
-            **self._place(),
-        )
-        return page.pipelines[0].pipeline_id if page.pipelines else None
+    def _find_pipeline(self, name: str) -> Any:
+        return self._one("pipeline", name, self._pipelines.pipeline_service_list_pipelines, "pipelines", self._place())
 
-    def _make_pipeline(self, name: str) -> str:
-        body = self._api.V2beta1Pipeline(display_name=name, name=name, namespace=self.namespace)
-        made = self._ask(f"make pipeline '{name}'", self._pipelines.pipeline_service_create_pipeline, pipeline=body)
-        return str(made.pipeline_id)
+    def _one(self, what: str, name: str, call: Callable[..., Any], found_as: str, where: Mapping[str, Any]) -> Any:
+        """The thing of this name in a list; None if it is not there."""
+        page = self._ask(f"look for {what} '{name}'", call, filter=_named(name), **where)
+        found = getattr(page, found_as)
+        return found[0] if found else None
 
-    def _find_version(self, pipeline_id: str, name: str) -> str | None:
-        page = self._ask(
-            f"look for version '{name}'",
-            self._pipelines.pipeline_service_list_pipeline_versions,
-            pipeline_id=pipeline_id,
-            filter=_filter("display_name", name),
-        )
-        return page.pipeline_versions[0].pipeline_version_id if page.pipeline_versions else None
-
-    def _upload(self, pipeline_id: str, name: str, ir: str) -> str:
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "pipeline.yaml"
-            path.write_text(ir, encoding="utf-8")
-            made = self._ask(
-                f"upload version '{name}'",
-                self._uploads.upload_pipeline_version,
-                str(path),
-                name=name,
-                display_name=name,
-                pipelineid=pipeline_id,
-            )
-        return str(made.pipeline_version_id)
-
-    def _find_experiment(self, name: str) -> str | None:
-        page = self._ask(
-            f"look for experiment '{name}'",
-            self._experiments.experiment_service_list_experiments,
-            filter=_filter("display_name", name),
-            **self._place(),
-        )
-        return page.experiments[0].experiment_id if page.experiments else None
-
-    def _make_experiment(self, name: str) -> str:
-        body = self._api.V2beta1Experiment(display_name=name, namespace=self.namespace)
-        made = self._ask(
-            f"make experiment '{name}'", self._experiments.experiment_service_create_experiment, experiment=body
-        )
-        return str(made.experiment_id)
-
-    def _found_or_made(self, find: Callable[[], str | None], make: Callable[[], str]) -> str:
+    def _found_or_made(self, find: Callable[[], Any], make: Callable[[], Any]) -> Any:
         """Find a thing by its name or make it; if another process makes it at the same time, theirs is ours."""
         found = find()
         if found is not None:
@@ -331,6 +284,19 @@ class PipelineServer:
             if found is None:
                 raise
             return found
+
+    def _upload(self, pipeline_id: str, name: str, ir: str) -> Any:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "pipeline.yaml"
+            path.write_text(ir, encoding="utf-8")
+            return self._ask(
+                f"upload version '{name}'",
+                self._uploads.upload_pipeline_version,
+                str(path),
+                name=name,
+                display_name=name,
+                pipelineid=pipeline_id,
+            )
 
     def _get_run(self, run_id: str) -> Any:
         return self._ask(f"find run {run_id}", self._runs.run_service_get_run, run_id=run_id)
@@ -371,7 +337,7 @@ class PipelineServer:
             raise self._refused(doing, error.status, error.body or str(error.reason)) from error
         except HTTPError as error:
             why = error.reason if isinstance(error, MaxRetryError) and error.reason else error
-            raise ServerAwayError(
+            raise UnavailableError(
                 f"{self.host}: cannot {doing}: {str(why).partition(': ')[2] or why}. Is it the right --host, and does the port-forward "
                 "(or the VPN) still stand?"
             ) from error
@@ -389,9 +355,9 @@ class PipelineServer:
                 f"{message} Ask the administrator of {place} for the role kubeflow-pipelines-edit, or give another --namespace."
             )
         if status == 404:
-            return NotThereError(f"{message} Check the name, and that --host is the API of Kubeflow Pipelines 2.")
+            return NotFoundError(f"{message} Check the name, and that --host is the API of Kubeflow Pipelines 2.")
         if status == 429 or status >= 500:
-            return ServerAwayError(
+            return UnavailableError(
                 f"{message} Try again in a while; see the log of deployment ml-pipeline if it stays so."
             )
         return ClusterError(message)
@@ -405,8 +371,9 @@ def _read_token(configuration: Any) -> None:
         configuration.api_key["authorization"] = token
 
 
-def _filter(key: str, value: str) -> str:
-    return json.dumps({"predicates": [{"operation": "EQUALS", "key": key, "stringValue": value}]})
+def _named(name: str) -> str:
+    """A filter of the API: only what has this name."""
+    return json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]})
 
 
 def _message(body: str) -> str:

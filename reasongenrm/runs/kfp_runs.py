@@ -6,9 +6,11 @@ from datetime import datetime
 from graphlib import TopologicalSorter
 from typing import Any, Literal
 
-RunState = Literal["pending", "running", "paused", "canceling", "succeeded", "skipped", "failed", "canceled", "unknown"]
+ClusterRunState = Literal[
+    "pending", "running", "paused", "canceling", "succeeded", "skipped", "failed", "canceled", "unknown"
+]
 ENDED: frozenset[str] = frozenset({"succeeded", "skipped", "failed", "canceled"})
-_STATES: dict[str, RunState] = {
+_STATES: dict[str, ClusterRunState] = {
     "PENDING": "pending",
     "RUNNING": "running",
     "PAUSED": "paused",
@@ -32,7 +34,7 @@ class ClusterTask:
 
     key: str
     name: str
-    state: RunState
+    state: ClusterRunState
     started_at: datetime | None = None
     ended_at: datetime | None = None
     node_ids: tuple[str, ...] = ()
@@ -44,7 +46,7 @@ class ClusterRun:
 
     run_id: str
     name: str
-    state: RunState
+    state: ClusterRunState
     started_at: datetime | None
     ended_at: datetime | None
     error: str | None
@@ -96,7 +98,7 @@ def _in_order(tasks: Mapping[str, Any]) -> Iterator[str]:
     return iter(TopologicalSorter({key: task.get("dependentTasks", []) for key, task in tasks.items()}).static_order())
 
 
-def read_tasks(run: Any, spec: Any, run_state: RunState) -> tuple[ClusterTask, ...]:
+def read_tasks(run: Any, spec: Any, run_state: ClusterRunState) -> tuple[ClusterTask, ...]:
     """The run's tasks, in the order in which they started; what has not started comes last, in the order of the
     data flow.
 
@@ -113,7 +115,7 @@ def read_tasks(run: Any, spec: Any, run_state: RunState) -> tuple[ClusterTask, .
     return tuple(sorted(tasks, key=lambda task: task.started_at.replace(tzinfo=None) if task.started_at else never))
 
 
-def _task(key: str, name: str, detail: Any, driver: Any, run_state: RunState) -> ClusterTask:
+def _task(key: str, name: str, detail: Any, driver: Any, run_state: ClusterRunState) -> ClusterTask:
     state = _STATES.get(detail.state or "", "unknown") if detail else "unknown"
     if driver is not None and driver.state == "FAILED":
         state = "failed"

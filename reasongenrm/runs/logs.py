@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from reasongenrm.errors import ClusterError
-from reasongenrm.runs.kfp import NotThereError, PipelineServer
+from reasongenrm.kubernetes.connection import NotFoundError
+from reasongenrm.runs.kfp import PipelineServer
 from reasongenrm.runs.kfp_runs import ENDED, ClusterRun, ClusterTask
 
 if TYPE_CHECKING:
@@ -31,11 +32,11 @@ def task_log(
         follow: for a task that runs, go on until it ends.
 
     Raises:
-        NotThereError: the task has no log: it has not started, was left out, or its pods are gone and nothing was archived.
+        NotFoundError: the task has no log: it has not started, was left out, or its pods are gone and nothing was archived.
         ClusterError: the server or the cluster refused, or nobody answers.
     """
     if task.state in ("pending", "skipped"):
-        raise NotThereError(f"run {run.name}: {task.name} has no log: it is {task.state}.")
+        raise NotFoundError(f"run {run.name}: {task.name} has no log: it is {task.state}.")
     if task.state in ENDED:
         archived = _archived(server, run, task)
         if archived:
@@ -44,7 +45,7 @@ def task_log(
     cluster = connect()
     pods = task_pods(cluster, run.run_id, task.key)
     if not pods:
-        raise NotThereError(
+        raise NotFoundError(
             f"run {run.name}: no log of {task.name}: it has no pod in namespace {cluster.namespace}, and KFP has archived none "
             "(archiveLogs in Argo's workflow-controller-configmap switches that on). Is it another --namespace?"
         )
@@ -86,6 +87,6 @@ def _archived(server: PipelineServer, run: ClusterRun, task: ClusterTask) -> lis
     for node in task.node_ids:
         try:
             lines += server.log(run.run_id, node).splitlines()
-        except NotThereError:
+        except NotFoundError:
             continue  # a node without a log of its own, or logs are not archived
     return lines

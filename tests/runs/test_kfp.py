@@ -9,9 +9,11 @@ import pytest
 
 from reasongenrm.config import RunConfig
 from reasongenrm.errors import ClusterError, ConfigError
+from reasongenrm.kubernetes import connection, waiting
+from reasongenrm.kubernetes.connection import NotFoundError, UnavailableError
 from reasongenrm.pipelines.compile import PIPELINE_NAME, Compiled, compile_pipeline
 from reasongenrm.runs import kfp
-from reasongenrm.runs.kfp import NotThereError, PipelineServer, ServerAwayError
+from reasongenrm.runs.kfp import PipelineServer
 from reasongenrm.runs.kfp_runs import task_names
 from reasongenrm.runs.submit import arguments_of
 from reasongenrm.store.run_records import RunInputs
@@ -159,9 +161,9 @@ def test_runs_of_other_pipelines_are_left_out_and_pages_are_read_on(
 
 def test_run_that_is_not_there_or_not_the_only_one_is_told(server: FakeKfp, compiled: Compiled) -> None:
     client, run = started(server, compiled)
-    with pytest.raises(NotThereError, match=r"no run 'second'\. `reasongenrm runs --host` lists"):
+    with pytest.raises(NotFoundError, match=r"no run 'second'\. `reasongenrm runs --host` lists"):
         client.run("second")
-    with pytest.raises(NotThereError, match=r"cannot find run 0.*\(404\).*Run 0.* not found"):
+    with pytest.raises(NotFoundError, match=r"cannot find run 0.*\(404\).*Run 0.* not found"):
         client.run("00000000-0000-0000-0000-000000000000")
     started(server, compiled)
     with pytest.raises(ClusterError, match=rf"2 runs are called 'first'\. Give the id of one: .*{run.run_id}"):
@@ -191,10 +193,11 @@ def test_server_that_stays_away_ends_the_following(
 ) -> None:
     monkeypatch.setattr(kfp, "_NUM_RETRIES", 0)
     monkeypatch.setattr(kfp, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(kfp, "OUTAGE_SECONDS", 0.05)
+    monkeypatch.setattr(waiting, "OUTAGE_SECONDS", 0.05)
+    monkeypatch.setattr(connection, "FIRST_WAIT_SECONDS", 0.01)
     client, run = started(server, compiled)
     server.fail_next(500, "database is gone", times=1000)
-    with pytest.raises(ServerAwayError, match=r"\(500\): database is gone\. Try again"):
+    with pytest.raises(UnavailableError, match=r"\(500\): database is gone\. Try again"):
         list(client.follow(run.run_id))
 
 
@@ -211,7 +214,7 @@ def test_log_that_the_server_answers_with_200_and_an_error_is_no_log(server: Fak
     client, run = started(server, compiled)
     run.logs["pod-1"] = 'line one\n{"metric": 1}\n'
     assert client.log(run.run_id, "pod-1") == 'line one\n{"metric": 1}\n'
-    with pytest.raises(NotThereError, match=r"no log of pod-2: BadRequestError: Failed to read logs"):
+    with pytest.raises(NotFoundError, match=r"no log of pod-2: BadRequestError: Failed to read logs"):
         client.log(run.run_id, "pod-2")
 
 
@@ -229,7 +232,7 @@ def test_host_is_asked_for_and_must_be_a_url(monkeypatch: pytest.MonkeyPatch, se
 
 def test_nobody_answers_is_said_within_seconds() -> None:
     before = time.monotonic()
-    with pytest.raises(ServerAwayError, match=r"http://127\.0\.0\.1:9: cannot see whether it is well: .*port-forward"):
+    with pytest.raises(UnavailableError, match=r"http://127\.0\.0\.1:9: cannot see whether it is well: .*port-forward"):
         PipelineServer.connect("http://127.0.0.1:9")
     assert time.monotonic() - before < 5
 
@@ -294,6 +297,6 @@ def test_reading_is_tried_again_and_starting_is_not(server: FakeKfp, compiled: C
         return experiment
 
     client._found_or_made = found  # type: ignore[method-assign]
-    with pytest.raises(ServerAwayError, match=r"cannot start run 'second' \(503\)"):
+    with pytest.raises(UnavailableError, match=r"cannot start run 'second' \(503\)"):
         client.start(version, "judges", "second", ARGUMENTS)
     assert server.seen.count("POST /apis/v2beta1/runs") == before + 1

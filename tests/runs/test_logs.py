@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 from reasongenrm.cli import app
 from reasongenrm.config import RunConfig
 from reasongenrm.kubernetes.cluster import Cluster
+from reasongenrm.kubernetes.connection import NotFoundError
 from reasongenrm.pipelines.compile import PIPELINE_NAME, compile_pipeline
 from reasongenrm.runs import kfp
-from reasongenrm.runs.kfp import NotThereError, PipelineServer
+from reasongenrm.runs.kfp import PipelineServer
 from reasongenrm.runs.logs import NODE_NAME, RUN_LABEL, task_log, task_of, task_pods
 from reasongenrm.runs.submit import arguments_of
 from reasongenrm.store.run_records import RunInputs
@@ -131,7 +132,7 @@ def test_ended_task_without_an_archived_log_is_looked_for_among_the_pods(
     found = client.run(run.run_id)
     task = next(task for task in found.tasks if task.key == "train-sft")
     with pytest.raises(
-        NotThereError, match=r"no log of train_sft \(genrm\): it has no pod in namespace kubeflow.*archiveLogs"
+        NotFoundError, match=r"no log of train_sft \(genrm\): it has no pod in namespace kubeflow.*archiveLogs"
     ):
         list(task_log(client, Cluster.connect, found, task))
     run.logs["wf-impl"] = "error: the loss is NaN.\n"
