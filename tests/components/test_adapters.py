@@ -183,7 +183,13 @@ def done(store_env: EmbeddedStore, tmp_path_factory: pytest.TempPathFactory) -> 
     )
     made["select_winner"] = ArtifactRef.read(decision.path)
     made["deploy_kserve"] = flow(
-        "deploy_kserve", "deploy", out(Artifact, "10", "service"), decision=decision, base_model=base, **trained
+        "deploy_kserve",
+        "deploy",
+        out(Artifact, "10", "service"),
+        judge_image="registry/cpu:1",
+        decision=decision,
+        base_model=base,
+        **trained,
     )
     return made
 
@@ -253,3 +259,4 @@ def test_service_serves_the_winner(done: dict[str, Any]) -> None:
     winner = done["select_winner"].metrics["winner"]
     model = done["train_dpo"] if winner == "dpo" else done[f"train_sft {winner}"]
     assert service["spec"]["predictor"]["model"]["storageUri"] == f"{model.uri}/"
+    assert service["spec"]["transformer"]["containers"][0]["image"] == "registry/cpu:1"
