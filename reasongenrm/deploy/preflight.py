@@ -1,15 +1,15 @@
 """What KServe's admission webhook would refuse or silently ignore, reported before a cluster is touched.
 
-In goes a manifest (and the object that it replaces, if there is one), out comes nothing or one error with every mistake.
-Only what this package renders is covered: one predictor with a model, and a custom transformer; no explainer, no workers.
+In go settings, or a manifest and the object that it replaces; out comes nothing or one error with every mistake. Covered is
+what settings can get wrong. A manifest that was written by hand has been accepted once; if it is refused now, the server's
+own words are passed on.
 
 Source: KServe aaac4e294 (0.21), pkg/apis/serving/v1beta1/inference_service_validation.go and component.go,
-pkg/validation/env_policy.go, pkg/constants/constants.go; the storage prefixes are of
-pkg/controller/v1beta1/inferenceservice/utils/utils.go, which refuses them only after the object was accepted.
+pkg/constants/constants.go.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from reasongenrm.config import DeployConfig
@@ -18,27 +18,10 @@ from reasongenrm.errors import ConfigError
 MODE = "serving.kserve.io/deploymentMode"
 AUTOSCALER = "serving.kserve.io/autoscalerClass"
 
-_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # of an InferenceService and of a predictor
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # RFC 1123, a namespace
 # Kubernetes quantities as people write them. The CRD's schema takes any text ("8GiB" passes), the API server does not.
 _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?")
 _LABEL_CHARS = 63  # of a Service's name and of one label of a host's name
-_AUTOSCALERS = ("hpa", "external", "keda", "none")
-_BLOCKED_VARIABLES = ("PYTHONPATH",)
-_STORAGE_PREFIXES = (
-    "gs://",
-    "s3://",
-    "pvc://",
-    "file://",
-    "https://",
-    "http://",
-    "hdfs://",
-    "webhdfs://",
-    "oci://",
-    "oci+native://",
-    "oci+fetch://",
-    "hf://",
-)
 # Names that KServe still reads for its modes: pkg/constants, ParseDeploymentMode.
 _OLD_MODES = {"RawDeployment": "Standard", "Serverless": "Knative"}
 
@@ -64,16 +47,8 @@ def check_admission(service: Mapping[str, Any], existing: Mapping[str, Any] | No
     """
     meta = service["metadata"]
     where = f"InferenceService {meta.get('namespace', 'default')}/{meta['name']}"
-    _raise(
-        [
-            *_names(service),
-            *_predictor(service),
-            *_transformer(service),
-            *_change(service, existing),
-        ],
-        where,
-        "KServe refuses that; the cluster was not touched.",
-    )
+    mistakes = [*_host(service), *_change(service, existing)]
+    _raise(mistakes, where, "KServe refuses that; the cluster was not touched.")
 
 
 def _raise(mistakes: list[str], where: str, advice: str) -> None:
@@ -114,10 +89,8 @@ def _settings(config: DeployConfig) -> Iterator[str]:
         yield f"golden_endpoint is '{config.golden_endpoint}': expected http(s)://host or http(s)://host:port"
 
 
-def _names(service: Mapping[str, Any]) -> Iterator[str]:
+def _host(service: Mapping[str, Any]) -> Iterator[str]:
     name, namespace = service["metadata"]["name"], service["metadata"].get("namespace", "default")
-    if not _NAME.fullmatch(name):
-        yield f"the name '{name}' must begin with a lower-case letter and hold lower-case letters, digits and '-' only"
     part = "transformer" if service["spec"].get("transformer") else "predictor"  # the longest of its hosts
     host = f"{name}-{part}-{namespace}"
     if len(host) > _LABEL_CHARS:
@@ -125,62 +98,6 @@ def _names(service: Mapping[str, Any]) -> Iterator[str]:
             f"the host '{host}' that KServe would publish has {len(host)} characters, {_LABEL_CHARS} are allowed: shorten "
             "the name"
         )
-
-
-def _predictor(service: Mapping[str, Any]) -> Iterator[str]:
-    annotations = service["metadata"].get("annotations", {})
-    predictor = service["spec"]["predictor"]
-    autoscaler = annotations.get(AUTOSCALER)
-    if autoscaler is not None and autoscaler not in _AUTOSCALERS:
-        yield f"{AUTOSCALER} is '{autoscaler}': expected one of {', '.join(_AUTOSCALERS)}"
-    yield from _model(predictor, "predictor")
-    low, high = predictor.get("minReplicas", 1), predictor.get("maxReplicas", 0)
-    if low < 0 or high < 0:
-        yield f"minReplicas {low} and maxReplicas {high} must not be negative"
-    if high and low > high:
-        yield f"minReplicas {low} is above maxReplicas {high}"
-    metric, target = predictor.get("scaleMetric"), predictor.get("scaleTarget")
-    if autoscaler == "keda" and metric is not None:
-        yield "scaleMetric is not supported with the autoscaler class keda"
-    if autoscaler == "hpa" and metric not in (None, "cpu", "memory"):
-        yield f"scaleMetric is '{metric}': the autoscaler class hpa knows cpu and memory"
-    if autoscaler == "hpa" and target is not None and not (1 <= target <= 100 or (metric == "memory" and target > 100)):
-        yield f"scaleTarget is {target}: expected a share of 1 to 100 percent"
-
-
-def _model(predictor: Mapping[str, Any], where: str) -> Iterator[str]:
-    model = predictor.get("model")
-    if model is None:
-        yield f"{where}.model is missing: expected one model"
-        return
-    if model.get("name"):
-        yield f"{where}.model.name is '{model['name']}': the field must be empty; the InferenceService's own name is used"
-    yield from _variables([model, *predictor.get("containers", ()), *predictor.get("initContainers", ())], where)
-    uri = model.get("storageUri")
-    if uri is not None and predictor.get("storageUris"):
-        yield f"{where} has storageUri and storageUris: give one of the two"
-    if uri is not None and not uri.startswith(_STORAGE_PREFIXES) and "://" in uri:
-        yield f"{where}.model.storageUri is '{uri}': expected one of {', '.join(_STORAGE_PREFIXES)}"
-    if uri is not None and uri.startswith("s3://") and not uri.endswith("/"):
-        yield f"{where}.model.storageUri is '{uri}': a folder in S3 must end with '/'"
-
-
-def _variables(containers: Iterable[Mapping[str, Any]], where: str) -> Iterator[str]:
-    for variable in (entry["name"] for container in containers for entry in container.get("env", ())):
-        if variable in _BLOCKED_VARIABLES:
-            yield f"{where} sets {variable}, which is not allowed: put the path into the image"
-
-
-def _transformer(service: Mapping[str, Any]) -> Iterator[str]:
-    transformer = service["spec"].get("transformer")
-    if not transformer:
-        return
-    if not transformer.get("containers"):
-        yield "transformer.containers is missing: expected the judge's server"
-    yield from _variables([*transformer.get("containers", ()), *transformer.get("initContainers", ())], "transformer")
-    low, high = transformer.get("minReplicas", 1), transformer.get("maxReplicas", 0)
-    if low < 0 or high < 0 or (high and low > high):
-        yield f"transformer: minReplicas {low} and maxReplicas {high} must not be negative, and the first not above the second"
 
 
 def _change(service: Mapping[str, Any], existing: Mapping[str, Any] | None) -> Iterator[str]:

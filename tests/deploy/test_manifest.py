@@ -123,42 +123,6 @@ def test_judges_server_without_an_image_is_refused() -> None:
     assert DeployConfig(judge={"image": "mine"}).with_judge_image("other").judge.image == "mine"  # type: ignore[arg-type]
 
 
-def edited(*path: Any, value: Any) -> dict[str, Any]:
-    """The rendered service with one value changed."""
-    service = render_inference_service(settings(), MODEL, DECISION)
-    inner: Any = service
-    for key in path[:-1]:
-        inner = inner[key]
-    inner[path[-1]] = value
-    return service
-
-
-IN_MODEL = ("spec", "predictor", "model")
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "reason"),
-    [
-        (("metadata", "name"), "2judge", "the name '2judge' must begin with a lower-case letter"),
-        (("metadata", "annotations", "serving.kserve.io/autoscalerClass"), "kpa", "is 'kpa': expected one of hpa"),
-        ((*IN_MODEL, "name"), "judge", "model.name is 'judge': the field must be empty"),
-        ((*IN_MODEL, "env"), [{"name": "PYTHONPATH", "value": "/x"}], "sets PYTHONPATH, which is not allowed"),
-        ((*IN_MODEL, "storageUri"), "ftp://b/m", "storageUri is 'ftp://b/m': expected one of gs://"),
-        ((*IN_MODEL, "storageUri"), "s3://b/m", "a folder in S3 must end with '/'"),
-        (
-            ("spec", "predictor", "storageUris"),
-            [{"uri": "s3://b/"}],
-            r"storageUri and storageUris: give one of the two",
-        ),
-        (("spec", "predictor", "minReplicas"), 3, "minReplicas 3 is above maxReplicas 1"),
-        (("spec", "predictor", "minReplicas"), -1, "must not be negative"),
-    ],
-)
-def test_what_the_webhook_refuses_is_refused_first(path: tuple[str, ...], value: Any, reason: str) -> None:
-    with pytest.raises(ConfigError, match=f"{reason}[^.]*.*KServe refuses that; the cluster was not touched"):
-        check_admission(edited(*path, value=value))
-
-
 def test_mode_of_an_existing_service_cannot_change() -> None:
     service = render_inference_service(settings(), MODEL, DECISION)
     check_admission(service, service | {"status": {"deploymentMode": "RawDeployment"}})  # the old name of Standard
@@ -261,16 +225,3 @@ def test_change_of_the_judges_server_is_another_mark_and_none_has_the_revision_o
     other = settings(judge=JudgeServerConfig(max_concurrency=32))
     without = revision_of(render_inference_service(NO_JUDGE, MODEL, DECISION))
     assert len({first, revision_of(render_inference_service(other, MODEL, DECISION)), without}) == 3
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "reason"),
-    [
-        (("containers",), [], "transformer.containers is missing"),
-        (("containers", 0, "env"), [{"name": "PYTHONPATH", "value": "/x"}], "transformer sets PYTHONPATH"),
-        (("minReplicas",), 2, "transformer: minReplicas 2 and maxReplicas 1"),
-    ],
-)
-def test_transformer_that_kserve_refuses_is_refused_first(path: tuple[Any, ...], value: Any, reason: str) -> None:
-    with pytest.raises(ConfigError, match=reason):
-        check_admission(edited("spec", "transformer", *path, value=value))
