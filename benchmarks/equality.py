@@ -26,7 +26,7 @@ from benchmarks.work import Columns, dpo_columns, scoring_rows, sft_columns, tra
 from reasongenrm.config import DPOConfig, SFTConfig, TrainConfig
 from reasongenrm.packing.trees import IGNORED
 from reasongenrm.reasons.candidates import Row, plan_batches
-from reasongenrm.reasons.score import probability, score_batch
+from reasongenrm.reasons.score_batch import probability, score_batch
 from reasongenrm.training.packed import sum_by_branch
 
 EXAMPLES, PROMPTS, PADDED = 8, 2, 4

@@ -14,7 +14,7 @@ from benchmarks.clock import measured_peak
 from benchmarks.figures import Machine
 from benchmarks.world import World
 
-LIBRARIES = ("torch", "transformers", "trl", "accelerate", "datasets", "liger-kernel", "flash-attn", "triton", "vllm")
+LIBRARIES = ("torch", "transformers", "trl", "accelerate", "datasets", "liger-kernel", "triton", "vllm")
 ROOT = Path(__file__).parents[1]
 
 

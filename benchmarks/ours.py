@@ -15,7 +15,7 @@ from reasongenrm.config import DPOConfig, SFTConfig, TrainConfig
 from reasongenrm.demo.tiny import tiny_tokenizer
 from reasongenrm.packing.kernels import prepare_for_packed_rows
 from reasongenrm.reasons.candidates import Row, plan_batches
-from reasongenrm.reasons.score import score_batch
+from reasongenrm.reasons.score_batch import score_batch
 from reasongenrm.training.packed import PackedDPOTrainer
 from reasongenrm.training.trainers import build_trainer
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from reasongenrm.cli.image_check import EXTRAS
+from reasongenrm.cli.doctor import IMAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = "3.11"  # of the base images
@@ -32,7 +32,7 @@ def resolve(uv: str, name: str) -> str:
         "--python-platform",
         PLATFORM,
     ]
-    extras = (*EXTRAS[name], "liger") if name == "train" else EXTRAS[name]
+    extras = (*IMAGES[name].extras, *(["liger"] if name == "train" else []))
     command += ["pyproject.toml", *(f"--extra={extra}" for extra in extras)]
     command += ["--constraints", "requirements.lock"] if name in CONSTRAINED else []
     return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -57,7 +57,7 @@ def split_torch(lock: str) -> tuple[str, str, str]:
 def main() -> None:
     """Write all lock files; the only argument is the path of uv."""
     uv = sys.argv[1]
-    for name in EXTRAS:
+    for name in IMAGES:
         folder = ROOT / "images" / name
         lock = resolve(uv, name)
         if name == "train":

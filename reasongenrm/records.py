@@ -5,16 +5,16 @@ data; judgments are what an evaluation leaves. Every record is immutable and kno
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from reasongenrm.errors import EmptyStageError, InputError
+from reasongenrm.errors import EmptyStageError, validated
 
 Verdict = Literal["[[A]]", "[[B]]"]
 Order = Literal["chosen_first", "rejected_first"]
+OpeningRole = Literal["reason", "assistant"]  # the turn that a generation begins in
 CALIBRATION_FILE = "judge_calibration.json"  # in a judge's checkpoint, and in its evaluation: judge/calibration.py
 OPPOSITE: dict[Verdict, Verdict] = {"[[A]]": "[[B]]", "[[B]]": "[[A]]"}
 
@@ -170,34 +170,7 @@ def parse_records(data: bytes, kind: type[R], name: str) -> list[R]:
     for number, line in enumerate(data.splitlines(), start=1):
         if not line.strip():
             continue
-        try:
+        expected = f"a {kind.__name__} record. Re-run the stage that wrote this file."
+        with validated(f"{name} line {number}", expected):
             records.append(kind.model_validate_json(line))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the line"
-            raise InputError(
-                f"{name} line {number}: {where}: {first['msg']}; expected a {kind.__name__} record. "
-                "Re-run the stage that wrote this file."
-            ) from error
     return records
-
-
-def read_records(path: Path, kind: type[R]) -> list[R]:
-    """Read a JSON Lines file of `kind` records (see `parse_records`)."""
-    return parse_records(path.read_bytes(), kind, path.name)
-
-
-def write_records(path: Path, records: Iterable[Record]) -> int:
-    """Write records as JSON Lines; returns how many."""
-    num_records = 0
-    with path.open("wb") as file:
-        for record in records:
-            file.write(record.model_dump_json().encode() + b"\n")
-            num_records += 1
-    return num_records
-
-
-def batched(items: list[R], size: int) -> Iterator[list[R]]:
-    """Consecutive slices of at most `size` items."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

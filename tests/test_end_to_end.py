@@ -36,7 +36,7 @@ def test_run_ends_with_a_judged_pair_and_a_second_run_reuses_every_stage(tmp_pat
     assert "<html" in (store / "report" / "report.html").read_text(encoding="utf-8")
     service = yaml.safe_load((store / "report" / "inferenceservice.yaml").read_text(encoding="utf-8"))
     assert service["kind"] == "InferenceService"
-    assert list((store / "work").iterdir()) == [store / "work" / "lock"]
+    assert list((store / "work").iterdir()) == []
 
     second = subprocess.run([*command, "--no-try", "--json"], capture_output=True, text=True, env=env, check=False)
     assert second.returncode == 0, second.stderr[-3000:]

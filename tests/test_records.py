@@ -3,16 +3,15 @@
 import pytest
 
 from reasongenrm.errors import EmptyStageError, InputError
-from reasongenrm.records import Drops, Message, Reason, dump_records, parse_records, read_records, write_records
+from reasongenrm.records import Drops, Message, Reason, dump_records, parse_records
 
 REASON = Reason(prompt_id="1-ab", sample=0, reason="Zwölf\u2028Zeilen", model="m", num_tokens=3, finish_reason="stop")
 
 
-def test_records_come_back_as_they_were(tmp_path):
-    path = tmp_path / "reasons.jsonl"
-    assert write_records(path, [REASON, REASON]) == 2
-    assert read_records(path, Reason) == [REASON, REASON]
-    assert path.read_bytes() == dump_records([REASON, REASON])
+def test_records_come_back_as_they_were():
+    data = dump_records([REASON, REASON])
+    assert data.count(b"\n") == 2
+    assert parse_records(data, Reason, "reasons.jsonl") == [REASON, REASON]
 
 
 def test_damaged_line_is_named_with_its_field():

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from reasongenrm.cli import (
     cluster_commands,
+    doctor,
     evaluate_command,
     judge_command,
     judge_server,
@@ -80,7 +81,7 @@ _PANELS = {
         *(judge_server.judge_server, web.web),
     ),
     "The store": (store_commands.models, store_commands.runs),
-    "Tools": (tools.doctor,),
+    "Tools": (doctor.doctor,),
 }
 for _panel, _commands in _PANELS.items():
     for _command in _commands:

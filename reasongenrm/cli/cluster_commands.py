@@ -111,7 +111,7 @@ def submit(
     """
     from reasongenrm.components.images import image as task_image
     from reasongenrm.pipelines.compile import PIPELINE_NAME, compile_pipeline
-    from reasongenrm.processes.doctor import require
+    from reasongenrm.processes.extras import require
     from reasongenrm.runs.kfp import PipelineServer
     from reasongenrm.runs.submit import arguments_of, reachable_inputs
     from reasongenrm.runs.submit_job import as_yaml, submit_job

@@ -71,7 +71,7 @@ def judge_server(
 
       curl http://127.0.0.1:8080/v1/pairwise -H 'Content-Type: application/json' -d '{"question": "Name a prime.", "answer_a": "7", "answer_b": "9"}'
     """
-    from reasongenrm.processes.doctor import require
+    from reasongenrm.processes.extras import require
 
     require("judge")
     from reasongenrm.evaluation.calibration import PlattScaling, load_calibration

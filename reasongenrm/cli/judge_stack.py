@@ -11,24 +11,20 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from reasongenrm.cli.console import err, print_note
-from reasongenrm.cli.serve import is_up
-from reasongenrm.errors import ConfigError, EngineError, InputError
+from reasongenrm.errors import ConfigError, InputError
 from reasongenrm.evaluation.metrics import JudgeStyle
-from reasongenrm.processes.parent_death import ending_with_us
+from reasongenrm.processes.child import Child
 
-START_SECONDS = 600.0  # vLLM on a cold machine: weights from a slow disk, then its compilation
 NOTE_SECONDS = 10.0  # between signs of life in a log; a terminal has a clock
-TAIL_LINES = 12
 SMALL_SERVER_TOKENS = 256  # of a judgment: SmolLM2 writes 13 tokens/s on 2 cores, and the judge waits 120 s for them
 UNTRAINED_TOKENS = 64  # an untrained model's reason rambles on until it is cut off
 EXAMPLE = {
@@ -154,11 +150,13 @@ def serve_with_judge(
         judge += ["--max-tokens", str(SMALL_SERVER_TOKENS)]
     if (checkpoint.folder / CALIBRATION_FILE).is_file():
         judge += ["--calibration", folder]
-    with _ending_at_sigterm(), _running("predictor", predictor, log_dir) as serving:
-        serving.wait_until_up(f"{address}/health")
-        with _running("judge", judge, log_dir) as judging:
+    with _ending_at_sigterm(), _start("predictor", predictor, log_dir) as serving:
+        with _shown_waiting("predictor") as waiting:
+            serving.wait_until_up(f"{address}/health", waiting=waiting)
+        with _start("judge", judge, log_dir) as judging:
             local = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{judge_port}"
-            judging.wait_until_up(f"{local}/readyz")
+            with _shown_waiting("judge") as waiting:
+                judging.wait_until_up(f"{local}/readyz", waiting=waiting)
             _say_ready(address, local)
             with contextlib.suppress(KeyboardInterrupt):
                 while True:
@@ -196,64 +194,32 @@ def _check_port(port: int, option: str) -> None:
             ) from error
 
 
-@dataclass(frozen=True)
-class _Child:
-    """One of the two processes."""
-
-    name: str
-    process: "subprocess.Popen[bytes]"
-    log_path: Path
-
-    def check(self) -> None:
-        """Raises EngineError if it has ended."""
-        if (exit_code := self.process.poll()) is not None:
-            raise EngineError(f"the {self.name} ended with exit code {exit_code}. {self._log()}")
-
-    def wait_until_up(self, url: str) -> None:
-        """Wait for a 2xx from `url`, and show that we wait."""
-        started = noted = time.monotonic()
-        waiting = f"{self.name}: loading"
-        with err.status(waiting) if err.is_terminal else contextlib.nullcontext() as status:
-            while not is_up(url):
-                self.check()
-                now = time.monotonic()
-                seconds = now - started
-                if seconds > START_SECONDS:
-                    raise EngineError(f"the {self.name} did not answer in {START_SECONDS:.0f} s. {self._log()}")
-                if status is not None:
-                    status.update(f"{waiting} ({seconds:.0f} s)")
-                elif now - noted > NOTE_SECONDS:
-                    noted = now
-                    print_note(f"{waiting} ({seconds:.0f} s)")
-                time.sleep(0.1)
-
-    def _log(self) -> str:
-        lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
-        return f"Its log, {self.log_path}, ends:\n" + "\n".join(lines)
+def _start(name: str, arguments: Sequence[str], log_dir: Path) -> Child:
+    """A command of ours, out of the terminal's reach: Ctrl-C is for us, and we stop it."""
+    return Child(
+        f"the {name}",
+        [sys.executable, "-m", "reasongenrm", *arguments],
+        death_signal=signal.SIGTERM,  # vLLM, which the predictor may have become, has children of its own to end
+        own_group=True,
+        log_path=log_dir / f"{name}.log",
+    )
 
 
 @contextmanager
-def _running(name: str, arguments: Sequence[str], log_dir: Path) -> Iterator[_Child]:
-    """A command of ours in a process of its own, outside of the terminal's reach: Ctrl-C is for us, and we end it.
+def _shown_waiting(name: str) -> Iterator[Callable[[float], None]]:
+    """Show that a process is waited for, with the seconds: a clock on a terminal, now and then a line in a log."""
+    noted = 0.0
+    with err.status(f"{name}: loading") if err.is_terminal else contextlib.nullcontext() as status:
 
-    If we are killed, the kernel ends it.
-    """
-    from reasongenrm.runs.local import stop_tree
+        def show(seconds: float) -> None:
+            nonlocal noted
+            if status is not None:
+                status.update(f"{name}: loading ({seconds:.0f} s)")
+            elif seconds - noted > NOTE_SECONDS:
+                noted = seconds
+                print_note(f"{name}: loading ({seconds:.0f} s)")
 
-    log_path = log_dir / f"{name}.log"
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            # SIGTERM: a vLLM that the predictor has become ends processes of its own then.
-            ending_with_us([sys.executable, "-m", "reasongenrm", *arguments], signal.SIGTERM),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        yield _Child(name, process, log_path)
-    finally:
-        stop_tree(process)
+        yield show
 
 
 @contextmanager

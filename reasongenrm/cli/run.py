@@ -68,7 +68,7 @@ def run(
       reasongenrm run ... --teacher http://127.0.0.1:8000/v1 --set distill.num_samples=4 --limit 48 --serve
     """
     from reasongenrm.cli.views import ConsoleRunView, clock, evaluations_table
-    from reasongenrm.processes.doctor import require
+    from reasongenrm.processes.extras import require
     from reasongenrm.runs.finished import FinishedRun
     from reasongenrm.runs.local import local_folder, open_store, run_local
     from reasongenrm.store.run_records import RunInputs, choose_inputs

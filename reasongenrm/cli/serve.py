@@ -4,9 +4,7 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +15,8 @@ import typer
 
 from reasongenrm.cli.console import print_note
 from reasongenrm.cli.settings import DEFAULT_STORE, StoreOption
-from reasongenrm.errors import EngineError
-from reasongenrm.processes.parent_death import ending_with_us
+from reasongenrm.processes.child import Child
 
-START_SECONDS = 300.0  # vLLM on a cold machine; our own server needs a tenth
 SERVED_NAME = "reasongenrm"
 
 
@@ -66,7 +62,7 @@ def serve(
     from reasongenrm.cli.judge_stack import find_checkpoint, serve_with_judge
     from reasongenrm.config import EngineConfig
     from reasongenrm.processes.cpu_math import configure_cpu_math
-    from reasongenrm.processes.doctor import require
+    from reasongenrm.processes.extras import require
     from reasongenrm.runs.local import local_folder
     from reasongenrm.serving.server import serve as serve_folder
 
@@ -86,8 +82,7 @@ class Endpoint:
     """A running endpoint; `address` ends in /v1."""
 
     address: str
-    log_path: Path
-    process: "subprocess.Popen[bytes]"
+    server: Child
 
     def wait_for_stop(self) -> None:
         """Wait until Ctrl-C.
@@ -96,8 +91,8 @@ class Endpoint:
             EngineError: the server ended by itself.
         """
         with contextlib.suppress(KeyboardInterrupt):
-            exit_code = self.process.wait()
-            raise EngineError(f"the endpoint at {self.address} ended with exit code {exit_code}; see {self.log_path}.")
+            self.server.wait()
+            self.server.check()
 
 
 @contextmanager
@@ -107,46 +102,16 @@ def served(folder: Path, port: int = 0) -> Iterator[Endpoint]:
     Raises:
         EngineError: the server ended before it answered, or did not answer in time.
     """
-    from reasongenrm.runs.local import stop_tree
-
     port = port or _free_port()
-    log_path = folder.parent / "endpoint.log"
-    command = [sys.executable, "-m", "reasongenrm", "serve", "--model", str(folder), "--port", str(port)]
-    env = {name: value for name, value in os.environ.items() if name != "VLLM_API_KEY"}  # nobody but this run asks
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            ending_with_us(command, signal.SIGTERM),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=env,
-        )
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while not is_up(f"http://127.0.0.1:{port}/health"):
-            if process.poll() is not None or time.monotonic() > deadline:
-                ended = process.returncode is not None
-                how = (
-                    f"ended with exit code {process.returncode}"
-                    if ended
-                    else f"did not answer in {START_SECONDS:.0f} s"
-                )
-                tail = "\n".join(log_path.read_text(encoding="utf-8", errors="replace").splitlines()[-5:])
-                raise EngineError(f"the endpoint for {folder} {how}. Its log, {log_path}, ends:\n{tail}")
-            time.sleep(0.2)
-        yield Endpoint(f"http://127.0.0.1:{port}/v1", log_path, process)
-    finally:
-        stop_tree(process)
-
-
-def is_up(url: str) -> bool:
-    """Whether a server on this machine answers a GET of `url` well. No TLS and no proxy: reading the CAs takes 30 ms a call."""
-    import httpx
-
-    try:
-        return httpx.get(url, timeout=5, verify=False, trust_env=False).is_success
-    except httpx.TransportError:
-        return False
+    with Child(
+        f"the endpoint for {folder}",
+        [sys.executable, "-m", "reasongenrm", "serve", "--model", str(folder), "--port", str(port)],
+        death_signal=signal.SIGTERM,  # vLLM has children of its own to end
+        log_path=folder.parent / "endpoint.log",
+        env={name: value for name, value in os.environ.items() if name != "VLLM_API_KEY"},  # nobody but this run asks
+    ) as server:
+        server.wait_until_up(f"http://127.0.0.1:{port}/health")
+        yield Endpoint(f"http://127.0.0.1:{port}/v1", server)
 
 
 def _free_port() -> int:

@@ -1,15 +1,13 @@
-"""compile, doctor, --version: commands that are not about data or models."""
+"""compile, --version: commands that are not about data or models."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from reasongenrm import __version__
-from reasongenrm.cli.console import out, print_json, print_note
-from reasongenrm.cli.settings import JsonOption, RegistryOption, images_of
+from reasongenrm.cli.console import out, print_note
+from reasongenrm.cli.settings import RegistryOption, images_of
 from reasongenrm.errors import ConfigError
 
 COMPILED = Path("pipelines/compiled/reason_reward_model.yaml")
@@ -44,7 +42,7 @@ def compile_pipeline(
       reasongenrm compile -o build/pipeline.yaml --namespace kubeflow --registry registry.example/team
     """
     from reasongenrm.pipelines.compile import compile_to, stale_files
-    from reasongenrm.processes.doctor import require
+    from reasongenrm.processes.extras import require
 
     require("pipeline")
     if check:
@@ -61,49 +59,6 @@ def compile_pipeline(
         return
     compiled = compile_to(output, images_of(registry), namespace)
     print_note(f"wrote {' and '.join(map(str, compiled.files(output)))}: {compiled.version_name}")
-
-
-def doctor(
-    store: Annotated[
-        str | None, typer.Option("--store", metavar="FOLDER|URI", help="Also see whether this store can be reached.")
-    ] = None,
-    image: Annotated[
-        str | None, typer.Option("--image", metavar="cpu|train|vllm", help="Inside this image: is it as it should be?")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Say what is missing on this machine and how to get it; exit code 1 if the loop cannot run.
-
-    [bold]Examples[/bold]
-
-      reasongenrm doctor
-
-      reasongenrm doctor --store s3://my-bucket/judges
-
-      reasongenrm doctor --image cpu
-    """
-    from reasongenrm.cli.image_check import EXTRAS, examine_image
-    from reasongenrm.processes.doctor import examine
-
-    if image is not None and (image not in EXTRAS or store is not None):
-        raise ConfigError(
-            f"--image: got {image!r}{' with --store' if store else ''}; expected one of {', '.join(EXTRAS)} and no --store."
-        )
-    findings = examine(store) if image is None else examine_image(image)
-    if as_json:
-        print_json([finding.to_json() for finding in findings])
-    else:
-        table = Table(box=None, pad_edge=False)
-        for column in ("", "what", "found", "what to do"):
-            table.add_column(column, overflow="fold")
-        for finding in findings:
-            mark, style = ("ok", "green") if finding.ok else ("!!", "red") if finding.needed else ("--", "yellow")
-            table.add_row(
-                Text(mark, style=style), *(Text(text) for text in (finding.name, finding.found, finding.advice))
-            )
-        out.print(table)
-    if any(finding.needed and not finding.ok for finding in findings):
-        raise typer.Exit(1)
 
 
 def print_version(wanted: bool) -> None:

@@ -33,7 +33,7 @@ def web(
 
       reasongenrm web --judge http://judge.example:8080 --store s3://my-bucket/judges --port 9000
     """
-    from reasongenrm.processes.doctor import require
+    from reasongenrm.processes.extras import require
 
     require("web")
     from reasongenrm.web.site import WebSettings, serve

@@ -6,15 +6,17 @@ score. A benchmark with other subsets works too: it has subsets, but no sections
 """
 
 import difflib
-import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from reasongenrm.data.rows import hub_rows, parse_json_lines
 from reasongenrm.data.sections import SECTION_OF, Coverage, coverage_of
-from reasongenrm.errors import InputError
+from reasongenrm.errors import InputError, validated
 from reasongenrm.records import JudgePrompt, Message, Order, Record, Verdict, dump_records
 from reasongenrm.store.artifacts import digest_bytes, is_hub_name, read_uri
 
@@ -51,6 +53,42 @@ class BenchmarkRow(Record):
             label=LABELS[order],
             source=self.subset,
         )
+
+
+class _Turn(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class _Fields(BaseModel):
+    """A row as it is read; further columns are left aside."""
+
+    model_config = ConfigDict(strict=True)
+
+    prompt: str | list[_Turn]
+    chosen: str
+    rejected: str
+    subset: str
+    id: int | Annotated[str, Field(min_length=1)]
+    chosen_model: str = ""
+    rejected_model: str = ""
+
+    @model_validator(mode="after")
+    def _can_be_judged(self) -> "_Fields":
+        last = self.prompt if isinstance(self.prompt, str) else self.prompt[-1].content if self.prompt else ""
+        if not self.subset.strip():
+            raise ValueError("subset is empty (rows without groups can share a name, such as 'all')")
+        if self.chosen == self.rejected:
+            raise ValueError(
+                f"chosen and rejected are the same text ({self.chosen[:60]!r}): no judge can be right about them"
+            )
+        if not isinstance(self.prompt, str) and [turn.role for turn in self.prompt][-1:] != ["user"]:
+            raise ValueError("prompt does not end with a user turn, the one that is answered")
+        if not last.strip():
+            raise ValueError("prompt is empty")
+        return self
 
 
 @dataclass(frozen=True)
@@ -105,7 +143,10 @@ def load_benchmark(uri: str, limit: int | None = None, seed: int = 0) -> Benchma
     Raises:
         InputError: nothing is there, it is not JSON Lines, or a row does not fit the schema; names file and row.
     """
-    raw = _read_hub(uri) if is_hub_name(uri) else _parse_lines(read_uri(uri), uri)
+    if is_hub_name(uri):
+        raw = hub_rows(uri, HUB_SPLIT)
+    else:
+        raw = list(parse_json_lines(read_uri(uri), uri, f"an object with {_SCHEMA}"))
     rows = _checked_rows(raw, uri)
     return Benchmark(uri, tuple(spread(rows, limit, seed)), len(rows), rows_digest(rows))
 
@@ -145,40 +186,8 @@ def _quotas(sizes: Mapping[str, int], limit: int) -> dict[str, int]:
     return quotas
 
 
-def _read_hub(name: str) -> list[tuple[str, Any]]:
-    """Rows of a hub dataset with where each stands."""
-    from datasets import load_dataset
-
-    try:
-        dataset = load_dataset(name, split=HUB_SPLIT)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{name}: the hub gave no dataset with a split '{HUB_SPLIT}': {' '.join(str(error).split())[:300]}. "
-            "Check the name and the network, or give a JSON Lines file (a name that ends in .jsonl, or ./path)."
-        ) from error
-    return [(f"{name} row {number}", dict(row)) for number, row in enumerate(dataset, start=1)]
-
-
-def _parse_lines(data: bytes, uri: str) -> list[tuple[str, Any]]:
-    """JSON Lines, each with where it stands."""
-    rows = []
-    for number, line in enumerate(data.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append((f"{uri} line {number}", json.loads(line)))
-        except ValueError as error:  # UnicodeDecodeError and JSONDecodeError
-            raise InputError(
-                f"{uri} line {number}: not JSON ({error}); expected JSON Lines in UTF-8, one object a line. "
-                "Give the benchmark as .jsonl."
-            ) from error
-    return rows
-
-
 def _checked_rows(raw: Sequence[tuple[str, Any]], uri: str) -> list[BenchmarkRow]:
     """Check every row alone, then that ids are unique and the subsets go together."""
-    if not raw:
-        raise InputError(f"{uri}: no rows; expected JSON Lines with {_SCHEMA}. Check that the file was written whole.")
     rows: list[BenchmarkRow] = []
     first_at: dict[str, str] = {}
     for where, fields in raw:
@@ -216,113 +225,15 @@ def _meant(subset: str) -> str:
 
 
 def _row(fields: Any, where: str) -> BenchmarkRow:
-    if not isinstance(fields, dict):
-        raise InputError(f"{where}: found {_kind(fields)}, expected an object with {_SCHEMA}. Correct the row.")
-    subset, chosen, rejected = (_text(fields, name, where) for name in ("subset", "chosen", "rejected"))
-    if not subset.strip():
-        raise InputError(
-            f"{where}: 'subset' is empty; expected a name. Rows without groups can share one, such as 'all'."
-        )
-    if chosen == rejected:
-        raise InputError(
-            f"{where}: 'chosen' and 'rejected' are the same text ({_short(chosen)}); expected two different answers. "
-            "Remove the row: no judge can be right about it."
-        )
+    with validated(where, f"an object with {_SCHEMA}. Correct or remove the row."):
+        row = _Fields.model_validate(fields)
+    prompt = [_Turn(role="user", content=row.prompt)] if isinstance(row.prompt, str) else row.prompt
     return BenchmarkRow(
-        row_id=f"{subset}/{_identity(fields, where)}",
-        subset=subset,
-        question=_question(_field(fields, "prompt", where), where),
-        chosen=chosen,
-        rejected=rejected,
-        chosen_model=_text(fields, "chosen_model", where) if "chosen_model" in fields else "",
-        rejected_model=_text(fields, "rejected_model", where) if "rejected_model" in fields else "",
+        row_id=f"{row.subset}/{row.id}",
+        subset=row.subset,
+        question=tuple(Message(role=turn.role, content=turn.content) for turn in prompt),
+        chosen=row.chosen,
+        rejected=row.rejected,
+        chosen_model=row.chosen_model,
+        rejected_model=row.rejected_model,
     )
-
-
-def _field(fields: Mapping[str, Any], name: str, where: str) -> Any:
-    if name not in fields:
-        found = ", ".join(map(str, fields)) or "none"
-        raise InputError(f"{where}: no field '{name}' (found: {found}); expected {_SCHEMA}. Add the field.")
-    return fields[name]
-
-
-def _text(fields: Mapping[str, Any], name: str, where: str) -> str:
-    value = _field(fields, name, where)
-    if not isinstance(value, str):
-        raise InputError(f"{where}: '{name}' is {_kind(value)} ({_short(value)}), expected text. Correct the row.")
-    return _unicode(value, name, where)
-
-
-def _unicode(value: str, name: str, where: str) -> str:
-    """JSON can spell half a surrogate pair, which no file can hold as UTF-8."""
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{where}: '{name}' holds half a surrogate pair at character {error.start}, which is no text. Correct the row."
-        ) from error
-    return value
-
-
-def _identity(fields: Mapping[str, Any], where: str) -> str:
-    value = _field(fields, "id", where)
-    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
-        raise InputError(
-            f"{where}: 'id' is {_kind(value)} ({_short(value)}), expected text or a whole number. Correct the row."
-        )
-    return _unicode(str(value), "id", where)
-
-
-def _question(value: Any, where: str) -> tuple[Message, ...]:
-    """A prompt as messages: text is one user turn; a list of messages ends with a user turn."""
-    if isinstance(value, str):
-        turns: list[Any] = [{"role": "user", "content": value}]
-    elif isinstance(value, list):
-        turns = value
-    else:
-        raise InputError(
-            f"{where}: 'prompt' is {_kind(value)} ({_short(value)}), expected text or a list of messages. Correct the row."
-        )
-    messages = tuple(_message(turn, number, where) for number, turn in enumerate(turns, start=1))
-    if not messages or messages[-1].role != "user":
-        found = f"ends with a turn of '{messages[-1].role}'" if messages else "has no messages"
-        raise InputError(
-            f"{where}: 'prompt' {found}, expected a user turn at its end, the one that is answered. Correct the row."
-        )
-    if not messages[-1].content.strip():
-        raise InputError(f"{where}: 'prompt' is empty, expected a question. Correct or remove the row.")
-    return messages
-
-
-def _message(turn: Any, number: int, where: str) -> Message:
-    if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
-        raise InputError(
-            f"{where}: 'prompt' message {number} is {_short(turn)}, expected an object with role and content. Correct the row."
-        )
-    role: Literal["system", "user", "assistant"]
-    match turn["role"]:
-        case "system" | "user" | "assistant" as role:
-            pass
-        case other:
-            raise InputError(
-                f"{where}: 'prompt' message {number} has role {other!r}, expected system, user or assistant. Correct the row."
-            )
-    return Message(role=role, content=_text(turn, "content", f"{where}, 'prompt' message {number}"))
-
-
-def _kind(value: Any) -> str:
-    names = {
-        type(None): "null",
-        bool: "true/false",
-        int: "a number",
-        float: "a number",
-        str: "text",
-        list: "a list",
-        dict: "an object",
-    }
-    return names.get(type(value), type(value).__name__)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."

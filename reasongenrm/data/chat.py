@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from reasongenrm.errors import InputError
-from reasongenrm.generation.seam import OpeningRole
-from reasongenrm.records import Verdict
+from reasongenrm.records import OpeningRole, Verdict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -5,18 +5,18 @@ is not of this shape stops the stage, since the file is then not what it was tak
 holds no preference (equal answers, an empty turn, other questions) is dropped and counted by cause.
 """
 
-import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel
 
 from reasongenrm.config import PairsConfig
 from reasongenrm.data.prompts import judge_prompt
-from reasongenrm.errors import InputError
+from reasongenrm.data.rows import hub_commit, hub_rows, parse_json_lines, take
+from reasongenrm.errors import InputError, validated
 from reasongenrm.records import Drops, JudgePrompt, Message, PreferencePair, dump_records
 from reasongenrm.store.artifacts import ArtifactRef, Store, digest_bytes, download, is_hub_name, read_uri
 from reasongenrm.store.stage import Stage
@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SHAPE = 'a JSON object with "chosen" and "rejected", each a list of {"role", "content"} turns'
-_TURNS = TypeAdapter(tuple[Message, ...])
+
+
+class _Row(BaseModel):
+    """A row as it is read; further columns are left aside."""
+
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    source: Any = None
 
 
 class _DropRowError(Exception):
@@ -42,57 +49,10 @@ def read_rows(preferences_uri: str) -> tuple[str, list[tuple[str, Any]]]:
         InputError: no such file, an empty file, a line that is not JSON.
     """
     if is_hub_name(preferences_uri):
-        return _read_hub(preferences_uri)
+        commit = hub_commit(preferences_uri)
+        return f"hub:{preferences_uri}@{commit}", hub_rows(preferences_uri, "train", commit)
     data = read_uri(preferences_uri)
-    return digest_bytes(data), list(parse_json_lines(data, preferences_uri))
-
-
-def parse_json_lines(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
-    """The rows of a JSON Lines file, each with its place ("file line 3").
-
-    Raises:
-        InputError: the file is empty, or a line is not JSON; names the file and the line.
-    """
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        place = data.count(b"\n", 0, error.start) + 1
-        raise InputError(
-            f"{name} line {place}: not UTF-8 text; expected JSON Lines, {_SHAPE}, one per line. Convert the file."
-        ) from error
-    if not text.strip():
-        raise InputError(
-            f"{name}: the file is empty; expected JSON Lines, {_SHAPE}, one per line. Give a file with rows."
-        )
-    # Not splitlines(): JSON text may hold U+2028 and other separators unescaped.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield f"{name} line {number}", json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{name} line {number}: not JSON ({error.msg} at column {error.colno}: {line[:40]!r}); "
-                f"expected {_SHAPE}, one per line. Fix or remove the line."
-            ) from error
-
-
-def _read_hub(name: str) -> tuple[str, list[tuple[str, Any]]]:
-    """Rows of a data set on the Hugging Face hub, split `train`; its commit is its address."""
-    import httpx2
-    from datasets import load_dataset
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        commit = HfApi().dataset_info(name).sha
-        rows = load_dataset(name, split="train", revision=commit)
-    except (HfHubHTTPError, httpx2.TransportError, OSError) as error:
-        raise InputError(
-            f"{name}: neither a local file nor a data set that the hub gives: {error}. "
-            "Check the name and the network, or give a local file or s3:// URI."
-        ) from error
-    return f"hub:{name}@{commit}", [(f"{name} row {number}", row) for number, row in enumerate(rows)]
+    return digest_bytes(data), list(parse_json_lines(data, preferences_uri, _SHAPE))
 
 
 def parse_pair(row: Any, where: str, pair_id: str) -> PreferencePair:
@@ -102,9 +62,11 @@ def parse_pair(row: Any, where: str, pair_id: str) -> PreferencePair:
         InputError: the row is not of the shape: a field is missing, a turn is malformed, roles are out of turn.
         _DropRowError: the row is of the shape, but holds no preference.
     """
-    if not isinstance(row, Mapping):
-        raise InputError(f"{where}: found {type(row).__name__}; expected {_SHAPE}. Fix or remove the row.")
-    chosen, rejected = (_turns(row, side, where) for side in ("chosen", "rejected"))
+    with validated(where, f"{_SHAPE}. Fix or remove the row."):
+        checked = _Row.model_validate(row)
+    chosen, rejected = checked.chosen, checked.rejected
+    _check_roles(chosen, "chosen", where)
+    _check_roles(rejected, "rejected", where)
     if any(not turn.content.strip() for turn in (*chosen, *rejected)):
         raise _DropRowError("empty_turn")
     if chosen[:-1] != rejected[:-1]:
@@ -116,31 +78,18 @@ def parse_pair(row: Any, where: str, pair_id: str) -> PreferencePair:
         question=chosen[:-1],
         chosen=chosen[-1].content,
         rejected=rejected[-1].content,
-        source=str(row.get("source") or ""),
+        source=str(checked.source or ""),
     )
 
 
-def _turns(row: Mapping[str, Any], side: str, where: str) -> tuple[Message, ...]:
-    """The checked turns of one side of a row: user and assistant in turn, from user to assistant."""
-    if side not in row:
-        raise InputError(
-            f"{where}: has no '{side}' (found: {', '.join(map(str, row)) or 'nothing'}); expected {_SHAPE}. Add it or remove the row."
-        )
-    try:
-        turns = _TURNS.validate_python(row[side])
-    except ValidationError as error:
-        detail = error.errors()[0]
-        place = ".".join(str(part) for part in (side, *detail["loc"]))
-        raise InputError(f"{where}: {place}: {detail['msg']}; expected {_SHAPE}. Fix or remove the row.") from error
+def _check_roles(turns: Sequence[Message], side: str, where: str) -> None:
+    """User and assistant in turn, from user to assistant."""
     roles = [turn.role for turn in turns]
-    expected = ["user", "assistant"] * ((len(turns) + 1) // 2)
-    if not turns or roles != expected:
-        shown = ", ".join(roles[:8]) or "no turns"
+    if not roles or roles != ["user", "assistant"] * ((len(roles) + 1) // 2):
         raise InputError(
-            f"{where}: roles in '{side}' are out of turn ({shown}); expected user, assistant, ... in turn, ending with assistant. "
-            "Fix or remove the row, or set pairs.bad_rows: drop to leave such rows out (counted)."
+            f"{where}: roles in '{side}' are out of turn ({', '.join(roles[:8]) or 'no turns'}); expected user, assistant, ... in "
+            "turn, ending with assistant. Fix or remove the row, or set pairs.bad_rows: drop to leave such rows out (counted)."
         )
-    return turns
 
 
 def parse_pairs(rows: Sequence[tuple[str, Any]], drops: Drops, bad_rows: str) -> list[PreferencePair]:
@@ -161,15 +110,6 @@ def parse_pairs(rows: Sequence[tuple[str, Any]], drops: Drops, bad_rows: str) ->
                 raise
             drops.drop("malformed", str(error))
     return pairs
-
-
-def select_pairs(pairs: Sequence[PreferencePair], limit: int | None, seed: int) -> list[PreferencePair]:
-    """At most `limit` pairs: the first after a seeded shuffle, so that a small run sees every source."""
-    pairs = list(pairs)
-    if limit is None or limit >= len(pairs):
-        return pairs
-    random.Random(seed).shuffle(pairs)
-    return sorted(pairs[:limit], key=lambda pair: pair.pair_id)
 
 
 def make_judge_prompts(pairs: Sequence[PreferencePair], order: str, seed: int) -> list[JudgePrompt]:
@@ -233,7 +173,7 @@ def prepare_pairs(store: Store, config: PairsConfig, preferences_uri: str, model
         if config.max_prompt_tokens is not None:
             with TemporaryDirectory() as folder:
                 pairs = drop_long_pairs(pairs, _load_tokenizer(model, Path(folder)), config.max_prompt_tokens, drops)
-        selected = select_pairs(pairs, config.limit, config.seed)
+        selected = take(pairs, config.limit, config.seed)
         for pair in set(pairs) - set(selected):
             drops.drop("over_limit", f"pair {pair.pair_id}")
         drops.num_out = len(selected)

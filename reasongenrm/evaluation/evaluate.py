@@ -16,10 +16,10 @@ from reasongenrm.data.benchmarks import LABELS, ORDERS, Benchmark, BenchmarkRow,
 from reasongenrm.data.prompts import judge_messages
 from reasongenrm.errors import ConfigError
 from reasongenrm.evaluation.metrics import Evaluation, JudgeStyle, evaluate
-from reasongenrm.generation import Engine, Generation, GenerationRequest, OpeningRole, Sampling, open_engine
+from reasongenrm.generation import Engine, Generation, GenerationRequest, Sampling, open_engine
 from reasongenrm.generation.verdicts import parse_verdict
 from reasongenrm.progress import Tracker, track
-from reasongenrm.records import CALIBRATION_FILE, Judgment, Order, dump_records, parse_records
+from reasongenrm.records import CALIBRATION_FILE, Judgment, OpeningRole, Order, dump_records, parse_records
 from reasongenrm.store.artifacts import ArtifactRef, Store, digest_bytes, download, read_file
 from reasongenrm.store.stage import Stage
 

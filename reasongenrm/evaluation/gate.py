@@ -6,11 +6,9 @@
 
 from collections.abc import Mapping
 
-from pydantic import ValidationError
-
 from reasongenrm.config import DeployConfig, GateConfig
 from reasongenrm.data.benchmarks import BenchmarkRow
-from reasongenrm.errors import InputError
+from reasongenrm.errors import validated
 from reasongenrm.evaluation.decision import Champion, check_same_rows, decide, decision_markdown
 from reasongenrm.evaluation.metrics import Difference, Evaluation, RowResult, paired_difference, row_results
 from reasongenrm.evaluation.report import build_report, parse_training_log, trace_lineage
@@ -142,12 +140,6 @@ def differences_to_base(
 
 
 def _read_evaluation(ref: ArtifactRef) -> Evaluation:
-    try:
+    expected = "an evaluation of this version. Run evaluate_rewardbench again."
+    with validated(f"{ref.uri}/evaluation.json", expected):
         return Evaluation.model_validate_json(read_file(ref, "evaluation.json"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(
-            f"{ref.uri}/evaluation.json: {where}: {first['msg']}; expected an evaluation of this version. "
-            "Run evaluate_rewardbench again."
-        ) from error

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from reasongenrm.config import EngineConfig
 from reasongenrm.errors import ConfigError
-from reasongenrm.generation.seam import Engine, Generation, GenerationRequest, OpeningRole, Sampling
+from reasongenrm.generation.seam import Engine, Generation, GenerationRequest, Sampling
 
-__all__ = ["Engine", "Generation", "GenerationRequest", "OpeningRole", "Sampling", "is_endpoint", "open_engine"]
+__all__ = ["Engine", "Generation", "GenerationRequest", "Sampling", "is_endpoint", "open_engine"]
 
 
 def is_endpoint(model: str | Path) -> bool:

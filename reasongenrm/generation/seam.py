@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-OpeningRole = Literal["reason", "assistant"]
+from reasongenrm.records import OpeningRole
 
 
 @dataclass(frozen=True)

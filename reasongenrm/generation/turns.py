@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reasongenrm.data.chat import detect_family, is_installed, render, split_generation
-from reasongenrm.generation.seam import GenerationRequest, OpeningRole
+from reasongenrm.generation.seam import GenerationRequest
 from reasongenrm.generation.verdicts import ReplyToken, probability_of_a
+from reasongenrm.records import OpeningRole
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase

@@ -5,7 +5,7 @@ behind `AsyncLLM` one Python process would handle every token of all GPUs.
 
 One replica gets its own process, too, for vLLM does not end when it is left alone: after SIGTERM or SIGKILL its engine's
 processes keep the GPUs' memory (0.22 and 0.32). Ours ends itself, and its whole group, when the connection to us breaks
-(`workers.py`).
+(`workers.py`): this module, run as a program, is that process.
 """
 
 import itertools
@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import wait
 from typing import Any
 
-from reasongenrm.generation import vllm_worker
-from reasongenrm.generation.vllm_replica import CAPACITY, ReplicaSettings, Sample, Task
-from reasongenrm.processes.workers import WorkerProcess
+from reasongenrm.generation.vllm_replica import CAPACITY, Replica, ReplicaSettings, Sample, Task
+from reasongenrm.processes.workers import Caller, WorkerProcess, close_all, run_worker
 
+GRACE_SECONDS = 15.0  # for vLLM to stop by itself; afterwards its processes are killed
 MAX_TAKEN = 8 * CAPACITY  # samples begun and not yielded, per replica: what is written during one long generation
 
 
@@ -41,7 +41,7 @@ class ReplicaPool:
             for replica in replicas:
                 replica.wait_until_ready()
         except BaseException:
-            cls(replicas).close()
+            close_all(replicas)
             raise
         return cls(replicas)
 
@@ -82,10 +82,7 @@ class ReplicaPool:
 
     def close(self) -> None:
         """End all processes and free the GPUs."""
-        for replica in self.replicas:
-            replica.disconnect()
-        for replica in self.replicas:
-            replica.close()
+        close_all(self.replicas)
 
 
 class ReplicaProcess(WorkerProcess):
@@ -98,7 +95,7 @@ class ReplicaProcess(WorkerProcess):
     """
 
     def __init__(self, settings: ReplicaSettings, gpus: Sequence[str], name: str) -> None:
-        super().__init__(vllm_worker.__name__, gpus, name, process="vLLM's process", unit="samples")
+        super().__init__(__name__, gpus, name, process="vLLM's process", unit="samples")
         self.send(settings)
 
     def wait_until_ready(self) -> None:
@@ -108,7 +105,7 @@ class ReplicaProcess(WorkerProcess):
             EngineError: it cannot.
         """
         self.recv()
-        self.grace_seconds = vllm_worker.GRACE_SECONDS
+        self.grace_seconds = GRACE_SECONDS
 
     def submit(self, number: int, task: Task) -> None:
         """See `Replica.submit`; what vLLM refuses is raised by `receive`."""
@@ -133,3 +130,30 @@ class ReplicaProcess(WorkerProcess):
         assert self.num_under_way == 0
         self.send(function)
         return self.recv()
+
+
+def serve(caller: Caller) -> None:
+    """Be a replica, in its own process.
+
+    First comes a `ReplicaSettings`, answered once vLLM has started; then (number, `Task`), or a function, answered by what it
+    returns. Every step of vLLM's that finishes samples is answered with what `Replica.step` returns.
+
+    Raises:
+        EngineError: see `Replica`.
+    """
+    replica = Replica(caller.recv())
+    caller.send("ready")
+    while True:
+        while replica.is_idle or caller.has_message:
+            message = caller.recv()
+            if callable(message):
+                caller.send(message(replica.llm))
+            else:
+                replica.submit(*message)
+        num_written, whole = replica.step()
+        if num_written:
+            caller.send((num_written, whole))
+
+
+if __name__ == "__main__":
+    run_worker(serve, GRACE_SECONDS)

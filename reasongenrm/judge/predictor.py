@@ -25,7 +25,7 @@ from reasongenrm.generation.openai_client import (
     ModelCard,
     OpenAIClient,
 )
-from reasongenrm.generation.seam import GenerationRequest, OpeningRole, Sampling
+from reasongenrm.generation.seam import GenerationRequest, Sampling
 from reasongenrm.http_client import Retries
 from reasongenrm.judge.refusals import (
     OverloadedError,
@@ -34,6 +34,7 @@ from reasongenrm.judge.refusals import (
     PredictorUnavailableError,
     TooFewTokensError,
 )
+from reasongenrm.records import OpeningRole
 
 PATIENCE_SECONDS = 5.0  # with a predictor that cannot be reached: a Service whose endpoints change is back in less
 CONNECT_SECONDS = 3.0

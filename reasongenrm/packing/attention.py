@@ -1,19 +1,17 @@
 """Attention over a packed row, as one of transformers' attention functions.
 
-Three backends give the same numbers. `varlen`: torch's own kernel for sequences of different lengths, on a GPU in half
-precision; nothing has to be built. `flash_attn`: that package's kernel, taken where it is installed. `reference`: torch's
-scaled_dot_product_attention, segment by segment, for everything else: CPUs, float32, float64.
+On a GPU in half precision it is torch's own kernel for sequences of different lengths; for everything else (CPUs, float32,
+float64) torch's scaled_dot_product_attention, segment by segment. Both give the same numbers.
 
 A segment that shares a prefix has the prefix's keys and values copied in front of its own. That costs memory traffic, but no
 second pass over parts that are then merged by their log-sum-exps, which the kernels do not differentiate.
 """
 
-import importlib.util
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -22,8 +20,6 @@ from transformers import AttentionInterface, PreTrainedModel
 from reasongenrm.packing.trees import PackedRow
 
 NAME = "reasongenrm_packed"
-
-Backend = Literal["varlen", "flash_attn", "reference"]
 
 
 @dataclass(frozen=True)
@@ -116,18 +112,12 @@ def packed_attention(
     q_THD, k_KHD, v_KHD = (states[0].transpose(0, 1) for states in (query, key, value))
     if segments.keys is not None:
         k_KHD, v_KHD = k_KHD[segments.keys], v_KHD[segments.keys]
-    attend = _BACKENDS[_backend(q_THD.device.type, q_THD.dtype)]
+    in_half = q_THD.dtype in (torch.bfloat16, torch.float16)
+    attend = _varlen if q_THD.device.type == "cuda" and in_half else _segment_by_segment
     return attend(q_THD, k_KHD, v_KHD, segments, scaling, sliding_window)[None], None
 
 
-@cache
-def _backend(device: str, dtype: torch.dtype) -> Backend:
-    if device != "cuda" or dtype not in (torch.bfloat16, torch.float16):
-        return "reference"
-    return "flash_attn" if importlib.util.find_spec("flash_attn") else "varlen"
-
-
-def _reference(
+def _segment_by_segment(
     q_THD: torch.Tensor,
     k_KHD: torch.Tensor,
     v_KHD: torch.Tensor,
@@ -193,36 +183,3 @@ def _varlen(
 @cache
 def _takes_grouped_heads(function: Callable[..., Any]) -> bool:
     return "enable_gqa" in inspect.signature(function).parameters
-
-
-def _flash_attn(
-    q_THD: torch.Tensor,
-    k_KHD: torch.Tensor,
-    v_KHD: torch.Tensor,
-    segments: Segments,
-    scaling: float,
-    window: int | None,
-) -> torch.Tensor:
-    """Written after flash-attn 2.8's documented signature; it has no wheel on PyPI, and has not been run here."""
-    from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
-
-    out: torch.Tensor = flash_attn_varlen_func(
-        q_THD,
-        k_KHD,
-        v_KHD,
-        cu_seqlens_q=segments.query_starts,
-        cu_seqlens_k=segments.key_starts,
-        max_seqlen_q=segments.max_queries,
-        max_seqlen_k=segments.max_keys,
-        softmax_scale=scaling,
-        causal=True,
-        window_size=(-1 if window is None else window - 1, 0 if window is not None else -1),
-    )
-    return out
-
-
-_BACKENDS: dict[Backend, Callable[..., torch.Tensor]] = {
-    "varlen": _varlen,
-    "flash_attn": _flash_attn,
-    "reference": _reference,
-}

@@ -1,1 +1,1 @@
-"""Processes that end with their parent, and what this machine has installed."""
+"""Child processes that end with their parent, workers, and what this installation has."""

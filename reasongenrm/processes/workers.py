@@ -10,17 +10,17 @@ import logging
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
 
 from reasongenrm.errors import ConfigError, EngineError, ReasonGenRMError
+from reasongenrm.processes.child import Child, how_it_ended
 
 logger = logging.getLogger(__name__)
 
@@ -94,17 +94,17 @@ class WorkerProcess:
         self.name = f"{name} (GPU {','.join(gpus)})" if gpus else name
         self.num_under_way = 0
         self.grace_seconds = 0.0
-        self._called = process
         self._unit = unit
         self.connection, theirs = multiprocessing.Pipe()
         with theirs:
-            self._process = subprocess.Popen(
+            self._child = Child(
+                f"{self.name}: {process}",
                 [sys.executable, "-m", module, str(theirs.fileno())],
+                death_signal=None,  # the worker sees the connection break, and can end its own children first
+                own_group=True,
                 env={**os.environ, **environ, **({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})},
                 pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
                 stdout=2,  # libraries write to it; ours is for results
-                start_new_session=True,  # a group to be ended as one, which no Ctrl-C reaches but through us
             )
 
     def send(self, message: Any) -> None:
@@ -141,30 +141,26 @@ class WorkerProcess:
     def close(self) -> None:
         """End the process and all that it started."""
         self.disconnect()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(self.grace_seconds)
-        self._kill()
-
-    def _kill(self) -> None:
-        with suppress(ProcessLookupError):  # the whole group has ended
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self._child.wait(self.grace_seconds)
+        self._child.kill()
 
     def _how_it_ended(self) -> str:
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(EXIT_SECONDS)
-        code = self._process.returncode
-        self._kill()
-        if code is None:
-            how = "broke its connection"
-        elif code < 0:
-            how = f"was ended by {signal.Signals(-code).name}"
-        else:
-            how = f"ended with exit code {code}"
+        code = self._child.wait(EXIT_SECONDS)
+        self._child.kill()
+        how = "broke its connection" if code is None else how_it_ended(code)
         return (
-            f"{self.name}: {self._called} {how}, with {self.num_under_way} {self._unit} under way. See its log above (SIGKILL is "
+            f"{self._child.name} {how}, with {self.num_under_way} {self._unit} under way. See its log above (SIGKILL is "
             "most often a machine out of memory), then start again: finished work is kept."
         )
+
+
+def close_all(workers: Iterable[WorkerProcess]) -> None:
+    """End several workers at the same time."""
+    workers = list(workers)
+    for worker in workers:
+        worker.disconnect()
+    for worker in workers:
+        worker.close()
 
 
 class Caller:

@@ -1,6 +1,6 @@
 """Replicas of a scoring model, one process per GPU: batches go out, scores come back.
 
-Nothing is exchanged between replicas. scoring_worker.py is what runs in their processes.
+Nothing is exchanged between replicas. This module, run as a program, is the process of one.
 """
 
 import os
@@ -10,11 +10,12 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 from reasongenrm.config import ScoreDtype
-from reasongenrm.processes.workers import WorkerProcess
+from reasongenrm.errors import EngineError
+from reasongenrm.processes.workers import Caller, WorkerProcess, close_all, run_worker
 from reasongenrm.reasons.candidates import Row
+from reasongenrm.reasons.score_batch import load_scorer, score_batch
 from reasongenrm.records import ScoredReason
 
-MODULE = "reasongenrm.reasons.score_worker"
 MAX_UNDER_WAY = 2  # batches per replica: the second is there when the first is done, so that no GPU waits for us
 
 
@@ -57,7 +58,7 @@ class ScorerReplicas:
         try:
             for place, names in enumerate(gpus):
                 replica = WorkerProcess(
-                    MODULE,
+                    __name__,
                     names,
                     f"replica {place}",
                     process="score_reasons' process",
@@ -104,7 +105,30 @@ class ScorerReplicas:
 
     def close(self) -> None:
         """End all processes at once; what is under way is lost."""
-        for replica in self.replicas:
-            replica.disconnect()
-        for replica in self.replicas:
-            replica.close()
+        close_all(self.replicas)
+
+
+def serve(caller: Caller) -> None:
+    """Be a replica, in its own process: first comes a `ScorerSettings`, then batches of rows, each answered by its scores.
+
+    Raises:
+        InputError: the checkpoint cannot be loaded, or see `score_batch`.
+        EngineError: see `score_batch`; or there is no GPU here, though one was set aside for us.
+    """
+    import torch
+    import transformers
+
+    settings: ScorerSettings = caller.recv()
+    if settings.on_gpu and not torch.cuda.is_available():
+        raise EngineError(
+            f"score_reasons: torch {torch.__version__} finds no GPU with CUDA_VISIBLE_DEVICES "
+            f"{os.environ['CUDA_VISIBLE_DEVICES']}; expected one. Name GPUs that are there, or set score.data_parallel_size: 1."
+        )
+    transformers.utils.logging.disable_progress_bar()  # one for each replica, over each other
+    model = load_scorer(settings.folder, settings.dtype)
+    while True:
+        caller.send(score_batch(model, caller.recv()))
+
+
+if __name__ == "__main__":
+    run_worker(serve)

@@ -17,9 +17,8 @@ from reasongenrm.records import (
     ScoredReason,
     TrainingExample,
     dump_records,
-    parse_records,
 )
-from reasongenrm.store.artifacts import ArtifactRef, Store, read_file
+from reasongenrm.store.artifacts import ArtifactRef, Store, read_records
 from reasongenrm.store.stage import Stage
 
 
@@ -240,6 +239,6 @@ def select_preferences(
 
 def _read(prompts: ArtifactRef, scored: ArtifactRef) -> tuple[list[JudgePrompt], list[ScoredReason]]:
     return (
-        parse_records(read_file(prompts, "prompts.jsonl"), JudgePrompt, "prompts.jsonl"),
-        parse_records(read_file(scored, "scored.jsonl"), ScoredReason, "scored.jsonl"),
+        read_records(prompts, "prompts.jsonl", JudgePrompt),
+        read_records(scored, "scored.jsonl", ScoredReason),
     )

@@ -5,18 +5,18 @@ a verdict's mark, and without a word of having been told the verdict. What is dr
 """
 
 import contextlib
-import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from reasongenrm.config import DistillConfig, ModelConfig, SampleConfig
 from reasongenrm.data.prompts import judge_messages, teacher_prompt
+from reasongenrm.data.rows import take
 from reasongenrm.errors import ConfigError
 from reasongenrm.generation import Engine, Generation, GenerationRequest, Sampling, is_endpoint, open_engine
 from reasongenrm.progress import track
 from reasongenrm.records import Drops, JudgePrompt, Reason, dump_records, parse_records
-from reasongenrm.store.artifacts import ArtifactRef, Store, download, open_artifact, read_file
+from reasongenrm.store.artifacts import ArtifactRef, Store, download, open_artifact, read_records
 from reasongenrm.store.stage import Stage
 
 _MARK = re.compile(r"\[\[\s*[AB]\s*\]\]")
@@ -97,13 +97,6 @@ def clean_reasons(
     return kept, drops, num_cut
 
 
-def take_prompts(prompts: Sequence[JudgePrompt], limit: int | None, seed: int) -> list[JudgePrompt]:
-    """At most `limit` prompts: the first after a seeded shuffle, in their old order."""
-    places = list(range(len(prompts)))
-    random.Random(seed).shuffle(places)
-    return [prompts[place] for place in sorted(places[:limit])]
-
-
 def distill_reasons(store: Store, config: DistillConfig, prompts: ArtifactRef, teacher_uri: str) -> ArtifactRef:
     """Stage: the teacher, who is told the right verdict, writes reasons for each judge prompt (reasons.jsonl).
 
@@ -129,7 +122,7 @@ def distill_reasons(store: Store, config: DistillConfig, prompts: ArtifactRef, t
     with Stage(store, "distill_reasons", config, inputs, extra) as stage:
         if stage.done:
             return stage.done
-        judge_prompts = parse_records(read_file(prompts, "prompts.jsonl"), JudgePrompt, "prompts.jsonl")
+        judge_prompts = read_records(prompts, "prompts.jsonl", JudgePrompt)
         requests = [
             GenerationRequest(prompt.prompt_id, ({"role": "user", "content": teacher_prompt(prompt)},))
             for prompt in judge_prompts
@@ -169,12 +162,12 @@ def sample_reasons(store: Store, config: SampleConfig, model: ArtifactRef, promp
     with Stage(store, "sample_reasons", config, {"model": model, "prompts": prompts}) as stage:
         if stage.done:
             return stage.done
-        judge_prompts = parse_records(read_file(prompts, "prompts.jsonl"), JudgePrompt, "prompts.jsonl")
+        judge_prompts = read_records(prompts, "prompts.jsonl", JudgePrompt)
         requests = [
             GenerationRequest(
                 prompt.prompt_id, judge_messages(prompt, "trained"), opening_role="reason", stop_at="turn"
             )
-            for prompt in take_prompts(judge_prompts, config.limit, config.seed)
+            for prompt in take(judge_prompts, config.limit, config.seed)
         ]
         folder = download(model, stage.work_dir / "model")
         with contextlib.closing(open_engine(folder, config.engine, model_name=_name(model))) as engine:

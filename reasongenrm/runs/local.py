@@ -6,31 +6,26 @@ failed stops everything with its own message and exit code.
 """
 
 import contextlib
-import fcntl
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
 from reasongenrm.config import RunConfig
 from reasongenrm.errors import ReasonGenRMError, StoreError
+from reasongenrm.processes.child import Child, how_it_ended
 from reasongenrm.runs.task import DEFECT, ENDED, OUTCOME, STARTED, TaskOutcome
 from reasongenrm.store.artifacts import Store
 from reasongenrm.store.run_records import RunInputs, RunRecord, TaskRecord, end_run, new_run, save_run
+from reasongenrm.store.scratch import scratch_folder
 
-PIPELINE = (
-    "-u",
-    "-m",
-    "reasongenrm.pipelines.local",
-)  # what Python runs; one argument follows, the file with the arguments
-STOP_SECONDS = 10.0  # for tasks to clean up after SIGTERM, before SIGKILL
+# What Python runs; one argument follows, the file with the arguments.
+PIPELINE = ("-u", "-m", "reasongenrm.pipelines.local")
 _TAIL_LINES = 15
 
 
@@ -109,7 +104,7 @@ def run_local(inputs: RunInputs, config: RunConfig, store: Store, folder: Path, 
     log_path = folder / "logs" / f"{record.run_id}.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     sections = {name: values.model_dump(mode="json", exclude_none=True) for name, values in config.stages().items()}
-    with _workspace(folder) as work_dir, log_path.open("w", encoding="utf-8") as log:
+    with scratch_folder("run", folder / "work") as work_dir, log_path.open("w", encoding="utf-8") as log:
         root = work_dir / "pipeline"
         root.mkdir()
         arguments = {"store_uri": store.uri, **inputs.model_dump(), **sections}
@@ -117,11 +112,12 @@ def run_local(inputs: RunInputs, config: RunConfig, store: Store, folder: Path, 
         arguments_path.write_text(json.dumps({"pipeline_root": str(root), "arguments": arguments}), encoding="utf-8")
         follower = _Follower(record, store, root, log, view)
         try:
-            with _pipeline_process(arguments_path, work_dir) as process:
-                assert process.stdout
-                follower.follow(process.stdout)
-                exit_code = process.wait()
-            follower.check_end(exit_code)
+            with _pipeline(arguments_path, work_dir) as pipeline:
+                assert pipeline.process.stdout
+                with pipeline.process.stdout as output:
+                    follower.follow(output)
+                pipeline.wait()
+            follower.check_end(pipeline.process.returncode)
         except BaseException as error:
             if isinstance(error, Exception):
                 exit_code = error.exit_code if isinstance(error, ReasonGenRMError) else 1
@@ -177,7 +173,7 @@ class _Follower:
             raise self._killed(running[0])
         if exit_code:
             raise TaskFailedError(
-                f"the pipeline's process ended with exit code {exit_code}. Its last lines:\n{self._last_lines()}", 1
+                f"the pipeline's process {how_it_ended(exit_code)}. Its last lines:\n{self._last_lines()}", 1
             )
 
     def _read_outcomes(self, starting: bool) -> None:
@@ -228,17 +224,13 @@ class _Follower:
         return "\n".join(self._tail)
 
 
-@contextmanager
-def _pipeline_process(arguments_path: Path, work_dir: Path) -> Iterator[subprocess.Popen[str]]:
-    """The process that runs the pipeline; it and everything below it is gone when the context ends.
-
-    It stays in our process group, so that a kill of the group ends all of it.
-    """
+def _pipeline(arguments_path: Path, work_dir: Path) -> Child:
+    """The process that runs the pipeline. It stays in our process group: a kill of the group ends all of it."""
     scratch = work_dir / "tmp"
     scratch.mkdir()
-    process = subprocess.Popen(
+    return Child(
+        "the pipeline's process",
         [sys.executable, *PIPELINE, str(arguments_path)],
-        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -250,46 +242,3 @@ def _pipeline_process(arguments_path: Path, work_dir: Path) -> Iterator[subproce
             "TMPDIR": str(scratch),
         },
     )
-    try:
-        yield process
-    finally:
-        stop_tree(process)
-        if process.stdout:
-            process.stdout.close()
-
-
-def stop_tree(process: "subprocess.Popen[Any]") -> None:
-    """End a process and everything below it: SIGTERM, and SIGKILL for what is left after STOP_SECONDS."""
-    import psutil
-
-    if process.poll() is None:
-        parent = psutil.Process(process.pid)
-        family = [parent, *parent.children(recursive=True)]
-        for member in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.terminate()
-        _gone, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
-        for member in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
-    process.wait()
-
-
-@contextmanager
-def _workspace(folder: Path) -> Iterator[Path]:
-    """A scratch folder of this run below `folder`; those of runs that were killed are removed first."""
-    parent = folder / "work"
-    parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as held:
-        with (parent / "lock").open("a") as one_at_a_time:
-            fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
-            for left_over in parent.glob("run-*"):
-                with (left_over / "lock").open("a") as lock, contextlib.suppress(BlockingIOError):
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(left_over)
-            work_dir = Path(tempfile.mkdtemp(prefix="run-", dir=parent))
-            fcntl.flock(held.enter_context((work_dir / "lock").open("a")), fcntl.LOCK_EX)
-        try:
-            yield work_dir
-        finally:
-            shutil.rmtree(work_dir)

@@ -10,8 +10,8 @@ import torch
 
 from reasongenrm.data.chat import encode_text
 from reasongenrm.errors import InputError
-from reasongenrm.generation.seam import OpeningRole
 from reasongenrm.generation.turns import Turns
+from reasongenrm.records import OpeningRole
 
 
 class Choices:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from reasongenrm.generation.seam import OpeningRole
+from reasongenrm.errors import mistake_in
+from reasongenrm.records import OpeningRole
 
 if TYPE_CHECKING:
     from reasongenrm.serving.live import Delta, LiveRequest, TokenLogprob
@@ -147,14 +148,12 @@ def parse_chat_request(body: bytes, content_type: str) -> ChatRequest:
     try:
         return ChatRequest.model_validate_json(body)
     except ValidationError as error:
-        detail = error.errors()[0]
-        param = ".".join(str(part) for part in detail["loc"]) or None
-        if detail["type"] == "json_invalid":
-            raise APIError(400, f"The body is not JSON: {detail['msg']}.") from error
-        if detail["type"] == "extra_forbidden":
+        param, problem, kind = mistake = mistake_in(error)
+        if kind == "json_invalid":
+            raise APIError(400, f"The body is not JSON: {problem}.") from error
+        if kind == "extra_forbidden":
             raise APIError(400, f"Unknown parameter: '{param}'. Leave it out.", param, "unknown_parameter") from error
-        where = f"'{param}': " if param else ""
-        raise APIError(400, f"{where}{detail['msg']}.", param) from error
+        raise APIError(400, f"{mistake}.", param) from error
 
 
 def completion(chat: ChatRequest, live: "LiveRequest", deltas: Sequence["Delta"]) -> dict[str, Any]:

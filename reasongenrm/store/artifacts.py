@@ -11,17 +11,18 @@ import shutil
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
-from reasongenrm.errors import ConfigError, InputError, StoreError
+from reasongenrm.errors import ConfigError, InputError, StoreError, mistake_in, validated
+from reasongenrm.records import Record, parse_records
 
 MANIFEST = "manifest.json"
-STORE_DIR = "REASONGENRM_STORE_DIR"  # set by the embedded store alone, to tell a full disk from other failures
 SCHEMA_VERSION = 1
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+R = TypeVar("R", bound=Record)
 _DELETE_BATCH = 1000  # DeleteObjects takes no more
 
 
@@ -111,10 +112,6 @@ class Store:
                         "Check that nothing else writes to this store, and run again."
                     )
 
-    def get_file(self, name: str, path: Path) -> None:
-        """Read one object into a file (see `get_files`)."""
-        self.get_files({name: path})
-
     def get_files(self, files: Mapping[str, Path]) -> None:
         """Read objects into files, each of which appears whole or not at all.
 
@@ -170,11 +167,7 @@ def _few(names: Iterable[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-class _Json(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FileEntry(_Json):
+class FileEntry(Record):
     """One file of an artifact. `path` is relative to the artifact's folder, `sha256` 64 hex digits."""
 
     path: str
@@ -190,15 +183,15 @@ class FileEntry(_Json):
         return path
 
 
-class ArtifactRef(_Json):
+class ArtifactRef(Record):
     """What travels between stages: where an artifact lies, its content address, and what it counted and measured."""
 
     stage: str
     key: str
     digest: str
     uri: str
-    counts: dict[str, int] = {}
-    metrics: dict[str, Any] = {}
+    counts: dict[str, int] = Field(default={})
+    metrics: dict[str, Any] = Field(default={})
 
     def write(self, path: str | Path) -> None:
         """Write the reference as JSON."""
@@ -212,15 +205,15 @@ class ArtifactRef(_Json):
         Raises:
             InputError: the file is missing or is no reference.
         """
+        expected = "an artifact reference. Re-run its stage."
         try:
-            return cls.model_validate_json(Path(path).read_bytes())
+            with validated(str(path), expected):
+                return cls.model_validate_json(Path(path).read_bytes())
         except FileNotFoundError as error:
-            raise InputError(f"{path}: no such file; expected an artifact reference. Re-run its stage.") from error
-        except ValidationError as error:
-            raise InputError(f"{path}: no artifact reference: {_first(error)}. Re-run its stage.") from error
+            raise InputError(f"{path}: no such file; expected {expected}") from error
 
 
-class Manifest(_Json):
+class Manifest(Record):
     """What an artifact holds and where it comes from; its presence makes the artifact exist."""
 
     schema_version: int = SCHEMA_VERSION
@@ -249,11 +242,6 @@ class Manifest(_Json):
         )
 
 
-def _first(error: ValidationError) -> str:
-    detail = error.errors()[0]
-    return f"{'.'.join(str(part) for part in detail['loc']) or 'the file'}: {detail['msg']}"
-
-
 def parse_manifest(data: bytes, uri: str) -> Manifest:
     """Parse the manifest.json of the folder `uri`.
 
@@ -263,7 +251,7 @@ def parse_manifest(data: bytes, uri: str) -> Manifest:
     try:
         manifest = Manifest.model_validate({**json.loads(data), "uri": uri})
     except (ValueError, TypeError) as error:  # ValidationError is a ValueError
-        found = _first(error) if isinstance(error, ValidationError) else str(error)
+        found = mistake_in(error) if isinstance(error, ValidationError) else error
         raise StoreError(f"{uri}/{MANIFEST}: damaged: {found}. Delete this folder and re-run the stage.") from error
     if manifest.schema_version != SCHEMA_VERSION:
         raise StoreError(
@@ -321,23 +309,6 @@ def fetch(store: Store, entries: Iterable[FileEntry], into: Path) -> None:
         _verify(entry, (into / entry.path).stat().st_size, sha256_file(into / entry.path), store.uri)
 
 
-def download_folder(uri: str, into: Path) -> Path:
-    """Fetch everything below an s3:// folder: an artifact is verified, any other folder is taken as it is.
-
-    Raises:
-        InputError: there is nothing.
-        StoreError: see `download`.
-    """
-    store = Store(uri)
-    names = store.list()
-    if MANIFEST in names:
-        return download(uri, into)
-    if not names:
-        raise InputError(f"{uri}: nothing lies below this folder; expected its files. Check the URI.")
-    store.get_files({name: into / name for name in names})
-    return into
-
-
 def read_file(ref: "ArtifactRef | str", name: str) -> bytes:
     """Read one file of an artifact, verified.
 
@@ -354,6 +325,16 @@ def read_file(ref: "ArtifactRef | str", name: str) -> bytes:
         f"{manifest.uri}: has no file {name}; it holds {_few(entry.path for entry in manifest.files)}. "
         "Give the artifact of the stage that writes it."
     )
+
+
+def read_records(ref: "ArtifactRef | str", name: str, kind: type[R]) -> list[R]:
+    """Read one JSON Lines file of an artifact.
+
+    Raises:
+        StoreError: see `read_file`.
+        InputError: a line is not a valid `kind`.
+    """
+    return parse_records(read_file(ref, name), kind, f"{ref if isinstance(ref, str) else ref.uri}/{name}")
 
 
 def _verify(entry: FileEntry, size: int, sha256: str, where: str) -> None:

@@ -7,11 +7,9 @@ import secrets
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from reasongenrm import __version__
 from reasongenrm.config import InputsConfig, RunConfig
-from reasongenrm.errors import ConfigError, StoreError
+from reasongenrm.errors import ConfigError, StoreError, validated
 from reasongenrm.records import Record
 from reasongenrm.store.artifacts import ArtifactRef, Store
 
@@ -128,13 +126,7 @@ def list_runs(store: Store) -> list[RunRecord]:
     """
     runs = []
     for name in store.list("runs/"):
-        try:
+        expected = "a run record of this version. Use the version of reasongenrm that wrote it, or delete the object."
+        with validated(store.uri_of(name), expected, StoreError):
             runs.append(RunRecord.model_validate_json(store.get_bytes(name)))
-        except ValidationError as error:
-            detail = error.errors()[0]
-            where = ".".join(str(part) for part in detail["loc"]) or "the file"
-            raise StoreError(
-                f"{store.uri_of(name)}: not a run record of this version: {where}: {detail['msg']}. "
-                "Use the version of reasongenrm that wrote it, or delete the object."
-            ) from error
     return runs

@@ -27,8 +27,8 @@ from botocore.exceptions import (
 )
 
 from reasongenrm.errors import StoreError
-from reasongenrm.store.artifacts import STORE_DIR
 
+STORE_DIR = "REASONGENRM_STORE_DIR"  # set by the embedded store alone, to tell a full disk from other failures
 MIB = 1 << 20
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 _RESERVED_FRACTION = 0.02  # SeaweedFS stops writing at 1 % free; the other per cent is for what it has just written

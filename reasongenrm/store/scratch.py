@@ -1,33 +1,45 @@
-"""Local scratch folders, removed when a stage ends, fails or, if it was killed, when the next one starts.
+"""Local scratch folders that go away: at the end, after an error, and, if the run was killed, when the next one is made.
 
-A folder is in use for as long as the lock on its lock file is held; the kernel lets go of it with the process.
+A folder is in use for as long as the lock on its lock file is held; the kernel releases it with the process.
 """
 
 import fcntl
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 _PREFIX = "reasongenrm-"
-_YOUNG_SECONDS = 60.0  # a folder that is being made has no lock for a moment
+
+
+def take_lock(file: IO[str]) -> bool:
+    """Lock an open file for as long as it is open, here or in a child that inherits it; False if it is locked already."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager
-def scratch_folder(name: str) -> Iterator[Path]:
-    """An empty folder below TMPDIR, removed at the end; those of killed runs are removed first.
+def scratch_folder(name: str, parent: Path | None = None) -> Iterator[Path]:
+    """An empty folder, removed at the end; those of killed runs are removed first.
 
     Args:
-        name: of the stage, to be told apart by a person.
+        name: says to a person whose it is.
+        parent: made if it is not there; None: TMPDIR.
     """
-    _remove_abandoned()
-    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{name}-"))
-    with (folder / "lock").open("w") as lock:
-        _take(lock)
+    parent = parent or Path(tempfile.gettempdir())
+    parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(parent)
+    lock = None
+    while lock is None:
+        folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{name}-", dir=parent))
+        lock = _own_lock(folder)
+    with lock:
         work = folder / "work"
         work.mkdir()
         try:
@@ -36,21 +48,21 @@ def scratch_folder(name: str) -> Iterator[Path]:
             shutil.rmtree(folder)
 
 
-def _remove_abandoned() -> None:
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+def _own_lock(folder: Path) -> IO[str] | None:
+    """The lock of a new folder; None if another run took the folder for an abandoned one before it was locked."""
+    lock = (folder / "lock").open("w")
+    if take_lock(lock) and (folder / "lock").exists():
+        return lock
+    lock.close()
+    return None
+
+
+def _remove_abandoned(parent: Path) -> None:
+    for folder in parent.glob(f"{_PREFIX}*"):
         try:
-            status, lock = folder.lstat(), (folder / "lock").open("r+")
-        except OSError:  # removed by its owner just now, another user's, or none of ours
+            lock = (folder / "lock").open("r+")
+        except OSError:  # just removed by its owner, just being made, another user's, or not ours
             continue
         with lock:
-            young = time.time() - status.st_mtime < _YOUNG_SECONDS
-            if status.st_uid == os.getuid() and not young and _take(lock):
+            if folder.lstat().st_uid == os.getuid() and take_lock(lock):
                 shutil.rmtree(folder, ignore_errors=True)  # another run may be removing it too
-
-
-def _take(lock: IO[str]) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

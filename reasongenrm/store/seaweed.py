@@ -5,27 +5,26 @@ same folder and finds every object that had been acknowledged.
 """
 
 import contextlib
-import fcntl
 import http.client
 import json
 import os
 import random
 import secrets
 import shutil
-import signal
 import socket
-import subprocess
 import sysconfig
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from reasongenrm.errors import StoreError
-from reasongenrm.processes.parent_death import ending_with_us
-from reasongenrm.store.artifacts import STORE_DIR
+from reasongenrm.errors import EngineError, StoreError
+from reasongenrm.processes.child import Child
+from reasongenrm.store.s3 import STORE_DIR
+from reasongenrm.store.scratch import take_lock
 
 BUCKET = "reasongenrm"
 _SERVERS = ("master", "volume", "filer", "s3", "admin")
@@ -70,14 +69,14 @@ def embedded_store(data_dir: Path) -> Iterator[EmbeddedStore]:
     with contextlib.ExitStack() as stack:
         try:
             lock = stack.enter_context(_locked(data_dir))
-            process, ports, env = _start(_program(), data_dir, lock)
+            server, ports, env = _start(_program(), data_dir, lock)
         except OSError as error:
             raise StoreError(
                 f"{data_dir}: cannot keep a store here: {error}. Fix this folder or free space, or choose another."
             ) from error
         stack.callback(_remove_sockets, ports)
-        stack.callback(_stop, process)
-        yield EmbeddedStore(env, f"s3://{BUCKET}", data_dir, process.pid)
+        stack.callback(server.stop, _STOP_SECONDS)
+        yield EmbeddedStore(env, f"s3://{BUCKET}", data_dir, server.process.pid)
 
 
 def _program() -> Path:
@@ -96,7 +95,7 @@ def _locked(data_dir: Path) -> Iterator[IO[str]]:
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (data_dir / "lock").open("a+", encoding="utf-8") as file:
         deadline = time.monotonic() + _LOCK_SECONDS
-        while not _lock(file):
+        while not take_lock(file):
             if time.monotonic() > deadline:
                 file.seek(0)
                 raise StoreError(
@@ -108,14 +107,6 @@ def _locked(data_dir: Path) -> Iterator[IO[str]]:
         file.write(str(os.getpid()))
         file.flush()
         yield file
-
-
-def _lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _write_credentials(data_dir: Path) -> tuple[str, str]:
@@ -133,9 +124,7 @@ def _write_credentials(data_dir: Path) -> tuple[str, str]:
     return access_key, secret_key
 
 
-def _start(
-    program: Path, data_dir: Path, lock: IO[str]
-) -> tuple["subprocess.Popen[bytes]", dict[str, int], dict[str, str]]:
+def _start(program: Path, data_dir: Path, lock: IO[str]) -> tuple[Child, dict[str, int], dict[str, str]]:
     """Start the server and wait until it takes requests; with new ports if it died, for one may have been taken."""
     objects, log = data_dir / "objects", data_dir / "weed.log"
     objects.mkdir(mode=0o700, exist_ok=True)
@@ -143,30 +132,29 @@ def _start(
     for attempt in range(_ATTEMPTS):
         ports = _choose_ports(data_dir, keep=attempt == 0)
         env = _env(data_dir, ports, credentials)
-        command = [str(program), *_options(data_dir, ports)]
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                ending_with_us(command),
-                cwd=objects,
-                env={"HOME": str(objects), "GOMEMLIMIT": _MEMORY_LIMIT},  # SeaweedFS would read AWS and WEED variables
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=[lock.fileno()],
-                process_group=0,  # Ctrl-C is for the run, which then stops the server
-            )
-        ready = False
-        try:
-            ready = _wait_until_ready(process, ports, env)
-        finally:
-            if not ready:
-                _stop(process)
-        if ready:
-            return process, ports, env
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        server = Child(
+            "the embedded store",
+            [str(program), *_options(data_dir, ports)],
+            own_group=True,  # Ctrl-C is for the run, which then stops the server
+            log_path=log,
+            cwd=objects,
+            env={"HOME": str(objects), "GOMEMLIMIT": _MEMORY_LIMIT},  # SeaweedFS would read AWS and WEED variables
+            pass_fds=[lock.fileno()],
+        )
+        with contextlib.ExitStack() as stack:
+            stack.callback(server.stop, _STOP_SECONDS)
+            client = _client(env)
+            try:
+                server.wait_until(partial(_is_ready, client, ports["master"]), _START_SECONDS)
+            except EngineError as error:
+                failure = error
+                continue
+            _abort_uploads(client)
+            stack.pop_all()
+            return server, ports, env
     raise StoreError(
-        f"{data_dir}: the embedded store did not start in {_ATTEMPTS} attempts; {_mib_free(data_dir)} MiB are free there; "
-        f"the log ends: {' | '.join(lines[-3:]) or '(empty)'}. Free space if the disk is full, or see {log}."
+        f"{data_dir}: the embedded store did not start in {_ATTEMPTS} attempts; {_mib_free(data_dir)} MiB are free there. "
+        f"Free space if the disk is full. {failure}"
     )
 
 
@@ -217,23 +205,15 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _wait_until_ready(process: "subprocess.Popen[bytes]", ports: Mapping[str, int], env: Mapping[str, str]) -> bool:
-    """Wait for the bucket and the volumes; False if the server died or took too long."""
+def _is_ready(client: Any, master_port: int) -> bool:
+    """Whether the bucket and the volumes are there."""
     from botocore.exceptions import BotoCoreError, ClientError
 
-    client = _client(env)
-    deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            client.head_bucket(Bucket=BUCKET)
-            ready = _volumes_are_known(ports["master"])
-        except (BotoCoreError, ClientError, OSError, http.client.HTTPException):
-            ready = False
-        if ready:
-            _abort_uploads(client)
-            return True
-        time.sleep(0.05)
-    return False
+    try:
+        client.head_bucket(Bucket=BUCKET)
+        return _volumes_are_known(master_port)
+    except (BotoCoreError, ClientError, OSError, http.client.HTTPException):
+        return False
 
 
 def _volumes_are_known(master_port: int) -> bool:
@@ -296,16 +276,6 @@ def _env(data_dir: Path, ports: Mapping[str, int], credentials: tuple[str, str])
         "NO_PROXY": no_proxy,
         "no_proxy": no_proxy,
     }
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """Stop the server, first kindly."""
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _mib_free(folder: Path) -> str:

@@ -9,9 +9,7 @@
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
-from reasongenrm.errors import StoreError
+from reasongenrm.errors import StoreError, validated
 from reasongenrm.records import Record
 from reasongenrm.store.artifacts import ArtifactRef, Store
 
@@ -81,12 +79,6 @@ def forget_served(store: Store, namespace: str, name: str) -> None:
 
 
 def _parse(store: Store, name: str) -> ServedJudge:
-    try:
+    expected = "the record of a served judge. Delete the file if nothing is served, or deploy again."
+    with validated(store.uri_of(name), expected, StoreError):
         return ServedJudge.model_validate_json(store.get_bytes(name))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise StoreError(
-            f"{store.uri_of(name)}: {where}: {first['msg']}; expected the record of a served judge. "
-            "Delete the file if nothing is served, or deploy again."
-        ) from error

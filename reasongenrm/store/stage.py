@@ -20,12 +20,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
 from reasongenrm import __version__
 from reasongenrm.config import Section
 from reasongenrm.errors import StoreError
+from reasongenrm.records import Record
 from reasongenrm.store.artifacts import (
     MANIFEST,
     ArtifactRef,
@@ -43,10 +43,8 @@ _KEY_DIGITS = 16  # of 64: 2**32 different configs before two of a stage would s
 _DIGEST_START = "sha256-"
 
 
-class _Checkpoint(BaseModel):
+class _Checkpoint(Record):
     """The manifest of a training checkpoint."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     step: int
     num_processes: int
@@ -139,13 +137,6 @@ class Stage:
     def put_part(self, name: str, data: bytes) -> None:
         """Keep a part; it is there whole or not at all, and replaces one of the same name."""
         self.store.put_bytes(f"{self.folder}/parts/{name}", data)
-
-    def save_checkpoint(self, step: int, folder: Path) -> None:
-        """Keep a training checkpoint that one process has written and, once it is whole, drop the older ones."""
-        self.begin_checkpoint(step)
-        entries = checkpoint_entries(folder)
-        self.put_checkpoint_files(step, folder, entries)
-        self.finish_checkpoint(step, entries, num_processes=1)
 
     def begin_checkpoint(self, step: int) -> None:
         """Drop what a killed run may have left of this step's checkpoint."""

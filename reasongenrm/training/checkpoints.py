@@ -24,15 +24,6 @@ def keep_checkpoint(stage: Stage, step: int, folder: Path) -> None:
     state.wait_for_everyone()
     if state.is_local_main_process:
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
-    if state.num_processes == 1:
-        stage.save_checkpoint(step, folder)
-    else:
-        _keep_together(stage, step, folder, state)
-    if state.is_local_main_process:
-        shutil.rmtree(folder)
-
-
-def _keep_together(stage: Stage, step: int, folder: Path, state: PartialState) -> None:
     if state.is_main_process:
         stage.begin_checkpoint(step)
     mine = checkpoint_entries(folder) if state.is_local_main_process else ()
@@ -46,6 +37,8 @@ def _keep_together(stage: Stage, step: int, folder: Path, state: PartialState) -
     if state.is_main_process:
         entries = sorted((entry for _, entry in owned.values()), key=lambda entry: entry.path)
         stage.finish_checkpoint(step, entries, state.num_processes)
+    if state.is_local_main_process:
+        shutil.rmtree(folder)
 
 
 def first_owners(found: list[tuple[int, tuple[FileEntry, ...]]]) -> dict[str, tuple[int, FileEntry]]:

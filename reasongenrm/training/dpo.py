@@ -5,18 +5,18 @@ docs/method.md, section 6: the verdict and the assistant header before it are le
 not the verdict.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from reasongenrm.config import DPOConfig, ReferenceConfig
+from reasongenrm.config import DPOConfig
 from reasongenrm.data.chat import ChatFamily, encode_reason_examples
 from reasongenrm.data.prompts import judge_prompt
 from reasongenrm.progress import tracked
-from reasongenrm.records import Drops, Preference, parse_records
-from reasongenrm.store.artifacts import ArtifactRef, Store, download, read_file
+from reasongenrm.records import Drops, Preference
+from reasongenrm.store.artifacts import ArtifactRef, Store, download, read_records
 from reasongenrm.store.stage import Stage
-from reasongenrm.training.job import check_config, length_limit, load_tokenizer, train
+from reasongenrm.training.job import check_config, kept_reference, length_limit, load_tokenizer, reference_stage
+from reasongenrm.training.torchrun import train
 from reasongenrm.training.world import find_world
 
 if TYPE_CHECKING:
@@ -56,32 +56,6 @@ def encode_preferences(
     return columns, drops
 
 
-def reference_stage(store: Store, config: DPOConfig, max_length: int, inputs: Mapping[str, ArtifactRef | str]) -> Stage:
-    """Where the reference model's log-probabilities are kept, by all that they depend on.
-
-    So they are computed once for a model and its pairs, whatever is tried with them afterwards.
-
-    Args:
-        max_length: longer pairs are not among them.
-        inputs: `model` and `preferences`.
-    """
-    section = ReferenceConfig(max_length=max_length, dtype=config.dtype)
-    return Stage(store, "reference_log_probs", section, inputs)
-
-
-def keep_reference(stage: Stage, columns: Mapping[str, Sequence[float]]) -> None:
-    """Keep log-probabilities, a value a pair in the order of the pairs."""
-    with stage:
-        stage.add_bytes("log_probs.json", json.dumps(columns).encode())
-        stage.finish({"num_out": len(next(iter(columns.values())))})
-
-
-def _kept_reference(stage: Stage) -> dict[str, list[float]]:
-    """What `keep_reference` kept; nothing if it was not called yet."""
-    with stage:
-        return json.loads(read_file(stage.done, "log_probs.json")) if stage.done else {}
-
-
 def train_dpo(store: Store, config: DPOConfig, model: ArtifactRef, preferences: ArtifactRef) -> ArtifactRef:
     """Train the SFT model by direct preference optimisation on reasons (docs/method.md, section 6).
 
@@ -106,7 +80,7 @@ def train_dpo(store: Store, config: DPOConfig, model: ArtifactRef, preferences: 
     with Stage(store, "train_dpo", config, {"model": model, "preferences": preferences}) as stage:
         if stage.done:
             return stage.done
-        records = parse_records(read_file(preferences, "preferences.jsonl"), Preference, "preferences.jsonl")
+        records = read_records(preferences, "preferences.jsonl", Preference)
         world = find_world(config, stage.name)
         model_dir = download(model, stage.work_dir / "model")
         tokenizer, family = load_tokenizer(model_dir, "reason")
@@ -115,6 +89,6 @@ def train_dpo(store: Store, config: DPOConfig, model: ArtifactRef, preferences: 
         drops.require_some(
             "train_dpo", f"Raise max_length (now {config.max_length:,}; the model allows no more than {limit:,})."
         )
-        columns |= _kept_reference(reference_stage(store, config, limit, {"model": model, "preferences": preferences}))
+        columns |= kept_reference(reference_stage(store, config, limit, {"model": model, "preferences": preferences}))
         metrics = train(stage, config, "dpo", columns, model_dir, "reason", world)
         return stage.finish(drops.counts(), metrics)

@@ -1,28 +1,20 @@
-"""What SFT and DPO share: settings, one job in this process or under torchrun, and its results.
+"""What SFT and DPO share: a training job and its settings, kept log-probabilities of the reference, and the log.
 
-`sft.py` and `dpo.py` hand over tokenised rows; `trainers.py`, which needs torch, trains on them; back come a
-checkpoint, training_log.json and a TensorBoard event file of the same figures. torchrun starts this module as a program.
+`torchrun.py` runs a job; `trainers.py`, which needs torch, does the training.
 """
 
 import json
 import math
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from reasongenrm.config import DPOConfig, Section, SFTConfig, TrainConfig, TrainJobConfig
+from reasongenrm.config import DPOConfig, ReferenceConfig, Section, SFTConfig, TrainConfig, TrainJobConfig
 from reasongenrm.data.chat import ChatFamily, detect_family, install_template
-from reasongenrm.errors import ConfigError, ReasonGenRMError, TrainingError
-from reasongenrm.generation.seam import OpeningRole
-from reasongenrm.processes.cpu_math import configure_cpu_math
-from reasongenrm.processes.parent_death import end_with, ending_with_us
-from reasongenrm.store.artifacts import Store
+from reasongenrm.errors import ConfigError
+from reasongenrm.records import OpeningRole
+from reasongenrm.store.artifacts import ArtifactRef, Store, read_file
 from reasongenrm.store.stage import Stage
-from reasongenrm.training.sharding import RIGID
 from reasongenrm.training.world import World, check_batch
 
 if TYPE_CHECKING:
@@ -129,70 +121,30 @@ def length_limit(model_dir: Path, config: TrainConfig) -> int:
     return min(config.max_length, context)
 
 
-def train(
-    stage: Stage,
-    config: TrainConfig,
-    trainer: Literal["sft", "dpo"],
-    rows: Mapping[str, Sequence[Any]],
-    model_dir: Path,
-    opening_role: OpeningRole,
-    world: World,
-) -> dict[str, Any]:
-    """Train on tokenised rows and add the checkpoint, the log and the event files to the stage.
+def reference_stage(store: Store, config: DPOConfig, max_length: int, inputs: Mapping[str, ArtifactRef | str]) -> Stage:
+    """Where the reference model's log-probabilities are kept, by all that they depend on.
 
-    Of several nodes each calls this with the same rows. It returns on the first; the others have nothing more to do.
+    So they are computed once for a model and its pairs, whatever is tried with them afterwards.
 
     Args:
-        stage: whose checkpoints are kept and resumed.
-        rows: columns of equal length: the trainer's own, and `length`, the tokens of each row.
-        model_dir: the checkpoint to start from.
-        opening_role: the turn that a generation of the trained model opens.
-        world: of `find_world`.
-
-    Returns:
-        The stage's metrics: num_steps, num_tokens, last_loss, seconds.
-
-    Raises:
-        TrainingError: a loss or a gradient is not finite, or a training process died.
-        ConfigError: the libraries refuse a setting.
-        SystemExit: 0, on every node but the first, once all have trained to the end.
+        max_length: longer pairs are not among them.
+        inputs: `model` and `preferences`.
     """
-    from datasets import Dataset, disable_progress_bars
+    section = ReferenceConfig(max_length=max_length, dtype=config.dtype)
+    return Stage(store, "reference_log_probs", section, inputs)
 
-    disable_progress_bars()
-    started = time.monotonic()
-    dataset_dir, output_dir = stage.work_dir / "dataset", stage.work_dir / "training"
-    Dataset.from_dict(dict(rows)).save_to_disk(dataset_dir)
-    job = TrainingJob(
-        stage=stage.name,
-        trainer=trainer,
-        config=config.model_dump(mode="json"),
-        inputs=stage.inputs,
-        extra={name: value for name, value in stage.config.items() if name not in type(config).model_fields},
-        store_uri=stage.store.uri,
-        model_dir=model_dir,
-        dataset_dir=dataset_dir,
-        output_dir=output_dir,
-        resume_from=stage.latest_checkpoint(output_dir, world.size if config.sharding in RIGID else None),
-        opening_role=opening_role,
-        num_processes=world.size,
-    )
-    if world.size == 1:
-        from reasongenrm.training import trainers
 
-        trainers.run(job)
-    else:
-        _torchrun(job, world)
-    if world.node_rank > 0:
-        raise SystemExit(0)
-    stage.add_folder(output_dir / "model")
-    log = json.loads((output_dir / "model" / LOG).read_bytes())
-    return {
-        "num_steps": log[-1]["step"],
-        "num_tokens": log[-1]["num_tokens"],
-        "last_loss": log[-1]["loss"],
-        "seconds": round(time.monotonic() - started, 1),
-    }
+def keep_reference(stage: Stage, columns: Mapping[str, Sequence[float]]) -> None:
+    """Keep log-probabilities, a value a pair in the order of the pairs."""
+    with stage:
+        stage.add_bytes("log_probs.json", json.dumps(columns).encode())
+        stage.finish({"num_out": len(next(iter(columns.values())))})
+
+
+def kept_reference(stage: Stage) -> dict[str, list[float]]:
+    """What `keep_reference` kept; nothing if it was not called yet."""
+    with stage:
+        return json.loads(read_file(stage.done, "log_probs.json")) if stage.done else {}
 
 
 def write_log(rows: Sequence[Mapping[str, float]], folder: Path) -> None:
@@ -214,67 +166,3 @@ def write_log(rows: Sequence[Mapping[str, float]], folder: Path) -> None:
             step = int(row["step"])
             values = [Summary.Value(tag=f"train/{tag}", simple_value=row[tag]) for tag in row if tag != "step"]
             events.write(Event(wall_time=step, step=step, summary=Summary(value=values)).SerializeToString())
-
-
-def _torchrun(job: TrainingJob, world: World) -> None:
-    """Run this node's part of a job in separate processes, and raise here what the first of them raised."""
-    job.output_dir.mkdir(parents=True, exist_ok=True)
-    job_path, stderr_path = job.output_dir / "job.json", job.output_dir / "stderr.txt"
-    job_path.write_text(job.model_dump_json(indent=2), encoding="utf-8")
-    # torchrun reads PET_* too, each as an option; ours say the same, and win.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
-    env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world.num_processes)))
-    if world.num_nodes == 1:
-        # Processes of one machine talk over loopback; without this gloo asks a resolver for the host's own name.
-        env.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        *world.torchrun(),
-        "-m",
-        "reasongenrm.training.job",
-        str(job_path),
-    ]
-    with stderr_path.open("wb") as stderr:
-        code = subprocess.run(ending_with_us(command), env=env, stderr=stderr, check=False).returncode
-    if code:
-        raise _failure(job, world, code, stderr_path)
-
-
-def _failure(job: TrainingJob, world: World, code: int, stderr_path: Path) -> ReasonGenRMError:
-    """The error that a process left behind, or what torchrun wrote at its end."""
-    kinds = {kind.__name__: kind for kind in ReasonGenRMError.__subclasses__()}
-    for path in sorted(job.output_dir.glob("error-*.json")):
-        error = json.loads(path.read_bytes())
-        return kinds[error["kind"]](error["message"])
-    tail = "\n".join(
-        stderr_path.read_text(encoding="utf-8", errors="replace").splitlines()[-60:]
-    )  # torchrun's own report is 35
-    where = f"node {world.node_rank} of {world}: " if world.num_nodes > 1 else f"{world}: "
-    elsewhere = (
-        "If no process failed here, another node's log says what happened first. " if world.num_nodes > 1 else ""
-    )
-    return TrainingError(
-        f"{job.stage}: {where}torchrun ended with exit code {code}. The end of what it wrote:\n{tail}\n{elsewhere}"
-        "If a process was killed for memory, set a smaller max_batch_tokens, or gradient_checkpointing to true."
-    )
-
-
-def _work(job: TrainingJob, rank: int) -> int:
-    """Be one of torchrun's processes."""
-    from reasongenrm.training import trainers
-
-    try:
-        trainers.run(job)
-    except ReasonGenRMError as error:
-        found = {"kind": type(error).__name__, "message": str(error)}
-        (job.output_dir / f"error-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
-        return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    end_with(os.getppid())  # torchrun, whose processes are beyond a kill of our group
-    configure_cpu_math()
-    sys.exit(_work(TrainingJob.model_validate_json(Path(sys.argv[1]).read_bytes()), int(os.environ["RANK"])))

@@ -13,10 +13,11 @@ from reasongenrm.data.prompts import judge_prompt
 from reasongenrm.errors import InputError
 from reasongenrm.packing.trees import IGNORED
 from reasongenrm.progress import tracked
-from reasongenrm.records import Drops, TrainingExample, parse_records
-from reasongenrm.store.artifacts import ArtifactRef, Store, download, read_file
+from reasongenrm.records import Drops, TrainingExample
+from reasongenrm.store.artifacts import ArtifactRef, Store, download, read_records
 from reasongenrm.store.stage import Stage
-from reasongenrm.training.job import check_config, length_limit, load_tokenizer, train
+from reasongenrm.training.job import check_config, length_limit, load_tokenizer
+from reasongenrm.training.torchrun import train
 from reasongenrm.training.world import find_world
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def train_sft(
     with Stage(store, "train_sft", config, {"model": model, "examples": examples}, {"variant": variant}) as stage:
         if stage.done:
             return stage.done
-        records = parse_records(read_file(examples, "examples.jsonl"), TrainingExample, "examples.jsonl")
+        records = read_records(examples, "examples.jsonl", TrainingExample)
         world = find_world(config, stage.name)
         model_dir = download(model, stage.work_dir / "model")
         opening_role: Literal["reason", "assistant"] = "reason" if variant == "sft" else "assistant"

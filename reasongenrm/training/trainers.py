@@ -41,8 +41,14 @@ from reasongenrm.progress import Tracker
 from reasongenrm.store.artifacts import Store
 from reasongenrm.store.stage import Stage
 from reasongenrm.training.checkpoints import keep_checkpoint
-from reasongenrm.training.dpo import keep_reference, reference_stage
-from reasongenrm.training.job import TrainingJob, length_limit, load_tokenizer, write_log
+from reasongenrm.training.job import (
+    TrainingJob,
+    keep_reference,
+    length_limit,
+    load_tokenizer,
+    reference_stage,
+    write_log,
+)
 from reasongenrm.training.memory import countable_shape, fits_without_checkpointing, max_batch_tokens
 from reasongenrm.training.packed import PackedDPOTrainer, PackedSFTTrainer, track_on
 from reasongenrm.training.shapes import ModelShape

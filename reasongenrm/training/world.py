@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from reasongenrm.config import TrainConfig
 from reasongenrm.errors import ConfigError
-from reasongenrm.processes.doctor import require
+from reasongenrm.processes.extras import require
 from reasongenrm.training.sharding import RIGID
 
 # NCCL's own advice for containers, whose default is 64 MiB: "--shm-size=1g" (NCCL user guide, Troubleshooting).

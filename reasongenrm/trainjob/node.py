@@ -11,11 +11,11 @@ import sys
 from collections.abc import Mapping
 from types import FrameType
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from reasongenrm import __version__
 from reasongenrm.config import DPOConfig, SFTConfig
-from reasongenrm.errors import ConfigError, ReasonGenRMError
+from reasongenrm.errors import ConfigError, ReasonGenRMError, validated
 from reasongenrm.processes.cpu_math import configure_cpu_math
 from reasongenrm.store.artifacts import ArtifactRef, Store
 from reasongenrm.store.stage import Stage
@@ -92,13 +92,9 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING)
     os.environ.setdefault("TQDM_DISABLE", "1")
     try:
-        try:
+        expected = f"what reasongenrm {__version__} writes. Let the TrainingRuntime's image have the version of the pipeline's images."
+        with validated("train_node: the argument", expected, ConfigError):
             task = NodeTask.model_validate_json(arguments[0], strict=True)
-        except ValidationError as error:
-            raise ConfigError(
-                f"train_node: the argument is not what reasongenrm {__version__} expects: {' '.join(str(error).split())}. Let "
-                "the TrainingRuntime's image have the version of the pipeline's images."
-            ) from error
         run_task(task)
     except ReasonGenRMError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201 - the last line of the pod's log

@@ -12,9 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from reasongenrm.errors import ReasonGenRMError
+from reasongenrm.errors import ReasonGenRMError, validated
 from reasongenrm.evaluation.metrics import BenchmarkInfo, Evaluation
 from reasongenrm.runs.local import open_store
 from reasongenrm.store.artifacts import Manifest, Store, list_artifacts, read_file
@@ -130,14 +128,9 @@ class Shelf:
     def _evaluation(self, manifest: Manifest) -> Evaluation:
         if manifest.digest not in self._evaluations:
             data = read_file(manifest.ref(), "evaluation.json")
-            try:
+            expected = "an evaluation of this version. Evaluate again, or use the version of reasongenrm that wrote it."
+            with validated(f"{manifest.uri}/evaluation.json", expected, ReasonGenRMError):
                 self._evaluations[manifest.digest] = Evaluation.model_validate_json(data)
-            except ValidationError as error:
-                first = error.errors()[0]
-                raise ReasonGenRMError(
-                    f"{manifest.uri}/evaluation.json: {'.'.join(map(str, first['loc']))}: {first['msg']}; expected an evaluation "
-                    "of this version. Evaluate again, or use the version of reasongenrm that wrote it."
-                ) from error
         return self._evaluations[manifest.digest]
 
 

@@ -10,7 +10,7 @@ from benchmarks.peers import one_at_a_time, padded_batch
 from benchmarks.shapes import SHAPES, make_model
 from benchmarks.work import scoring_rows, sft_columns
 from reasongenrm.packing.kernels import prepare_for_packed_rows
-from reasongenrm.reasons.score import probability, score_batch
+from reasongenrm.reasons.score_batch import probability, score_batch
 
 MICRO = SHAPES["micro"]
 

@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from reasongenrm import __version__
 from reasongenrm.cli import app
-from reasongenrm.cli.serve import is_up
 from reasongenrm.cli.settings import absolute, make_config
 from reasongenrm.config import RunConfig, SelectConfig
 from reasongenrm.errors import ConfigError
+from reasongenrm.processes.child import is_up
 from reasongenrm.store.artifacts import ArtifactRef, Store
 from reasongenrm.store.run_records import RunInputs, TaskRecord, end_run, new_run, save_run
 from reasongenrm.store.stage import Stage
@@ -167,7 +167,7 @@ RUN = ("run", "--preferences", "p.jsonl", "--benchmark", "b.jsonl", "--model", "
 
 
 def test_ctrl_c_is_no_error_and_has_the_exit_code_of_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
-    from reasongenrm.processes import doctor
+    from reasongenrm.cli import doctor
 
     def interrupted(_store: str | None) -> None:
         raise KeyboardInterrupt
@@ -419,11 +419,11 @@ def test_doctor_prints_json_for_programs() -> None:
 
 
 def test_doctor_fails_for_what_is_needed_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    from reasongenrm.processes import doctor
+    from reasongenrm.cli import doctor
 
-    fine = doctor.Finding("disk", True, "lots")
+    fine = doctor.Finding("disk", True, "lots", "", needed=True)
     optional = doctor.Finding("GPU", False, "none", "buy one", needed=False)
-    needed = doctor.Finding("memory", False, "little", "get more")
+    needed = doctor.Finding("memory", False, "little", "get more", needed=True)
     monkeypatch.setattr(doctor, "examine", lambda _store: [fine, optional])
     assert invoke("doctor").exit_code == 0
     monkeypatch.setattr(doctor, "examine", lambda _store: [fine, optional, needed])

@@ -60,26 +60,29 @@ def test_models_names_may_be_missing_and_further_columns_are_left_aside(tmp_path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rejected": None}, r"line 2: 'rejected' is null \(null\), expected text. Correct the row"),
-        ({"chosen": ["yes"]}, r"line 2: 'chosen' is a list .* expected text"),
-        ({"subset": 7}, r"line 2: 'subset' is a number \(7\), expected text"),
-        ({"subset": " "}, r"line 2: 'subset' is empty"),
-        ({"id": None}, r"line 2: 'id' is null .* expected text or a whole number"),
-        ({"id": True}, r"line 2: 'id' is true/false"),
-        ({"id": 1.5}, r"line 2: 'id' is a number \(1.5\)"),
+        (
+            {"rejected": None},
+            r"line 2: rejected: .* valid string, found null; expected an object with .*Correct or remove",
+        ),
+        ({"chosen": ["yes"]}, r"line 2: chosen: .* valid string, found a list of 1"),
+        ({"subset": 7}, r"line 2: subset: .* valid string, found 7"),
+        ({"subset": " "}, r"line 2: subset is empty"),
+        ({"id": None}, r"line 2: id: .* found null; .* id \(text or a whole number\)"),
+        ({"id": True}, r"line 2: id: .* found true"),
+        ({"id": 1.5}, r"line 2: id: .* found 1.5"),
         ({"id": 0}, r"line 2: id '0' of subset 'sums' was already at .*line 1; .*Remove the copy"),
-        ({"prompt": 5}, r"line 2: 'prompt' is a number \(5\), expected text or a list of messages"),
-        ({"prompt": "  "}, r"line 2: 'prompt' is empty, expected a question"),
-        ({"prompt": []}, r"line 2: 'prompt' has no messages, expected a user turn at its end"),
-        ({"prompt": ["hello"]}, r"line 2: 'prompt' message 1 is \"hello\", expected an object with role and content"),
+        ({"prompt": 5}, r"line 2: prompt: .* found 5; expected an object with prompt"),
+        ({"prompt": "  "}, r"line 2: prompt is empty"),
+        ({"prompt": []}, r"line 2: prompt does not end with a user turn"),
+        ({"prompt": ["hello"]}, r"line 2: prompt.0: Input should be a valid dictionary, found \"hello\""),
         (
             {"prompt": [{"role": "robot", "content": "x"}]},
-            r"line 2: 'prompt' message 1 has role 'robot', expected system, user",
+            r"line 2: prompt.0.role: Input should be 'system', 'user' or 'assistant', found \"robot\"",
         ),
-        ({"prompt": [{"role": "user", "content": 3}]}, r"line 2, 'prompt' message 1: 'content' is a number"),
-        ({"prompt": [{"role": "assistant", "content": "x"}]}, r"line 2: 'prompt' ends with a turn of 'assistant'"),
-        ({"rejected": "1 + 1 = 2."}, r"line 2: 'chosen' and 'rejected' are the same text .\"1 . 1 = 2\."),
-        ({"chosen": "\ud83d"}, r"line 2: 'chosen' holds half a surrogate pair at character 0"),
+        ({"prompt": [{"role": "user", "content": 3}]}, r"line 2: prompt.0.content: .* found 3"),
+        ({"prompt": [{"role": "assistant", "content": "x"}]}, r"line 2: prompt does not end with a user turn"),
+        ({"rejected": "1 + 1 = 2."}, r"line 2: chosen and rejected are the same text .'1 . 1 = 2\."),
+        ({"chosen": "\ud83d"}, r"line 2: holds half a surrogate pair"),
     ],
 )
 def test_bad_row_is_named_with_file_line_and_what_to_do(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -94,7 +97,8 @@ def test_missing_field_is_named_with_those_found(tmp_path: Path, name: str) -> N
     del fields[name]
     uri = write_rows(tmp_path / "bench.jsonl", [row("sums", 0), fields])
     with pytest.raises(
-        InputError, match=rf"bench\.jsonl line 2: no field '{name}' \(found: .*chosen_model.*Add the field"
+        InputError,
+        match=rf"bench\.jsonl line 2: {name}: Field required, found .*chosen_model.*; expected an object with prompt",
     ):
         load_benchmark(uri)
 
@@ -102,12 +106,12 @@ def test_missing_field_is_named_with_those_found(tmp_path: Path, name: str) -> N
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"no rows; expected JSON Lines with prompt, chosen"),
-        (b"\n\n", r"no rows"),
-        (b"subset,chosen\n", r"line 1: not JSON .*Give the benchmark as \.jsonl"),
+        (b"", r"the file is empty; expected JSON Lines, .* with prompt, chosen"),
+        (b"\n\n", r"the file is empty"),
+        (b"subset,chosen\n", r"line 1: not JSON .*Fix or remove the line"),
         (b'{"prompt": "x"\n', r"line 1: not JSON"),
-        (b"\xff\xfe{}\n", r"line 1: not JSON"),
-        (b'["a"]\n', r"line 1: found a list, expected an object with prompt"),
+        (b"\xff\xfe{}\n", r"line 1: not UTF-8"),
+        (b'["a"]\n', r"line 1: Input should be a valid dictionary, found a list of 1; expected an object with prompt"),
     ],
 )
 def test_file_that_is_no_benchmark_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
@@ -244,5 +248,5 @@ def test_hub_name_reads_the_split_filtered(tmp_path: Path) -> None:
 
 def test_hub_that_cannot_be_reached_says_what_to_do(tmp_path: Path) -> None:
     said = run_beside(tmp_path)
-    assert "allenai/reward-bench: the hub gave no dataset with a split 'filtered'" in said
+    assert "allenai/reward-bench, split 'filtered': neither a local file nor a data set that the hub gives" in said
     assert "give a JSON Lines file" in said

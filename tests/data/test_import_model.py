@@ -120,21 +120,11 @@ def test_adapter_alone_is_named(folder: Path) -> None:
         check_folder(folder, "the-model")
 
 
-@pytest.mark.parametrize(
-    ("kept", "message"),
-    [
-        (0, r"model.safetensors: 0 bytes are too few"),
-        (7, r"model.safetensors: 7 bytes are too few"),
-        (100, r"model.safetensors: 100 bytes are too few for a header of"),
-        (-1, r"model.safetensors: [\d,]+ bytes; its header says [\d,]+. The file is damaged or was not copied whole"),
-    ],
-)
-def test_truncated_weights_are_found_before_anything_is_stored(
-    store: Store, folder: Path, kept: int, message: str
-) -> None:
+@pytest.mark.parametrize("kept", [0, 7, 100, -1])
+def test_truncated_weights_are_found_before_anything_is_stored(store: Store, folder: Path, kept: int) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=r"model.safetensors: not a whole safetensors file .*not copied whole"):
         import_model(store, CONFIG, str(folder))
     assert store.list() == []
 
@@ -142,7 +132,7 @@ def test_truncated_weights_are_found_before_anything_is_stored(
 @pytest.mark.parametrize("header", [b"x" * 50, b"[1, 2]" + b" " * 44, b'{"a": {"dtype": 1}}' + b" " * 31])
 def test_damaged_header_is_named(folder: Path, header: bytes) -> None:
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(InputError, match=r"model.safetensors: its header is no safetensors header"):
+    with pytest.raises(InputError, match=r"model.safetensors: not a whole safetensors file"):
         check_folder(folder, "the-model")
 
 

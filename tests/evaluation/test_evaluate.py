@@ -11,7 +11,7 @@ from reasongenrm.errors import ConfigError, EngineError
 from reasongenrm.evaluation.evaluate import evaluate_alone, evaluate_rewardbench, judge_benchmark, verdict_confusion
 from reasongenrm.evaluation.metrics import Evaluation
 from reasongenrm.generation import Generation
-from reasongenrm.records import JudgePrompt, Judgment, Verdict, dump_records, parse_records, read_records
+from reasongenrm.records import JudgePrompt, Judgment, Verdict, dump_records, parse_records
 from reasongenrm.store.artifacts import ArtifactRef, Store, open_artifact, read_file
 from reasongenrm.store.stage import Stage
 from tests.judges import ScriptedEngine, benchmark_of, judged
@@ -229,8 +229,8 @@ def test_judge_outside_a_run_leaves_its_files_and_goes_on_after_a_crash(tmp_path
     assert len(engine.asked) == 12 - 8
     assert (evaluation.variant, evaluation.accuracy) == ("mine", 1)
     assert sorted(path.name for path in folder.iterdir()) == ["evaluation.json", "judgments.jsonl", "rows.jsonl"]
-    assert read_records(folder / "judgments.jsonl", Judgment) == judgments
-    assert load_benchmark(rows.uri).rows == tuple(read_records(folder / "rows.jsonl", BenchmarkRow))
+    assert parse_records((folder / "judgments.jsonl").read_bytes(), Judgment, "") == judgments
+    assert load_benchmark(rows.uri).rows == tuple(parse_records((folder / "rows.jsonl").read_bytes(), BenchmarkRow, ""))
 
 
 def test_verdicts_are_counted_by_label_and_those_that_are_missing_apart(store: Store, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from reasongenrm.cli.image_check import CACHES, EXTRAS
+from reasongenrm.cli.doctor import IMAGES as HELD
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "images"
@@ -29,7 +29,7 @@ def locked(name: str) -> dict[str, str]:
     return dict(re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([^\s;\\]+)", text, flags=re.MULTILINE))
 
 
-@pytest.mark.parametrize("name", EXTRAS)
+@pytest.mark.parametrize("name", HELD)
 def test_hadolint_finds_nothing_and_would_find_an_unpinned_base(name: str, tmp_path: Path) -> None:
     dockerfile = IMAGES / name / "Dockerfile"
     assert lint("hadolint", dockerfile) == (0, "")
@@ -47,11 +47,11 @@ def test_shellcheck_finds_nothing_and_would_find_an_unquoted_variable(script: Pa
     assert lint("shellcheck", spoilt)[0] == 1
 
 
-@pytest.mark.parametrize("name", EXTRAS)
+@pytest.mark.parametrize("name", HELD)
 def test_lock_has_what_the_extras_ask_for(name: str) -> None:
     found = locked(name)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = [text for extra in EXTRAS[name] for text in project["optional-dependencies"][extra]]
+    extras = [text for extra in HELD[name].extras for text in project["optional-dependencies"][extra]]
     of_image = [Requirement(text) for text in [*project["dependencies"], *extras]]
     unfit = [one for one in of_image if not one.specifier.contains(found[one.name.lower()].split("+")[0])]
     assert unfit == []
@@ -79,14 +79,14 @@ def test_every_locked_package_has_a_hash_and_no_place(lock: Path) -> None:
     assert hashed == (0 if lock.name == "torch-cpu.lock" else packages)
 
 
-@pytest.mark.parametrize("name", EXTRAS)
+@pytest.mark.parametrize("name", HELD)
 def test_dockerfile_drops_root_pins_bases_and_keeps_caches_below_tmp(name: str) -> None:
     text = (IMAGES / name / "Dockerfile").read_text(encoding="utf-8")
     final = text.rpartition("\nFROM ")[2]
     assert "\nUSER 65532:65532\n" in final
     assert "--mount" not in text  # the classic builder knows none
     assert all(re.search(r"python:3\.11\.\d+-", base) for base in re.findall(r"^ARG (?:BUILD_)?BASE=(\S+)", text, re.M))
-    assert all(f"{variable}=/tmp/" in final for variable in CACHES[name])
+    assert all(f"{variable}=/tmp/" in final for variable in HELD[name].caches)
 
 
 def build(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:

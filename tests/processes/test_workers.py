@@ -151,7 +151,7 @@ children = [worker.recv() for worker in workers]
 for worker in workers:
     worker.send(("be busy", 600))
     worker.recv()
-print(*children, *(worker._process.pid for worker in workers), flush=True)
+print(*children, *(worker._child.process.pid for worker in workers), flush=True)
 time.sleep(600)
 """
     caller = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)

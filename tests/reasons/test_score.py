@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-import reasongenrm.reasons.score
+import reasongenrm.reasons.score_batch
 from reasongenrm.config import ScoreConfig
 from reasongenrm.data.chat import detect_family, encode_reason_example, install_template
 from reasongenrm.data.prompts import judge_prompt
@@ -24,14 +24,8 @@ from reasongenrm.errors import ConfigError, EmptyStageError, EngineError, InputE
 from reasongenrm.packing.kernels import prepare_for_packed_rows
 from reasongenrm.processes.workers import WorkerProcess
 from reasongenrm.reasons.candidates import Row, encode_candidates, plan_batches
-from reasongenrm.reasons.score import (
-    context_length,
-    probability,
-    reason_score,
-    score_batch,
-    score_metrics,
-    score_reasons,
-)
+from reasongenrm.reasons.score import context_length, score_metrics, score_reasons
+from reasongenrm.reasons.score_batch import probability, reason_score, score_batch
 from reasongenrm.reasons.score_replicas import ScorerReplicas
 from reasongenrm.records import JudgePrompt, Message, Reason, Record, ScoredReason, dump_records, parse_records
 from reasongenrm.store.artifacts import ArtifactRef, Store, read_file
@@ -211,7 +205,7 @@ def test_prompt_is_computed_once_and_logits_only_where_they_are_needed(monkeypat
     scored: list[int] = []
     model.get_input_embeddings().register_forward_pre_hook(lambda _, args: read.append(args[0].numel()))
     model.get_output_embeddings().register_forward_pre_hook(lambda _, args: scored.append(args[0].shape[:-1].numel()))
-    monkeypatch.setattr(reasongenrm.reasons.score, "MAX_LOGITS", 7 * len(tokenizer))
+    monkeypatch.setattr(reasongenrm.reasons.score_batch, "MAX_LOGITS", 7 * len(tokenizer))
     score_batch(model, [last])
     assert read == [len(last.prompt_ids) - 1 + sum(len(c.ids) for c in last.candidates)]
     assert sum(scored) == sum(c.num_reason_tokens + c.num_verdict_tokens for c in last.candidates)
@@ -434,7 +428,7 @@ def test_replica_that_is_killed_is_an_error_and_what_was_finished_is_kept(
     def put_and_kill(stage: Stage, name: str, data: bytes) -> None:
         put_part(stage, name, data)
         for pid in children():
-            if "reasongenrm.reasons.score_worker" in Path(f"/proc/{pid}/cmdline").read_text():
+            if "reasongenrm.reasons.score_replicas" in Path(f"/proc/{pid}/cmdline").read_text():
                 os.kill(pid, signal.SIGKILL)
 
     monkeypatch.setattr(Stage, "put_part", put_and_kill)

@@ -12,12 +12,12 @@ from typing import Any, Literal
 import pytest
 
 from reasongenrm.config import DistillConfig, EngineConfig, SampleConfig, Section
+from reasongenrm.data.rows import take
 from reasongenrm.errors import ConfigError, EmptyStageError, EngineError
 from reasongenrm.reasons.write import (
     clean_reasons,
     distill_reasons,
     sample_reasons,
-    take_prompts,
     tells_that_it_was_told,
     without_verdict_line,
 )
@@ -136,15 +136,6 @@ def test_policy_reason_is_taken_as_it_is_or_not_at_all() -> None:
     kept, drops, num_cut = clean_reasons(written, 8, told_verdict=False)
     assert [r.sample for r in kept] == [1]
     assert (drops.causes, num_cut) == ({"verdict_mark": 1}, 0)
-
-
-def test_limit_takes_a_seeded_sample_of_the_prompts_in_order() -> None:
-    prompts = judge_prompts(30)
-    taken = take_prompts(prompts, 10, seed=1)
-    assert len(taken) == 10
-    assert taken == [prompt for prompt in prompts if prompt in taken] != prompts[:10]
-    assert taken == take_prompts(prompts, 10, seed=1) != take_prompts(prompts, 10, seed=2)
-    assert take_prompts(prompts, None, seed=1) == prompts == take_prompts(prompts, 30, seed=1)
 
 
 class Teacher:
@@ -312,7 +303,7 @@ def test_policy_writes_reasons_of_a_limited_number_of_prompts_without_the_verdic
     )
     ref = sample_reasons(store, config, model, prompts)
     reasons = read(ref)
-    wanted = [prompt.prompt_id for prompt in take_prompts(judge_prompts(9), 3, config.seed)]
+    wanted = [prompt.prompt_id for prompt in take(judge_prompts(9), 3, config.seed)]
     assert ref.counts["num_in"] == 12
     assert ref.counts["num_out"] == len(reasons) > 0
     assert {r.prompt_id for r in reasons} <= set(wanted)

@@ -71,7 +71,7 @@ def test_run_tells_each_task_and_what_it_says_and_nothing_of_the_runner(store: S
 
 def test_scratch_is_gone_after_a_run(store: Store, tmp_path: Path) -> None:
     run("work", store, tmp_path, View())
-    assert [path.name for path in (tmp_path / "work").iterdir()] == ["lock"]
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_second_run_reuses_what_the_first_one_made(store: Store, tmp_path: Path) -> None:
@@ -117,19 +117,20 @@ def test_stopped_run_leaves_no_process_and_no_scratch(store: Store, tmp_path: Pa
         run("work hang", store, tmp_path, view)
     assert len(view.hanging) == 2
     assert not any(psutil.pid_exists(pid) for pid in view.hanging)
-    assert [path.name for path in (tmp_path / "work").iterdir()] == ["lock"]
+    assert list((tmp_path / "work").iterdir()) == []
     (record,) = list_runs(store)
     assert (record.state, record.error, len(record.tasks)) == ("stopped", None, 1)
 
 
 def test_scratch_of_killed_runs_is_removed_and_that_of_live_ones_kept(store: Store, tmp_path: Path) -> None:
-    for name in ("run-killed", "run-alive"):
-        (tmp_path / "work" / name).mkdir(parents=True)
-        (tmp_path / "work" / name / "model.safetensors").touch()
-    with (tmp_path / "work" / "run-alive" / "lock").open("w") as lock:
+    killed, alive = (tmp_path / "work" / f"reasongenrm-run-{name}" for name in ("killed", "alive"))
+    for folder in (killed, alive):
+        folder.mkdir(parents=True)
+        (folder / "lock").touch()
+    with (alive / "lock").open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         run("work", store, tmp_path, View())
-    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["lock", "run-alive"]
+    assert list((tmp_path / "work").iterdir()) == [alive]
 
 
 def test_folder_of_a_store_is_the_store_or_beside_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +167,7 @@ def test_signal_to_the_command_stops_its_tasks_and_its_store(
 ) -> None:
     # As in a terminal's foreground: what a shell starts in the background inherits an ignored SIGINT.
     program = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    program += f"from reasongenrm import cli, local_run\nlocal_run.PIPELINE = ('-u', {SCRIPTED!r})\ncli.main()"
+    program += f"from reasongenrm import cli\nfrom reasongenrm.runs import local\nlocal.PIPELINE = ('-u', {SCRIPTED!r})\ncli.main()"
     demo = Path(__file__).parents[2] / "examples" / "demo"
     command = [sys.executable, "-c", program, "run", "--model", "work hang", "--store", str(tmp_path), "--teacher", "t"]
     command += ["--set", "deploy.apply=false"]

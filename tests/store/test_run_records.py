@@ -47,7 +47,9 @@ def test_outputs_are_found_by_stage_and_evaluations_by_variant() -> None:
 
 def test_damaged_record_is_named(store: Store) -> None:
     store.put_bytes("runs/20260101-000000-aaaa.json", b'{"schema_version": 1}')
-    with pytest.raises(StoreError, match=r"runs/20260101-000000-aaaa\.json: not a run record of this version: run_id"):
+    with pytest.raises(
+        StoreError, match=r"runs/20260101-000000-aaaa\.json: run_id: .*; expected a run record of this version"
+    ):
         list_runs(store)
 
 

@@ -1,6 +1,5 @@
 """Scratch folders of the living stay, those of the killed go."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from reasongenrm.store.scratch import scratch_folder
+from reasongenrm.store.scratch import _own_lock, scratch_folder, take_lock
 
 KILLED = """
 import os, signal
@@ -28,17 +27,10 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def _make_old(folder: Path) -> None:
-    os.utime(folder, (0, 0))
-
-
 def test_folder_of_a_killed_run_is_removed_by_the_next_one(temporary: Path) -> None:
     assert subprocess.run([sys.executable, "-c", KILLED], check=False).returncode == -signal.SIGKILL
     (abandoned,) = temporary.iterdir()
     assert (abandoned / "work/model.safetensors").exists()
-    with scratch_folder("distill_reasons"):
-        assert abandoned.exists(), "it may just be being made"
-    _make_old(abandoned)
     with scratch_folder("distill_reasons"):
         assert not abandoned.exists()
 
@@ -46,10 +38,31 @@ def test_folder_of_a_killed_run_is_removed_by_the_next_one(temporary: Path) -> N
 def test_folder_in_use_and_folders_of_others_are_left_alone(temporary: Path) -> None:
     other = temporary / "reasongenrm-notes"
     other.mkdir()
-    with scratch_folder("train_sft") as first:
-        _make_old(first.parent)
-        _make_old(other)
-        with scratch_folder("train_sft") as second:
-            assert first.exists()
-            assert second != first
+    with scratch_folder("train_sft") as first, scratch_folder("train_sft") as second:
+        assert first.exists()
+        assert second != first
     assert [*temporary.iterdir()] == [other]
+
+
+def test_folders_made_at_the_same_time_are_never_taken_for_abandoned_ones(temporary: Path) -> None:
+    program = """
+from reasongenrm.store.scratch import scratch_folder
+for number in range(200):
+    with scratch_folder("train_sft") as folder:
+        (folder / "part").write_text("mine")
+        assert (folder / "part").read_text() == "mine"
+"""
+    runs = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(3)]
+    assert [run.wait() for run in runs] == [0, 0, 0]
+    assert list(temporary.iterdir()) == []
+
+
+def test_folder_that_another_run_took_for_abandoned_before_it_was_locked_is_left_to_it(temporary: Path) -> None:
+    taken = temporary / "taken"
+    taken.mkdir()
+    with (taken / "lock").open("w") as lock:
+        assert take_lock(lock)
+        assert _own_lock(taken) is None
+    own = _own_lock(taken)
+    assert own is not None
+    own.close()

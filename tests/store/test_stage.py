@@ -23,7 +23,7 @@ from reasongenrm.store.artifacts import (
     open_artifact,
     read_file,
 )
-from reasongenrm.store.stage import Stage, count_lines, source_sha256, stage_key
+from reasongenrm.store.stage import Stage, checkpoint_entries, count_lines, source_sha256, stage_key
 
 INPUTS = {"prompts": digest_bytes(b"prompts")}
 
@@ -185,6 +185,14 @@ def test_run_whose_files_were_cleaned_up_by_a_quicker_one_takes_the_quicker_ones
     assert read_file(ref, "examples.jsonl") == b"quick"
 
 
+def _keep(stage: Stage, step: int, folder: Path) -> None:
+    """As one process does."""
+    entries = checkpoint_entries(folder)
+    stage.begin_checkpoint(step)
+    stage.put_checkpoint_files(step, folder, entries)
+    stage.finish_checkpoint(step, entries, num_processes=1)
+
+
 def test_only_the_newest_whole_checkpoint_is_kept_and_comes_back_under_the_trainers_name(
     store: Store, tmp_path: Path
 ) -> None:
@@ -194,7 +202,7 @@ def test_only_the_newest_whole_checkpoint_is_kept_and_comes_back_under_the_train
         assert stage.latest_checkpoint(tmp_path) is None
         for step in (9, 10):
             (saved / "sub/weights").write_bytes(b"weights of step %d" % step)
-            stage.save_checkpoint(step, saved)
+            _keep(stage, step, saved)
         start = f"{stage.folder}/checkpoints/"
         assert store.list(start) == [f"{start}00000010/{name}" for name in ("manifest.json", "sub/weights")]
         store.put_bytes(f"{start}00000011/sub/weights", b"cut off before its manif")
@@ -212,7 +220,7 @@ def test_checkpoints_and_parts_are_gone_when_the_stage_is_finished(store: Store,
     (tmp_path / "weights").write_bytes(b"weights")
     with _new(store) as stage:
         stage.put_part("000", b"")
-        stage.save_checkpoint(1, tmp_path)
+        _keep(stage, 1, tmp_path)
         stage.add_folder(tmp_path)
         ref = stage.finish({"num_in": 1, "num_out": 1})
     assert store.list() == [ref.uri.removeprefix(store.uri + "/") + f"/{name}" for name in ("manifest.json", "weights")]

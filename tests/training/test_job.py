@@ -1,4 +1,4 @@
-"""What SFT and DPO share: batch plans, settings, logs, resuming, several processes, bad numbers."""
+"""What SFT and DPO share: settings, logs, resuming, bad numbers."""
 
 import json
 import subprocess
@@ -7,20 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from reasongenrm.config import SFTConfig, TrainConfig
+from reasongenrm.config import SFTConfig
 from reasongenrm.errors import ConfigError, TrainingError
 from reasongenrm.store.artifacts import Store, read_file
 from reasongenrm.training.job import (
     LOG,
-    TrainingJob,
-    _failure,
-    _work,
     check_config,
     length_limit,
     write_log,
 )
 from reasongenrm.training.sft import train_sft
-from reasongenrm.training.world import World
 from tests.tiny import tiny_checkpoint
 from tests.training_cases import put_folder, put_model, put_records, training_examples
 
@@ -109,14 +105,14 @@ from reasongenrm.training.sft import train_sft
 from reasongenrm.store.stage import Stage
 from reasongenrm.store.artifacts import ArtifactRef, Store
 
-keep = Stage.save_checkpoint
+keep = Stage.finish_checkpoint
 
-def keep_and_die(self, step, folder):
-    keep(self, step, folder)
+def keep_and_die(self, step, entries, num_processes):
+    keep(self, step, entries, num_processes)
     if step == 4:
         os.kill(os.getpid(), signal.SIGKILL)
 
-Stage.save_checkpoint = keep_and_die
+Stage.finish_checkpoint = keep_and_die
 config = SFTConfig.model_validate_json(sys.argv[2])
 train_sft(Store(sys.argv[1]), config, "sft", ArtifactRef.read(sys.argv[3]), ArtifactRef.read(sys.argv[4]))
 """
@@ -161,43 +157,3 @@ def test_loss_that_is_not_finite_stops_the_run_at_its_step(store: Store, tmp_pat
     model, examples = put_folder(store, tmp_path), put_records(store, "s", "examples.jsonl", training_examples(4))
     with pytest.raises(TrainingError, match=r"train_sft: step 1 of 3: the loss is nan and the gradient's norm nan"):
         train_sft(store, with_settings(max_steps=3), "sft", model, examples)
-
-
-def job(folder: Path, config: TrainConfig) -> TrainingJob:
-    return TrainingJob(
-        stage="train_sft",
-        trainer="sft",
-        config=config.model_dump(mode="json"),
-        inputs={},
-        extra={},
-        store_uri="s3://nowhere",
-        model_dir=folder / "model",
-        dataset_dir=folder / "dataset",
-        output_dir=folder,
-        resume_from=None,
-        opening_role="reason",
-        num_processes=2,
-    )
-
-
-def test_what_a_process_raises_reaches_the_stage(tmp_path: Path) -> None:
-    from datasets import Dataset
-
-    tiny_checkpoint(tmp_path / "model", "chatml")
-    Dataset.from_dict({"input_ids": [[1, 2]], "labels": [[1, 2]], "length": [2]}).save_to_disk(tmp_path / "dataset")
-    asked = job(tmp_path, with_settings(optim="sgdd"))
-    assert _work(asked, rank=1) == ConfigError.exit_code
-    error = _failure(asked, World(num_processes=2), 1, tmp_path / "none.txt")
-    assert isinstance(error, ConfigError)
-    assert "sgdd is not a valid" in str(error)
-
-
-def test_process_that_dies_without_a_word_leaves_the_end_of_its_output(tmp_path: Path) -> None:
-    (tmp_path / "stderr.txt").write_text("line\n" * 50 + "Signal 9 (SIGKILL) received\n")
-    error = _failure(job(tmp_path, SMALL), World(num_processes=2), 1, tmp_path / "stderr.txt")
-    assert isinstance(error, TrainingError)
-    assert "2 processes: torchrun ended with exit code 1. The end of what it wrote:\nline" in str(error)
-    assert "Signal 9 (SIGKILL) received\nIf a process was killed for memory" in str(error)
-    second = _failure(job(tmp_path, SMALL), World(2, 1, 4, ("host", 1)), 1, tmp_path / "stderr.txt")
-    assert "node 1 of 2 nodes x 4 processes: torchrun" in str(second)
-    assert "If no process failed here, another node's log says what happened first" in str(second)

@@ -46,7 +46,7 @@ SHARDS = {  # kind of processes, ZeRO stage, and which share of weights and of A
 @pytest.fixture
 def gloo(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training processes shard over gloo."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "gloo"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "gloo"))
     monkeypatch.setenv("GLOO_SHARDING", "1")
 
 
@@ -166,7 +166,7 @@ def test_run_of_two_processes_goes_on_in_one(
 ) -> None:
     straight, disturbed = Store(f"{store.uri}/straight"), Store(f"{store.uri}/disturbed")
     one = sft(straight, tmp_path, max_steps=4)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "gloo"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "gloo"))
     monkeypatch.setenv("DIE", "0,3")
     with pytest.raises(TrainingError, match="SIGKILL"):
         sft(disturbed, tmp_path, max_steps=4, save_steps=2, num_processes=2)

@@ -7,7 +7,7 @@ import pytest
 
 from reasongenrm.config import SFTConfig
 from reasongenrm.errors import ConfigError
-from reasongenrm.processes import doctor
+from reasongenrm.processes import extras
 from reasongenrm.training import world as processes
 from reasongenrm.training.world import World, find_world
 
@@ -97,7 +97,7 @@ def test_sharding_over_a_single_process_is_refused() -> None:
 
 
 def test_zero_without_deepspeed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda _name: ['no-such-package; extra == "deepspeed"'])
+    monkeypatch.setattr(extras.importlib.metadata, "requires", lambda _name: ['no-such-package; extra == "deepspeed"'])
     with pytest.raises(ConfigError, match=r"'deepspeed': no-such-package is missing\. Run: pip install"):
         find_world(with_settings(sharding="zero3", num_processes=2), "train_sft", {})
     assert find_world(with_settings(sharding="fsdp2", num_processes=2), "train_sft", {}).size == 2

@@ -18,6 +18,7 @@ import anyio
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from pydantic import BaseModel, ValidationError
 
+from reasongenrm.errors import mistake_in
 from reasongenrm.judge.api import (
     ListwiseRequest,
     ListwiseResponse,
@@ -29,7 +30,7 @@ from reasongenrm.judge.api import (
     ReasonDelta,
     Turn,
 )
-from reasongenrm.judge.client.client_errors import JudgeClientError, JudgeRequestError, NotAJudgeError, first_problem
+from reasongenrm.judge.client.client_errors import JudgeClientError, JudgeRequestError, NotAJudgeError
 from reasongenrm.judge.client.client_http import JudgeHttp
 
 __all__ = ["AsyncJudge", "Judge", "Options"]
@@ -316,11 +317,11 @@ def _checked(record: type[_Record], **fields: Any) -> _Record:
     try:
         return record(**fields)
     except ValidationError as error:
-        problem, field = first_problem(error)
+        mistake = mistake_in(error)
         raise JudgeRequestError(
-            f"the request cannot be sent: {problem}. See reasongenrm.judge.api for what it may hold.",
+            f"the request cannot be sent: {mistake}. See reasongenrm.judge.api for what it may hold.",
             code="invalid",
-            param=field,
+            param=mistake.field,
         ) from error
 
 
@@ -352,9 +353,8 @@ def _parsed(record: type[_Record], reply: Any) -> _Record:
     try:
         return record.model_validate(reply)
     except ValidationError as error:
-        problem, _ = first_problem(error)
         raise NotAJudgeError(
-            f"the reply is no {record.__name__}: {problem}. Expected a judge of this version of reasongenrm; "
+            f"the reply is no {record.__name__}: {mistake_in(error)}. Expected a judge of this version of reasongenrm; "
             "check the URL and the server's version.",
             code="not_a_judge",
         ) from error

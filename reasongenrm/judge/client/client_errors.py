@@ -107,13 +107,6 @@ def error_of_detail(where: str, detail: ErrorDetail, status: int | None, request
     return kind("".join(parts), code=detail.code, status=status, param=detail.param, request_id=request_id)
 
 
-def first_problem(error: ValidationError) -> tuple[str, str | None]:
-    """A problem of a record, and the field that it is in: of a field that may be several things the innermost one."""
-    detail = max(error.errors(include_url=False, include_input=False), key=lambda found: len(found["loc"]))
-    field = ".".join(str(part) for part in detail["loc"])
-    return (f"{field}: {detail['msg']}" if field else detail["msg"]), field or None
-
-
 def _kind(status: int | None, code: str) -> type[JudgeClientError]:
     if code == "too_long":
         return JudgeTooLongError

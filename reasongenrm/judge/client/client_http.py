@@ -10,7 +10,7 @@ import anyio
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from reasongenrm.errors import ConfigError
+from reasongenrm.errors import ConfigError, mistake_in
 from reasongenrm.http_client import AttemptError, LongLineError, Retries, bearer, read_events, retry_after_seconds
 from reasongenrm.judge.api import ErrorDetail, OrderJudgment, PairwiseResponse, ReasonDelta
 from reasongenrm.judge.client.client_errors import (
@@ -19,7 +19,6 @@ from reasongenrm.judge.client.client_errors import (
     NotAJudgeError,
     error_of_detail,
     error_of_reply,
-    first_problem,
 )
 
 logger = logging.getLogger(__name__)
@@ -74,9 +73,7 @@ class JudgeHttp:
                 try:
                     record = _EVENTS[event.name].model_validate_json(event.data)
                 except ValidationError as error:
-                    raise _not_a_judge(
-                        where, f"its event {event.name!r} is wrong: {first_problem(error)[0]}"
-                    ) from error
+                    raise _not_a_judge(where, f"its event {event.name!r} is wrong: {mistake_in(error)}") from error
                 if isinstance(record, ErrorDetail):
                     raise error_of_detail(where, record, None, record.request_id or request_id)
                 yield record

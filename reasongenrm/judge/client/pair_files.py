@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from reasongenrm.errors import EmptyStageError, InputError
+from reasongenrm.errors import EmptyStageError, InputError, validated
 from reasongenrm.judge.api import AnswerPair, ErrorDetail, PairwiseRequest, PairwiseResponse
 from reasongenrm.judge.client.client import Judge
-from reasongenrm.judge.client.client_errors import JudgeClientError, JudgeRequestError, first_problem
+from reasongenrm.judge.client.client_errors import JudgeClientError, JudgeRequestError
 from reasongenrm.progress import track
 
 logger = logging.getLogger(__name__)
@@ -124,16 +124,11 @@ def _read_pairs(path: Path, options: Mapping[str, Any]) -> dict[str, PairwiseReq
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
-        try:
+        expected = "question, answer_a, answer_b and, if wanted, id and the judge's options. Fix the line."
+        with validated(f"{path.name} line {number}", expected):
             pair = _PairLine.model_validate_json(line)
             own = pair.model_dump(exclude_unset=True, exclude={"id"})
             request = PairwiseRequest.model_validate({**options, **own})
-        except ValidationError as error:
-            problem, _ = first_problem(error)
-            raise InputError(
-                f"{path.name} line {number}: {problem}; expected question, answer_a, answer_b and, if wanted, id and the "
-                "judge's options. Fix the line."
-            ) from error
         name = f"line {number}" if pair.id is None else str(pair.id)
         if name in found:
             raise InputError(f"{path.name} line {number}: id {name!r} came before; expected ids that differ. Fix it.")
@@ -152,12 +147,8 @@ def _read_partial(path: Path, digests: Mapping[str, str]) -> dict[str, JudgedPai
     path.write_bytes(whole)
     found = {}
     for line in whole.split(b"\n")[:-1]:
-        try:
+        with validated(str(path), "what an earlier run leaves. Remove the file to judge all pairs again."):
             judged = JudgedPair.model_validate_json(line)
-        except ValidationError as error:
-            raise InputError(
-                f"{path}: is not what an earlier run leaves: {first_problem(error)[0]}. Remove it to judge all pairs again."
-            ) from error
         if digests.get(judged.id) == judged.asked:
             found[judged.id] = judged
     logger.info("%s: %d of %d pairs were judged before", path.name, len(found), len(digests))

@@ -18,9 +18,10 @@ from typing import Any, Literal, Unpack
 
 from pydantic import ValidationError
 
+from reasongenrm.errors import mistake_in
 from reasongenrm.judge.api import MAX_ANSWERS, ListwiseRequest, ListwiseResponse, PointwiseRequest, PointwiseResponse
 from reasongenrm.judge.client.client import DEFAULT_CONCURRENCY, DEFAULT_TIMEOUT_SECONDS, AsyncJudge, Options
-from reasongenrm.judge.client.client_errors import JudgeRequestError, first_problem
+from reasongenrm.judge.client.client_errors import JudgeRequestError
 
 logger = logging.getLogger(__name__)
 
@@ -163,8 +164,9 @@ class JudgeReward:
         try:
             return record(**fields, **self._options)
         except ValidationError as error:
-            problem, _ = first_problem(error)
-            raise ValueError(f"the judge cannot be asked about this data: {problem}. Change the data.") from error
+            raise ValueError(
+                f"the judge cannot be asked about this data: {mistake_in(error)}. Change the data."
+            ) from error
 
     async def _ask(self, requests: Sequence[Any]) -> list[Any]:
         # A pool for each batch: the loop that a trainer calls this in may be another one the next time.

@@ -1,16 +1,19 @@
-"""The self-check of images: each thing that can be wrong is found, and names what to do."""
+"""The doctor of machines and of images: each thing that can be wrong is found, and names what to do."""
 
 import importlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from reasongenrm.cli import app, image_check
-from reasongenrm.cli.image_check import COMMANDS, EXTRAS, STAGES, examine_image
+from reasongenrm.cli import app, doctor
+from reasongenrm.cli.doctor import IMAGES, examine, examine_image
 from reasongenrm.components import images
+from reasongenrm.processes import extras
+from reasongenrm.store.artifacts import Store
 from tests.kube.pods import containers, pod_specs
 from tests.manifests import rendered
 from tests.manifests.example import example
@@ -25,8 +28,7 @@ def test_every_adapter_of_an_image_is_checked_in_that_image() -> None:
         component = vars(importlib.import_module(f"reasongenrm.components.{name}.component"))[name]
         image = component.component_spec.implementation.container.image
         of_image[next(key for key, reference in images.read_table().items() if reference == image)].add(name)
-    assert {name: {stage.split(".")[1] for stage in stages} for name, stages in STAGES.items()} == of_image
-    assert list(EXTRAS) == list(images.NAMES)
+    assert {name: {stage.rpartition(".")[2] for stage in image.stages} for name, image in IMAGES.items()} == of_image
 
 
 def test_every_command_that_a_pod_of_an_image_runs_is_checked_in_that_image() -> None:
@@ -38,70 +40,74 @@ def test_every_command_that_a_pod_of_an_image_runs_is_checked_in_that_image() ->
                 match container.get("command"):
                     case ["reasongenrm", command, *_]:
                         run[of_image[container["image"]]].add(command)
-    assert {name: set(commands) for name, commands in COMMANDS.items()} == run
+    assert {name: set(image.commands) for name, image in IMAGES.items()} == run
 
 
 def test_command_that_is_not_there_is_found() -> None:
-    assert image_check._command("judge-server").ok
-    assert not image_check._command("judge-servant").ok
+    assert doctor._command("judge-server", ["doctor", "judge-server"]).ok
+    assert not doctor._command("judge-servant", ["doctor", "judge-server"]).ok
 
 
 def test_this_environment_is_no_cpu_image_and_the_check_says_where() -> None:
-    findings = {finding.name: finding for finding in examine_image("cpu")}
+    findings = {finding.name: finding for finding in examine_image("cpu", ["judge-server", "web"])}
     assert findings["version"].ok
-    assert findings["stage pairs.prepare_pairs"].ok
+    assert findings["stage data.pairs.prepare_pairs"].ok
     assert (findings["no torch"].ok, findings["no vllm"].ok) == (False, True)
     assert all(finding.ok != bool(finding.advice) for finding in findings.values())
 
 
 def test_a_stage_that_is_not_there_and_a_missing_package_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(image_check.STAGES, "cpu", ("pairs.no_such_stage", "nowhere.stage"))
-    monkeypatch.setitem(image_check.LAZY, "cpu", ("no_such_package",))
-    wrong = {finding.name: finding.found for finding in examine_image("cpu") if not finding.ok and finding.needed}
-    assert "KeyError" in wrong["stage pairs.no_such_stage"]
+    stages = ("data.pairs.no_such_stage", "nowhere.stage")
+    monkeypatch.setitem(IMAGES, "cpu", replace(IMAGES["cpu"], stages=stages, lazy=("no_such_package",)))
+    wrong = {
+        finding.name: finding.found
+        for finding in examine_image("cpu", ["judge-server", "web"])
+        if not finding.ok and finding.needed
+    }
+    assert "KeyError" in wrong["stage data.pairs.no_such_stage"]
     assert "ModuleNotFoundError" in wrong["stage nowhere.stage"]
     assert "no_such_package" in wrong["import no_such_package"]
 
 
 def test_version_that_is_not_the_tag_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_check, "__version__", "9.9.9")
-    found = image_check._version("cpu")
+    monkeypatch.setattr(doctor, "__version__", "9.9.9")
+    found = doctor._image_version("cpu")
     assert not found.ok
     assert found.found.startswith("9.9.9, installed as 0.")
 
 
 def test_root_is_told_from_another_user() -> None:
-    assert not image_check._user(0).ok
-    assert image_check._user(65532).ok
+    assert not doctor._user(0).ok
+    assert doctor._user(65532).ok
 
 
 def test_compiler_on_the_path_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert image_check._no_compiler().ok
+    assert doctor._no_compiler().ok
     (tmp_path / "gcc").write_text("#!/bin/sh\n", encoding="utf-8")
     (tmp_path / "gcc").chmod(0o755)
-    assert image_check._no_compiler().found == str(tmp_path / "gcc")
+    assert doctor._no_compiler().found == str(tmp_path / "gcc")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="the files of this machine are closed to other users")
 def test_root_file_system_that_this_user_can_write_is_found() -> None:
-    assert not image_check._root().ok
+    assert not doctor._root().ok
 
 
 def test_cache_must_be_set_below_tmp_and_be_writable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HOME", raising=False)
-    assert not image_check._cache("HF_HOME").ok
+    assert not doctor._cache("HF_HOME").ok
     monkeypatch.setenv("HF_HOME", "/home/reasongenrm/.cache")
-    assert "below /tmp" in image_check._cache("HF_HOME").advice
+    assert "below /tmp" in doctor._cache("HF_HOME").advice
     monkeypatch.setenv("HF_HOME", f"/tmp/reasongenrm-test-{os.getpid()}")
-    assert image_check._cache("HF_HOME").ok
+    assert doctor._cache("HF_HOME").ok
     Path(f"/tmp/reasongenrm-test-{os.getpid()}").rmdir()
-    assert not image_check._writable("proc", Path("/proc/nothing")).ok
+    assert not doctor._writable("proc", Path("/proc/nothing")).ok
 
 
 def test_small_shared_memory_is_named_and_no_error() -> None:
-    assert image_check._shared_memory(0).ok
-    small = image_check._shared_memory(10**9)
+    assert doctor._shared_memory(0).ok
+    small = doctor._shared_memory(10**9)
     assert (small.ok, small.needed) == (False, False)
     assert "emptyDir" in small.advice
 
@@ -109,10 +115,41 @@ def test_small_shared_memory_is_named_and_no_error() -> None:
 def test_command_prints_json_and_fails_outside_an_image() -> None:
     result = CliRunner().invoke(app, ["doctor", "--image", "cpu", "--json"])
     assert result.exit_code == 1
-    assert {"version", "user", "no compiler"} <= {finding["name"] for finding in json.loads(result.stdout)}
+    findings = {finding["name"]: finding for finding in json.loads(result.stdout)}
+    assert {"version", "user", "no compiler"} <= findings.keys()
+    assert findings["command judge-server"]["ok"]  # told from the program itself
 
 
 def test_command_refuses_an_unknown_image() -> None:
     result = CliRunner().invoke(app, ["doctor", "--image", "gpu"])
     assert result.exit_code != 0
     assert "expected one of cpu, train, vllm" in str(result.exception) + result.output
+
+
+def test_findings_say_what_to_do_exactly_where_something_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    metadata = ['no-such-package>=2; extra == "train"', 'pytest>=1; extra == "local"']
+    monkeypatch.setattr(extras.importlib.metadata, "requires", lambda _name: metadata)
+    findings = {finding.name: finding for finding in examine()}
+    assert not findings["extra 'train'"].ok
+    assert "pip install 'reasongenrm[train]'" in findings["extra 'train'"].advice
+    assert findings["extra 'local'"].ok
+    assert all(finding.ok != bool(finding.advice) for finding in findings.values())
+    assert {name for name, finding in findings.items() if not finding.needed} == {
+        "extra 'vllm'",
+        "extra 'deepspeed'",
+        "extra 'liger'",
+        "SmolLM2-135M-Instruct",
+        "NVIDIA GPU",
+    }
+
+
+def test_disk_is_that_of_the_stores_folder_to_be(tmp_path: Path) -> None:
+    findings = {finding.name: finding for finding in examine(str(tmp_path / "not" / "yet"))}
+    assert findings["disk"].found.endswith(f"GiB free at {tmp_path}")
+
+
+def test_store_that_answers_is_told_from_one_that_does_not(store: Store) -> None:
+    assert examine(store.uri)[-1].ok
+    other = examine("s3://no-such-bucket-here/prefix")[-1]
+    assert (other.name, other.ok, other.needed) == ("store", False, True)
+    assert "no-such-bucket-here" in other.advice

