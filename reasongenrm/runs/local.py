@@ -238,7 +238,7 @@ def _pipeline(arguments_path: Path, work_dir: Path) -> Child:
         env={
             **os.environ,
             "PYTHONUNBUFFERED": "1",  # a task's lines come as they are written
-            "PYTHONSAFEPATH": "1",  # a folder "pipelines" where the user stands is not ours
+            "PYTHONSAFEPATH": "1",  # a folder "reasongenrm" where the user stands is not ours
             "TMPDIR": str(scratch),
         },
     )

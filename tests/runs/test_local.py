@@ -197,15 +197,15 @@ def test_kfp_run_fails_with_the_words_of_the_stage(
     assert view.events == ["1/17 import_model"]
 
 
-def test_folder_named_pipelines_where_the_user_stands_is_not_taken_for_ours(tmp_path: Path) -> None:
-    (tmp_path / "pipelines").mkdir()
-    (tmp_path / "pipelines" / "__init__.py").write_text("raise SystemExit('theirs')")
+def test_folder_named_as_ours_where_the_user_stands_is_not_taken_for_ours(tmp_path: Path) -> None:
+    (tmp_path / "reasongenrm").mkdir()
+    (tmp_path / "reasongenrm" / "__init__.py").write_text("raise SystemExit('theirs')")
     found = subprocess.run(
-        [sys.executable, "-c", "import pipelines.local; print(pipelines.local.__name__)"],
+        [sys.executable, "-c", "import reasongenrm.pipelines.local as local; print(local.__name__)"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONSAFEPATH": "1"},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert found.stdout == "pipelines.local\n"
+    assert found.stdout == "reasongenrm.pipelines.local\n"

@@ -350,7 +350,7 @@ def test_tied_weights_are_kept_once() -> None:
 )
 def test_fall_back_to_other_processes_is_noticed(settings: dict[str, object], message: str, tmp_path: Path) -> None:
     from reasongenrm.training import trainers
-    from tests.training.test_job import job
+    from tests.training.test_torchrun import job
 
     class Fallen:
         """What accelerate is when it fell back to one plain process."""
@@ -368,7 +368,7 @@ def test_fall_back_to_other_processes_is_noticed(settings: dict[str, object], me
 
 def test_other_stage_of_zero_than_asked_is_noticed(tmp_path: Path) -> None:
     from reasongenrm.training import trainers
-    from tests.training.test_job import job
+    from tests.training.test_torchrun import job
 
     class Weaker:
         """ZeRO-2 where ZeRO-3 was asked for."""
