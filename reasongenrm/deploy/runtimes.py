@@ -1,7 +1,7 @@
 """What the cluster's ServingRuntime can do, and whether a model and our settings fit it.
 
 In goes the runtime that a manifest names, as the API server has it; out comes nothing, or what to change. KServe accepts an
-InferenceService whatever its runtime, and then waits for ever, or starts pods that end at once.
+InferenceService whatever its runtime, and then waits forever, or starts pods that end at once.
 """
 
 from collections.abc import Mapping

@@ -30,7 +30,7 @@ class DecodingPrompt:
         ids: token ids, shape (T_prompt,), T_prompt >= 1.
         stop_ids: tokens that end a row; the stop token is part of the row.
         max_tokens: of each row, at least 1.
-        seeds: one a row; all prompts of a call have equally many.
+        seeds: one per row; all prompts of a call have equally many.
     """
 
     ids: Sequence[int]

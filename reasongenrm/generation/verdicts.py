@@ -148,7 +148,7 @@ class ReplyToken:
         """One of `choices[0].logprobs.content`: {"token", "logprob", "top_logprobs": [{"token", "logprob"}, ...]}.
 
         Raises:
-            KeyError, TypeError, ValueError, AttributeError: it is none.
+            KeyError, TypeError, ValueError, AttributeError: it has another shape.
         """
         listed = [*(token.get("top_logprobs") or ()), token]
         return cls(

@@ -17,7 +17,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def looks(*results: int | Exception) -> Callable[[], int]:
-    """A look that gives these results one after the other, and the last one for ever."""
+    """A look that gives these results one after the other, and the last one forever."""
     left = list(results)
 
     def look() -> int:

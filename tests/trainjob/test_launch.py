@@ -97,7 +97,7 @@ def trains(store: Store) -> Script:
 
 
 def waits(_: ScriptedTrainer, __: Job) -> None:
-    """A script of a training that takes for ever."""
+    """A script of a training that takes forever."""
 
 
 def jobs(fake: FakeCluster) -> list[Job]:
