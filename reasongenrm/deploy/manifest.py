@@ -55,7 +55,6 @@ def render_inference_service(config: DeployConfig, model: ArtifactRef, decision:
     own = {VARIANT: str(decision.metrics["winner"]), DIGEST: model.digest, DECISION: decision.uri}
     transformer = {"transformer": render_transformer(config, decision)} if config.judge.enabled else {}
     own[ROLLOUT] = _revision([predictor, config.autoscaler, model.digest, *transformer.values()])
-    predictor["annotations"] = dict(own)
     predictor["labels"] = {"app.kubernetes.io/version": __version__}
     service = {
         "apiVersion": "serving.kserve.io/v1beta1",

@@ -54,14 +54,11 @@ def load_replaced(item: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def with_replaced(service: Mapping[str, Any], existing: Mapping[str, Any], uri: str) -> dict[str, Any]:
-    """The manifest with a note of what it replaces, on the InferenceService and on its pods."""
+    """The manifest with a note of what it replaces."""
     before = existing["metadata"].get("annotations", {})
     note = json.dumps({"digest": before.get(DIGEST), "decision": before.get(DECISION), "object": uri})
     noted = copy.deepcopy(dict(service))
     noted["metadata"].setdefault("annotations", {})[REPLACED] = note
-    own = noted["spec"]["predictor"].get("annotations")
-    if own is not None:
-        own[REPLACED] = note
     return noted
 
 
