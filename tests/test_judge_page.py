@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from reasongenrm.judge.server.app import ServerSettings, create_app
+from reasongenrm.judge.judge_app import ServerSettings, create_app
 from reasongenrm.judge.server.limits import Limits
 from reasongenrm.judge.service import JudgeSettings
 from tests.endpoints import serving

@@ -85,7 +85,7 @@ IMAGES = {
         commands=("judge-server", "web"),
         lazy=(
             *("datasets", "kubernetes", "transformers", "kfp.dsl.executor_main"),
-            *("reasongenrm.judge.server.app", "reasongenrm.judge.service", "reasongenrm.web.site"),
+            *("reasongenrm.judge.judge_app", "reasongenrm.judge.service", "reasongenrm.web.site"),
         ),
         caches=_EVERY_CACHE,
         min_shm_mib=0,

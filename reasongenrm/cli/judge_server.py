@@ -75,7 +75,7 @@ def judge_server(
 
     require("judge")
     from reasongenrm.evaluation.calibration import PlattScaling, load_calibration
-    from reasongenrm.judge.server.app import ServerSettings, run_server
+    from reasongenrm.judge.judge_app import ServerSettings, run_server
     from reasongenrm.judge.server.limits import Limits
     from reasongenrm.judge.service import JudgeSettings
 

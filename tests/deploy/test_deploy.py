@@ -22,8 +22,8 @@ from reasongenrm.deploy.manifest import REPLACED, render_inference_service
 from reasongenrm.deploy.replaced import load_replaced, manifest_of
 from reasongenrm.errors import ClusterError, ConfigError, InputError
 from reasongenrm.evaluation.evaluate import evaluation_files
+from reasongenrm.judge.judge_app import ServerSettings, create_app
 from reasongenrm.judge.pairwise import JudgeSettings
-from reasongenrm.judge.server.app import ServerSettings, create_app
 from reasongenrm.judge.server.limits import Limits
 from reasongenrm.kubernetes import health
 from reasongenrm.kubernetes.cluster import Cluster

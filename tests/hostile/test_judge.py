@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from reasongenrm.data.prompts import as_data
-from reasongenrm.judge.server.app import ServerSettings, create_app
+from reasongenrm.judge.judge_app import ServerSettings, create_app
 from reasongenrm.judge.server.limits import Limits
 from reasongenrm.judge.service import JudgeSettings
 from tests.endpoints import serving

@@ -15,8 +15,8 @@ from reasongenrm.config import EngineConfig
 from reasongenrm.demo.formats import smollm2_path
 from reasongenrm.generation.transformers import load_checkpoint
 from reasongenrm.generation.turns import Turns, end_ids
-from reasongenrm.judge.server.app import ServerSettings
-from reasongenrm.judge.server.app import create_app as judge_app
+from reasongenrm.judge.judge_app import ServerSettings
+from reasongenrm.judge.judge_app import create_app as judge_app
 from reasongenrm.judge.server.limits import Limits
 from reasongenrm.judge.service import JudgeSettings
 from reasongenrm.serving.live import LiveModel

@@ -5,7 +5,7 @@ import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from reasongenrm.judge.server.app import ServerSettings, create_app
+from reasongenrm.judge.judge_app import ServerSettings, create_app
 from reasongenrm.judge.server.limits import Limits
 from reasongenrm.judge.service import JudgeSettings
 from tests.endpoints import serving

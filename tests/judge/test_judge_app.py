@@ -19,8 +19,8 @@ from typing import Any
 import httpx
 import pytest
 
+from reasongenrm.judge.judge_app import ServerSettings, create_app
 from reasongenrm.judge.server import limits as limits_module
-from reasongenrm.judge.server.app import ServerSettings, create_app
 from reasongenrm.judge.server.limits import Limits
 from reasongenrm.judge.service import JudgeSettings
 from tests.endpoints import serving
