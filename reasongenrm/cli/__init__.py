@@ -16,15 +16,13 @@ from reasongenrm.cli import (
     doctor,
     evaluate_command,
     judge_command,
-    judge_server,
     run,
+    serve_commands,
     store_commands,
     tools,
-    web,
 )
 from reasongenrm.cli import plan_command as plan
 from reasongenrm.cli import rollback_command as rollback
-from reasongenrm.cli import serve as endpoint
 from reasongenrm.cli import stage_commands as stages
 from reasongenrm.cli.console import print_error, print_note
 from reasongenrm.errors import ReasonGenRMError
@@ -77,8 +75,8 @@ _PANELS = {
         *(rollback.rollback, tools.compile_pipeline),
     ),
     "Judging": (
-        *(evaluate_command.evaluate, judge_command.judge, endpoint.serve),
-        *(judge_server.judge_server, web.web),
+        *(evaluate_command.evaluate, judge_command.judge),
+        *(serve_commands.serve, serve_commands.judge_server, serve_commands.web),
     ),
     "The store": (store_commands.models, store_commands.runs),
     "Tools": (doctor.doctor,),

@@ -88,7 +88,7 @@ def evaluate(
     from reasongenrm.cli.views import evaluations_table
     from reasongenrm.data.benchmarks import load_benchmark
     from reasongenrm.evaluation.evaluate import evaluate_alone
-    from reasongenrm.evaluation.judge_pair import style_of
+    from reasongenrm.evaluation.judge_style import style_of
     from reasongenrm.evaluation.report import build_report
     from reasongenrm.evaluation.report_page import render_html
     from reasongenrm.generation import open_engine

@@ -158,7 +158,6 @@ def _try_winner(
     finished: "FinishedRun", model_folder: Path, config: "EvaluateConfig", port: int, keep_up: bool
 ) -> None:
     """Serve the winner, judge one benchmark pair through HTTP, print it; with `keep_up` serve on until Ctrl-C."""
-    from reasongenrm.cli.serve import served
     from reasongenrm.cli.views import judgment_panel
     from reasongenrm.data.prompts import question_text
     from reasongenrm.evaluation.calibration import load_calibration
@@ -166,6 +165,7 @@ def _try_winner(
     from reasongenrm.evaluation.metrics import variant_name
     from reasongenrm.judge.api import PairwiseRequest
     from reasongenrm.judge.service import JudgeSettings, judge_once
+    from reasongenrm.serving.started import served
 
     row = finished.first_row
     asked = {"question": question_text(row.question), "answer_a": row.chosen, "answer_b": row.rejected}

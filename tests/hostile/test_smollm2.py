@@ -10,7 +10,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from reasongenrm.cli.judge_stack import find_checkpoint
 from reasongenrm.config import EngineConfig
 from reasongenrm.demo.formats import smollm2_path
 from reasongenrm.generation.transformers import load_checkpoint
@@ -19,6 +18,7 @@ from reasongenrm.judge.judge_app import ServerSettings
 from reasongenrm.judge.judge_app import create_app as judge_app
 from reasongenrm.judge.server.limits import Limits
 from reasongenrm.judge.service import JudgeSettings
+from reasongenrm.runs.served_checkpoint import find_checkpoint
 from reasongenrm.serving.live import LiveModel
 from reasongenrm.serving.server import create_app as predictor_app
 from tests.endpoints import serving
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     store: Path = tmp_path_factory.mktemp("store")
-    checkpoint = find_checkpoint(str(smollm2_path()), str(store))
+    checkpoint = find_checkpoint(str(smollm2_path()), str(store), smollm2_path)
     model, tokenizer = load_checkpoint(checkpoint.folder, "float32")
     live = LiveModel(model, Turns(tokenizer, end_ids(model.generation_config)), EngineConfig().max_model_len)
     with serving(predictor_app(live, "smollm2")) as predictor:

@@ -16,8 +16,9 @@ import httpx
 import psutil
 import pytest
 
-from reasongenrm.cli.judge_stack import Checkpoint, find_checkpoint, serve_with_judge, style_of
 from reasongenrm.errors import ConfigError, InputError
+from reasongenrm.runs.served_checkpoint import find_checkpoint
+from reasongenrm.serving.started import ServedCheckpoint, serve_with_judge
 from tests.tiny import tiny_checkpoint
 
 START_SECONDS = 120
@@ -120,27 +121,28 @@ def test_dead_predictor_ends_the_judge_too_and_its_log_is_shown(stack: Stack) ->
     assert "predictor.log" in said
 
 
+def serve(folder: Path, port: int, judge_port: int) -> None:
+    serve_with_judge(ServedCheckpoint(folder), "m", "127.0.0.1", port, judge_port, None, folder / "logs", print)
+
+
 def test_taken_port_is_said_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
     with bound(1) as (taken,):
         taken.listen()
         port = int(taken.getsockname()[1])
         with pytest.raises(ConfigError, match=f"port {port} is taken.*--judge-port"):
-            serve_with_judge(Checkpoint(tmp_path), "m", "127.0.0.1", free_ports(1)[0], port, None, tmp_path / "logs")
+            serve(tmp_path, free_ports(1)[0], port)
     assert not (tmp_path / "logs").exists()
-
-
-@pytest.mark.parametrize(("opening_role", "style"), [("reason", "reason"), ("assistant", "verdict"), (None, "plain")])
-def test_checkpoint_says_how_it_wants_to_be_asked(tmp_path: Path, opening_role: str | None, style: str) -> None:
-    assert style_of(tiny_checkpoint(tmp_path / "model", "llama3", opening_role=opening_role)) == style  # type: ignore[arg-type]
 
 
 def test_folder_without_a_checkpoint_is_an_error_with_words(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="found no config"):
-        style_of(tmp_path)
+        serve(tmp_path, *free_ports(2))
 
 
 def test_winner_of_the_store_is_the_default_and_a_model_that_is_named_comes_first(tmp_path: Path) -> None:
-    winner = tmp_path / "winner"
+    winner, fallback = tmp_path / "winner", tmp_path / "none"
     winner.mkdir()
-    assert find_checkpoint(None, str(tmp_path)) == Checkpoint(winner)
-    assert find_checkpoint("somewhere/else", str(tmp_path)) == Checkpoint(Path("somewhere/else"))
+    assert find_checkpoint(None, str(tmp_path), lambda: fallback) == ServedCheckpoint(winner)
+    found = find_checkpoint("somewhere/else", str(tmp_path), lambda: fallback)
+    assert found == ServedCheckpoint(Path("somewhere/else"))

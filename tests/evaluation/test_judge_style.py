@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from reasongenrm.evaluation.judge_pair import style_of
+from reasongenrm.evaluation.judge_style import style_of
 from reasongenrm.evaluation.metrics import JudgeStyle
 from tests.tiny import FAMILIES, Family, tiny_tokenizer
 

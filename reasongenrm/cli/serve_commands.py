@@ -1,13 +1,77 @@
-"""judge-server: the judge in front of a predictor; KServe's transformer in a cluster."""
+"""serve, judge-server, web: what listens until Ctrl-C."""
 
+import contextlib
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from reasongenrm.cli.console import print_note
+from reasongenrm.cli.settings import DEFAULT_STORE, StoreOption
 from reasongenrm.errors import ConfigError
+
+
+def serve(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="URI",
+            help="A checkpoint: a folder, s3://... as `reasongenrm models` shows it, or a .gguf file. Default: the winner of the "
+            "store's last run; without one, SmolLM2 as it is, untrained.",
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; the key that clients must send: VLLM_API_KEY.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    max_model_len: Annotated[
+        int | None, typer.Option(min=1, help="Longest context in tokens; default: the model's own.")
+    ] = None,
+    name: Annotated[str, typer.Option("--name", help="The model's name in requests.")] = "reasongenrm",
+    judge: Annotated[
+        bool,
+        typer.Option(
+            "--judge", help="Serve the judge in front of it too; --host is the judge's then, its key JUDGE_API_KEY."
+        ),
+    ] = False,
+    judge_port: Annotated[int, typer.Option(help="Port of the judge.")] = 8080,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Serve a checkpoint behind an OpenAI-compatible endpoint until Ctrl-C.
+
+    vLLM serves it where it is installed; else a small server on transformers does, one generation at a time.
+
+    [bold]Examples[/bold]
+
+      reasongenrm serve --model .reasongenrm/winner
+
+      reasongenrm serve --judge
+
+      curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d '{"messages": [...]}'
+    """
+    from reasongenrm.config import EngineConfig
+    from reasongenrm.demo.formats import smollm2_path
+    from reasongenrm.processes.cpu_math import configure_cpu_math
+    from reasongenrm.processes.extras import require
+    from reasongenrm.runs.local import local_folder
+    from reasongenrm.runs.served_checkpoint import find_checkpoint
+    from reasongenrm.serving.server import serve as serve_folder
+    from reasongenrm.serving.started import serve_with_judge
+
+    require("serve", *(["judge"] if judge else []))
+    configure_cpu_math()
+    with contextlib.redirect_stdout(sys.stderr):
+        found = find_checkpoint(model, store, smollm2_path)
+    if judge:
+        print_note(f"serving {found.folder} as '{name}', with the judge in front of it")
+        log_dir = local_folder(store) / "serve"
+        serve_with_judge(found, name, host, port, judge_port, max_model_len, log_dir, print_note)
+        return
+    print_note(f"serving {found.folder} as '{name}' at http://{host}:{port}/v1 (Ctrl-C stops)")
+    serve_folder(found.folder, name, host, port, EngineConfig(max_model_len=max_model_len))
 
 
 def judge_server(
@@ -106,3 +170,36 @@ def judge_server(
         print_note(f"serving on {host} without a key: anybody who reaches it may use it; set JUDGE_API_KEY")
     print_note(f"judge at http://{host}:{port} (docs: /docs), in front of {url} (Ctrl-C stops)")
     run_server(settings, limits, ServerSettings(host=host, port=port, model_name=name, log_text=log_text))
+
+
+def web(
+    judge: Annotated[
+        str,
+        typer.Option("--judge", metavar="URL", help="The judge's root; its key: JUDGE_API_KEY."),
+    ] = "http://127.0.0.1:8080",
+    store: StoreOption = DEFAULT_STORE,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 7860,
+    root_path: Annotated[
+        str, typer.Option(metavar="PATH", help="Path below which an ingress shows the page, such as /judge.")
+    ] = "",
+    max_per_visitor: Annotated[
+        int, typer.Option(min=1, help="Judgments and chats that one address may have under way.")
+    ] = 4,
+) -> None:
+    """Show a page in the browser: judge a pair, chat, and the leaderboard of a store's runs. Ctrl-C stops it.
+
+    It loads no model and talks to a judge (`reasongenrm judge-server`).
+
+    [bold]Examples[/bold]
+
+      reasongenrm web
+
+      reasongenrm web --judge http://judge.example:8080 --store s3://my-bucket/judges --port 9000
+    """
+    from reasongenrm.processes.extras import require
+
+    require("web")
+    from reasongenrm.web.site import WebSettings, serve
+
+    serve(WebSettings(judge, store, root_path.rstrip("/"), max_per_visitor), host, port, print_note)

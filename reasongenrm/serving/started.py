@@ -1,0 +1,201 @@
+"""Our servers as child processes: an endpoint for a checkpoint, and the judge in front of it.
+
+All end with the process that starts them; if one of a pair ends by itself, so does the other.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from reasongenrm.errors import ConfigError, InputError
+from reasongenrm.evaluation.calibration import CALIBRATION_FILE
+from reasongenrm.evaluation.judge_style import style_of
+from reasongenrm.processes.child import Child
+
+NOTE_SECONDS = 10.0  # between signs of life
+SMALL_SERVER_TOKENS = 256  # of a judgment: SmolLM2 writes 13 tokens/s on 2 cores, and the judge waits 120 s for them
+UNTRAINED_TOKENS = 64  # an untrained model's reason rambles on until it is cut off
+EXAMPLE = {
+    "question": "Name three animals. Write the whole answer in capital letters.",
+    "answer_a": "Horses, rabbits and foxes.",
+    "answer_b": "CATS, DOGS AND HORSES.",
+}
+UNTRAINED = (
+    "NOTE: this model is UNTRAINED. Nobody taught it to judge: its verdicts are near chance, and are verdicts only because "
+    "decoding allows nothing else. `make demo` trains a judge; `make serve` then serves that one."
+)
+
+
+@dataclass(frozen=True)
+class ServedCheckpoint:
+    """What is served; not trained: a base model that only has our chat template."""
+
+    folder: Path
+    is_trained: bool = True
+
+
+@dataclass(frozen=True)
+class LocalEndpoint:
+    """A running endpoint; `address` ends in /v1."""
+
+    address: str
+    server: Child
+
+    def wait_for_stop(self) -> None:
+        """Wait until Ctrl-C.
+
+        Raises:
+            EngineError: the server ended by itself.
+        """
+        with contextlib.suppress(KeyboardInterrupt):
+            self.server.wait()
+            self.server.check()
+
+
+@contextmanager
+def served(folder: Path, port: int = 0) -> Iterator[LocalEndpoint]:
+    """Serve a checkpoint on loopback, from a process of its own, while the context lasts.
+
+    Raises:
+        EngineError: the server ended before it answered, or did not answer in time.
+    """
+    port = port or _free_port()
+    with Child(
+        f"the endpoint for {folder}",
+        [sys.executable, "-m", "reasongenrm", "serve", "--model", str(folder), "--port", str(port)],
+        death_signal=signal.SIGTERM,  # vLLM has children of its own to end
+        log_path=folder.parent / "endpoint.log",
+        env={name: value for name, value in os.environ.items() if name != "VLLM_API_KEY"},  # nobody but this run asks
+    ) as server:
+        server.wait_until_up(f"http://127.0.0.1:{port}/health")
+        yield LocalEndpoint(f"http://127.0.0.1:{port}/v1", server)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def serve_with_judge(
+    checkpoint: ServedCheckpoint,
+    name: str,
+    host: str,
+    port: int,
+    judge_port: int,
+    max_model_len: int | None,
+    log_dir: Path,
+    say: Callable[[str], None],
+) -> None:
+    """Serve a checkpoint and the judge in front of it until Ctrl-C or SIGTERM.
+
+    Args:
+        host: the judge listens on; the predictor is for the judge alone, on loopback.
+        log_dir: for predictor.log and judge.log.
+        say: is told what happens, line by line.
+
+    Raises:
+        ConfigError: a port is taken.
+        InputError: the folder is no checkpoint.
+        EngineError: one of the two ended, or did not answer in time; with the end of its log.
+    """
+    folder = checkpoint.folder
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: found no config.json; expected the folder of a checkpoint. Give an existing one.")
+    for number, option in ((port, "--port"), (judge_port, "--judge-port")):
+        _check_port(number, option)
+    log_dir.mkdir(parents=True, exist_ok=True)
+    address = f"http://127.0.0.1:{port}"
+    predictor = ["serve", "--model", str(folder), "--name", name, "--port", str(port)]
+    judge = ["judge-server", "--predictor", f"{address}/v1", "--host", host, "--port", str(judge_port), "--name", name]
+    judge += ["--style", style_of(folder)]
+    if max_model_len is not None:
+        predictor += ["--max-model-len", str(max_model_len)]
+    if not checkpoint.is_trained:
+        judge += ["--max-tokens", str(UNTRAINED_TOKENS)]
+        say(UNTRAINED)
+    elif importlib.util.find_spec("vllm") is None:
+        judge += ["--max-tokens", str(SMALL_SERVER_TOKENS)]
+    if (folder / CALIBRATION_FILE).is_file():
+        judge += ["--calibration", str(folder)]
+    with _ending_at_sigterm(), _start("predictor", predictor, log_dir) as serving:
+        serving.wait_until_up(f"{address}/health", waiting=_waiting("predictor", say))
+        with _start("judge", judge, log_dir) as judging:
+            local = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{judge_port}"
+            judging.wait_until_up(f"{local}/readyz", waiting=_waiting("judge", say))
+            say(_ready(address, local))
+            with contextlib.suppress(KeyboardInterrupt):
+                while True:
+                    serving.check()
+                    judging.check()
+                    time.sleep(0.2)
+    say("stopped")
+
+
+def _ready(predictor: str, judge: str) -> str:
+    key = ' -H "Authorization: Bearer $JUDGE_API_KEY"' if os.environ.get("JUDGE_API_KEY") else ""
+    return (
+        f"predictor: {predictor}/v1 (OpenAI's API)\n"
+        f"judge:     {judge} (docs: {judge}/docs, page for people: make web)\n"
+        "Ctrl-C stops both. Judge a pair:\n\n"
+        f"curl -s {judge}/v1/pairwise -H 'Content-Type: application/json'{key} -d '{json.dumps(EXAMPLE)}'\n"  # no ' in it
+    )
+
+
+def _check_port(port: int, option: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigError(
+                f"port {port} is taken ({error.strerror}). End what listens there, or give {option}."
+            ) from error
+
+
+def _start(name: str, arguments: Sequence[str], log_dir: Path) -> Child:
+    """A command of ours, out of the terminal's reach: Ctrl-C is for us, and we stop it."""
+    return Child(
+        f"the {name}",
+        [sys.executable, "-m", "reasongenrm", *arguments],
+        death_signal=signal.SIGTERM,  # vLLM, which the predictor may have become, has children of its own to end
+        own_group=True,
+        log_path=log_dir / f"{name}.log",
+    )
+
+
+def _waiting(name: str, say: Callable[[str], None]) -> Callable[[float], None]:
+    """Says now and then that a server is waited for."""
+    due = NOTE_SECONDS
+
+    def note(seconds: float) -> None:
+        nonlocal due
+        if seconds > due:
+            due += NOTE_SECONDS
+            say(f"{name}: loading ({seconds:.0f} s)")
+
+    return note
+
+
+@contextmanager
+def _ending_at_sigterm() -> Iterator[None]:
+    """SIGTERM ends the context as Ctrl-C does."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
