@@ -1,5 +1,8 @@
 """prepare, distill, sample, score, train: one stage by itself, with the pipeline's own stage functions."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -16,7 +19,8 @@ from reasongenrm.cli.settings import (
 )
 
 if TYPE_CHECKING:
-    from reasongenrm.store.artifacts import ArtifactRef
+    from reasongenrm.config import RunConfig
+    from reasongenrm.store.artifacts import ArtifactRef, Store
 
 ModelUri = Annotated[
     str, typer.Option("--model", metavar="URI", help="A model in the store, as `reasongenrm models` shows it.")
@@ -43,12 +47,8 @@ def prepare(
     """
     from reasongenrm.data.import_model import import_model
     from reasongenrm.data.pairs import prepare_pairs
-    from reasongenrm.processes.cpu_math import configure_cpu_math
-    from reasongenrm.runs.local import open_store
 
-    settings = make_config(config, assignments, limit)
-    configure_cpu_math()
-    with open_store(store) as opened:
+    with _opened(store, config, assignments, limit) as (opened, settings):
         base = import_model(opened, settings.model, absolute(model))
         prompts = prepare_pairs(opened, settings.pairs, absolute(preferences), base)
     _print({"model": base, "prompts": prompts}, as_json)
@@ -72,15 +72,10 @@ def distill(
 
       reasongenrm distill --prompts s3://reasongenrm/prepare_pairs/... --teacher http://127.0.0.1:8000/v1
     """
-    from reasongenrm.processes.cpu_math import configure_cpu_math
     from reasongenrm.reasons.write import distill_reasons
-    from reasongenrm.runs.local import open_store
-    from reasongenrm.store.artifacts import open_artifact
 
-    settings = make_config(config, assignments)
-    configure_cpu_math()
-    with open_store(store) as opened:
-        reasons = distill_reasons(opened, settings.distill, open_artifact(prompts).ref(), absolute(teacher))
+    with _opened(store, config, assignments) as (opened, settings):
+        reasons = distill_reasons(opened, settings.distill, _ref(prompts), absolute(teacher))
     _print({"reasons": reasons}, as_json)
 
 
@@ -98,16 +93,10 @@ def sample(
 
       reasongenrm sample --prompts s3://reasongenrm/prepare_pairs/... --model s3://reasongenrm/train_sft/...
     """
-    from reasongenrm.processes.cpu_math import configure_cpu_math
     from reasongenrm.reasons.write import sample_reasons
-    from reasongenrm.runs.local import open_store
-    from reasongenrm.store.artifacts import open_artifact
 
-    settings = make_config(config, assignments)
-    configure_cpu_math()
-    with open_store(store) as opened:
-        refs = open_artifact(model).ref(), open_artifact(prompts).ref()
-        reasons = sample_reasons(opened, settings.sample, *refs)
+    with _opened(store, config, assignments) as (opened, settings):
+        reasons = sample_reasons(opened, settings.sample, _ref(model), _ref(prompts))
     _print({"reasons": reasons}, as_json)
 
 
@@ -132,16 +121,11 @@ def score(
 
       reasongenrm score dpo --model SFT_MODEL --prompts PROMPTS --reasons ON_POLICY_REASONS
     """
-    from reasongenrm.processes.cpu_math import configure_cpu_math
     from reasongenrm.reasons.score import score_reasons
     from reasongenrm.reasons.select import select_preferences, select_reasons
-    from reasongenrm.runs.local import open_store
-    from reasongenrm.store.artifacts import open_artifact
 
-    settings = make_config(config, assignments)
-    configure_cpu_math()
-    with open_store(store) as opened:
-        model_ref, prompts_ref, reasons_ref = (open_artifact(uri).ref() for uri in (model, prompts, reasons))
+    with _opened(store, config, assignments) as (opened, settings):
+        model_ref, prompts_ref, reasons_ref = map(_ref, (model, prompts, reasons))
         scored = score_reasons(opened, settings.score, model_ref, prompts_ref, reasons_ref)
         if purpose == "sft":
             selected = {"examples": select_reasons(opened, settings.select, prompts_ref, scored)}
@@ -172,21 +156,36 @@ def train(
 
       reasongenrm train dpo --model SFT_MODEL --data PREFERENCES
     """
-    from reasongenrm.processes.cpu_math import configure_cpu_math
-    from reasongenrm.runs.local import open_store
-    from reasongenrm.store.artifacts import open_artifact
     from reasongenrm.trainjob.launch import train_where_configured
 
-    settings = make_config(config, assignments)
-    configure_cpu_math()
-    with open_store(store) as opened:
-        model_ref, data_ref = open_artifact(model).ref(), open_artifact(data).ref()
+    with _opened(store, config, assignments) as (opened, settings):
+        model_ref, data_ref = _ref(model), _ref(data)
         if variant == "dpo":
             trained = train_where_configured(opened, settings.dpo, model=model_ref, preferences=data_ref)
         else:
             section = settings.genrm if variant == "genrm" else settings.sft
             trained = train_where_configured(opened, section, variant, model=model_ref, examples=data_ref)
     _print({"model": trained}, as_json)
+
+
+@contextmanager
+def _opened(
+    store: str, config: "Path | None", assignments: list[str], limit: int | None = None
+) -> "Iterator[tuple[Store, RunConfig]]":
+    """The store and the run's configuration, for one stage on this machine."""
+    from reasongenrm.processes.cpu_math import configure_cpu_math
+    from reasongenrm.runs.local import open_store
+
+    settings = make_config(config, assignments, limit)
+    configure_cpu_math()
+    with open_store(store) as opened:
+        yield opened, settings
+
+
+def _ref(uri: str) -> "ArtifactRef":
+    from reasongenrm.store.artifacts import open_artifact
+
+    return open_artifact(uri).ref()
 
 
 def _print(refs: "dict[str, ArtifactRef]", as_json: bool) -> None:
