@@ -3,7 +3,7 @@
 import signal
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.live import Live
@@ -244,13 +244,15 @@ def cancel(run: RunArgument, host: HostOption = None, namespace: NamespaceOption
 
 def show_runs(host: str | None, namespace: str | None, run: str | None, as_json: bool) -> None:
     """The runs of a cluster, or one with its tasks; `reasongenrm runs --host` calls it."""
+    from pydantic_core import to_jsonable_python
+
     from reasongenrm.pipelines.compile import PIPELINE_NAME
     from reasongenrm.runs.kfp import PipelineServer
 
     server = PipelineServer.connect(host, namespace)
     found = [server.run(run)] if run is not None else server.runs(PIPELINE_NAME, _NUM_SHOWN)
     if as_json:
-        print_json([_as_json(one, server.link(one.run_id)) for one in found])
+        print_json([{**to_jsonable_python(one), "link": server.link(one.run_id)} for one in found])
     elif run is not None:
         out.print(_headline(found[0]))
         print_table(_tasks_table(found[0]))
@@ -259,21 +261,6 @@ def show_runs(host: str | None, namespace: str | None, run: str | None, as_json:
         print_note(f"no runs at {server.host} yet; `reasongenrm submit` starts one")
     else:
         print_table(_runs_table(found))
-
-
-def _as_json(run: "ClusterRun", link: str) -> dict[str, Any]:
-    values = {**vars(run), "tasks": [vars(task) for task in run.tasks], "link": link}
-    plain: dict[str, Any] = _plain(values)
-    return plain
-
-
-def _plain(value: Any) -> Any:
-    """Times as text, all else as it is."""
-    if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return value.isoformat() if isinstance(value, datetime) else value
 
 
 def _runs_table(found: list["ClusterRun"]) -> Table:
