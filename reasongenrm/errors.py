@@ -91,6 +91,7 @@ def mistake_in(error: ValidationError) -> Mistake:
     detail = max(details, key=lambda one: len(one["loc"]))
     kind = detail["type"]
     problem = detail["msg"].removeprefix("Value error, ").partition(" or instance of ")[0]
+    problem = problem.replace("Invalid JSON", "not JSON")
     if kind not in ("extra_forbidden", "json_invalid", "value_error"):
         problem += f", found {_short(detail['input'])}"
     # pydantic also names which of a field's kinds it tried: "turns.list[Turn].0", "id.int".

@@ -56,3 +56,9 @@ def test_mistake_becomes_an_error_with_place_finding_and_expectation() -> None:
         Turn.model_validate({"role": "user"})
     with pytest.raises(StoreError), validated("talk.json", "a turn.", StoreError):
         Turn.model_validate({})
+
+
+def test_text_that_is_not_json_is_told_as_such() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Turn.model_validate_json(b"<html>")
+    assert str(mistake_in(caught.value)) == "not JSON: expected value at line 1 column 1"

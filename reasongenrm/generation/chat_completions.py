@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from reasongenrm.data.chat import FAMILIES
+from reasongenrm.errors import mistake_in
 from reasongenrm.generation.seam import GenerationRequest, Sampling
 from reasongenrm.generation.verdicts import TOP_LOGPROBS, ReplyToken, probability_of_a
 
@@ -175,7 +176,7 @@ def _read(data: str | bytes) -> _Reply:
     try:
         return _REPLY.validate_json(data)
     except ValidationError as error:
-        raise ValueError(first_problem(error)) from error
+        raise ValueError(str(mistake_in(error))) from error
 
 
 def _part(message: _Message, reply: _Reply) -> Completion:
@@ -191,12 +192,3 @@ def _part(message: _Message, reply: _Reply) -> Completion:
         num_prompt_tokens=usage["prompt_tokens"] if usage else 0,
         num_output_tokens=usage["completion_tokens"] if usage else 0,
     )
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first thing that is wrong with a reply: where, and what."""
-    detail = error.errors(include_url=False, include_input=False)[0]
-    if detail["type"] == "json_invalid":
-        return "not JSON"
-    place = ".".join(str(part) for part in detail["loc"])
-    return f"{place}: {detail['msg']}" if place else detail["msg"]

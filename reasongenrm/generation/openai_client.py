@@ -31,8 +31,8 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 from yarl import URL
 
-from reasongenrm.errors import EngineError
-from reasongenrm.generation.chat_completions import Completion, first_problem, read_chunk, read_completion
+from reasongenrm.errors import EngineError, mistake_in
+from reasongenrm.generation.chat_completions import Completion, read_chunk, read_completion
 from reasongenrm.http_client import AttemptError, LongLineError, Retries, bearer, read_events, retry_after_seconds
 
 logger = logging.getLogger(__name__)
@@ -297,7 +297,7 @@ class OpenAIClient:
         try:
             return [ModelCard(card["id"], card.get("max_model_len")) for card in _CARDS.validate_json(raw)["data"]]
         except ValidationError as error:
-            raise WrongReplyError(f"{where}/models", f"is not a list of models: {first_problem(error)}") from error
+            raise WrongReplyError(f"{where}/models", f"is not a list of models: {mistake_in(error)}") from error
 
     async def _complete(self, where: str, body: Mapping[str, Any]) -> Completion:
         raw = await self._read(where, "POST", self._chat_url, {"json": body})

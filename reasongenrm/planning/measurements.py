@@ -11,9 +11,9 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from reasongenrm.errors import InputError
+from reasongenrm.errors import InputError, validated
 from reasongenrm.training.shapes import SHAPES, ModelShape
 
 # write_reasons: of the teacher or the policy. evaluate: greedy judgments, one per prompt. select_reasons: either
@@ -213,16 +213,11 @@ def read_measurements(path: Path = SHIPPED) -> Measurements:
     """Read a file of measurements, by default the shipped one.
 
     Raises:
-        InputError: there is no such file, or its content does not fit; names every mistake.
+        InputError: there is no such file, or its content does not fit; names a mistake.
     """
     if not path.is_file():
         raise InputError(
             f"{path}: no such file; expected measurements. Write them: python -m benchmarks stages --output {path}"
         )
-    try:
+    with validated(str(path), '{"measurements": [...]}, see docs/planning.md.'):
         return Measurements.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        mistakes = "; ".join(
-            f"{'.'.join(map(str, found['loc'])) or 'file'}: {found['msg']}" for found in error.errors()
-        )
-        raise InputError(f'{path}: {mistakes}. Expected {{"measurements": [...]}}, see docs/planning.md.') from error

@@ -150,7 +150,7 @@ def parse_chat_request(body: bytes, content_type: str) -> ChatRequest:
     except ValidationError as error:
         param, problem, kind = mistake = mistake_in(error)
         if kind == "json_invalid":
-            raise APIError(400, f"The body is not JSON: {problem}.") from error
+            raise APIError(400, f"The body is {problem}.") from error
         if kind == "extra_forbidden":
             raise APIError(400, f"Unknown parameter: '{param}'. Leave it out.", param, "unknown_parameter") from error
         raise APIError(400, f"{mistake}.", param) from error

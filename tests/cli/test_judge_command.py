@@ -180,7 +180,7 @@ def test_a_line_may_have_its_own_id_and_options(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("", "has no lines"),
-        ("{\n", "p line 1: Invalid JSON"),
+        ("{\n", "p line 1: not JSON"),
         ('\n{"question": "q", "answer_a": "a"}\n', "p line 2: answer_b: Field required"),
         ('{"question": "q", "answer_a": "a", "answer_b": "b", "votes": 99}', "votes: Input should be less than"),
         ('{"id": 1, "question": "q", "answer_a": "a", "answer_b": "b"}\n' * 2, "p line 2: id '1' came before"),

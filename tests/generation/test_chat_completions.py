@@ -71,7 +71,7 @@ def test_log_probabilities_are_read_without_what_is_not_used() -> None:
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        ("<html>", "^not JSON$"),
+        ("<html>", "^not JSON: expected value at line 1 column 1$"),
         ("[1]", "should be an object"),
         ('{"usage": null}', "choices: Field required"),
         (json.dumps(reply() | {"choices": []}), "expected one choice with a message, and the usage"),

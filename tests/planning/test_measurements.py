@@ -107,7 +107,7 @@ def test_without_a_peak_only_the_machine_itself_counts_and_light_work_was_measur
     ("changes", "mistake"),
     [
         ({"kind": "train"}, "measurements.0.kind: Input should be 'import_model'"),
-        ({"model": "9B"}, "measurements.0.model: Value error, no shape is named '9B'; expected one of 135M"),
+        ({"model": "9B"}, "measurements.0.model: no shape is named '9B'; expected one of 135M"),
         ({"seconds": 0}, "measurements.0.seconds: Input should be greater than 0"),
         ({"work": {"num_rows": 5}}, "a measurement of train_sft needs work.prompt_tokens above 0"),
         ({"model": None}, "a measurement of train_sft needs a model"),

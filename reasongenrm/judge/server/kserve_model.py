@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from reasongenrm import __version__
+from reasongenrm.errors import mistake_in
 from reasongenrm.judge.api import ErrorDetail, NoGuess, PairwiseRequest, PairwiseResponse, Text
 from reasongenrm.judge.refusals import JudgeError
 from reasongenrm.judge.server.routes import JUDGING, as_json, error_response, errors, not_ready, request_id
@@ -113,8 +114,7 @@ class V2Request(BaseModel):
                 for row in rows
             ]
         except ValidationError as error:
-            where = ".".join(str(part) for part in error.errors()[0]["loc"])
-            raise BadInputError(f"{where}: {error.errors()[0]['msg']}") from error
+            raise BadInputError(str(mistake_in(error))) from error
 
 
 class JudgeModel(Model):
