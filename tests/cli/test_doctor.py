@@ -76,9 +76,11 @@ def test_version_that_is_not_the_tag_is_found(monkeypatch: pytest.MonkeyPatch) -
     assert found.found.startswith("9.9.9, installed as 0.")
 
 
-def test_root_is_told_from_another_user() -> None:
-    assert not doctor._user(0).ok
-    assert doctor._user(65532).ok
+@pytest.mark.parametrize("uid", [0, 65532])
+def test_root_is_told_from_another_user(monkeypatch: pytest.MonkeyPatch, uid: int) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: uid)
+    findings = {finding.name: finding for finding in examine_image("cpu", [])}
+    assert (findings["user"].ok, findings["user"].found) == (uid != 0, f"uid {uid}")
 
 
 def test_compiler_on_the_path_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
