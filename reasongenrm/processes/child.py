@@ -98,7 +98,7 @@ class Child:
             self.stop()
 
     def wait(self, seconds: float | None = None) -> int | None:
-        """Its return code once it has ended; None if it still runs after `seconds` (None: wait for ever)."""
+        """Its return code once it has ended; None if it still runs after `seconds` (None: wait forever)."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(seconds)
         return self.process.returncode
