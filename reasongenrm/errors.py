@@ -15,9 +15,10 @@ A message stands alone: where, what was found, what was expected, what to do.
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import ValidationError
+if TYPE_CHECKING:  # every command's help imports this module, and pydantic takes a quarter of a second
+    from pydantic import ValidationError
 
 
 class ReasonGenRMError(Exception):
@@ -85,7 +86,7 @@ class Mistake(NamedTuple):
         return f"{self.field}: {self.problem}" if self.field else self.problem
 
 
-def mistake_in(error: ValidationError) -> Mistake:
+def mistake_in(error: "ValidationError") -> Mistake:
     """The mistake to show of several: the innermost, which says most where a field may be of several kinds."""
     details = error.errors(include_url=False)
     detail = max(details, key=lambda one: len(one["loc"]))
@@ -122,6 +123,8 @@ def validated(where: str, expected: str, raises: type[ReasonGenRMError] = InputE
     Raises:
         ReasonGenRMError: of the class `raises`.
     """
+    from pydantic import ValidationError
+
     try:
         yield
     except ValidationError as error:

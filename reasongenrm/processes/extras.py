@@ -1,10 +1,12 @@
 """Which of the package's extras are installed here, told from metadata alone."""
 
 import importlib.metadata
-
-from packaging.requirements import Requirement
+from typing import TYPE_CHECKING
 
 from reasongenrm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 
 def require(*extras: str) -> None:
@@ -39,12 +41,14 @@ def how_to_install(extras: str) -> str:
     return f"pip install 'reasongenrm[{extras}]' (in a clone: pip install -e '.[{extras}]')."
 
 
-def _requirements(extra: str) -> list[Requirement]:
+def _requirements(extra: str) -> "list[Requirement]":
+    from packaging.requirements import Requirement
+
     requirements = [Requirement(text) for text in importlib.metadata.requires("reasongenrm") or ()]
     return [found for found in requirements if found.marker and found.marker.evaluate({"extra": extra})]
 
 
-def _version(requirement: Requirement) -> str | None:
+def _version(requirement: "Requirement") -> str | None:
     try:
         return importlib.metadata.version(requirement.name)
     except importlib.metadata.PackageNotFoundError:
