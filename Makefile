@@ -73,10 +73,11 @@ test-slow: install system ## the slow tests: the whole pipeline killed and resum
 bench: install ## measure speed against TRL and one-at-a-time scoring at random weights (BENCH="sft dpo --shape cpu")
 	$(BIN)/python -m benchmarks $(BENCH)
 
-lint: install ## ruff, mypy, the compiled pipeline and docs/cli.md against the code, plain English
+lint: install ## ruff, mypy, the layers of imports, the compiled pipeline and docs/cli.md against the code, plain English
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/reasongenrm compile --check
 	$(CLI_DOCS) | diff docs/cli.md - || { echo "make: docs/cli.md is not what the commands say; run: make docs"; exit 1; }
 	$(BIN)/python docs/words.py

@@ -38,6 +38,14 @@ def is_class_like(name: str) -> bool:
     return name[0].isupper() and not name.isupper() and len(name) > 1
 
 
+def test_no_two_modules_have_one_name() -> None:
+    assert repeated([(path.name, path) for path in MODULES if path.name != "__init__.py"]) == {}
+
+
+def test_no_two_public_classes_have_one_name() -> None:
+    assert repeated([(name, path) for path in MODULES for name in public_classes(path)]) == {}
+
+
 def test_repetition_is_seen() -> None:
     assert repeated([("Order", ROOT / "a.py"), ("Order", ROOT / "b.py"), ("Pair", ROOT / "a.py")]) == {
         "Order": ["a.py", "b.py"]
@@ -51,6 +59,7 @@ def test_top_of_the_package_holds_the_vocabulary_alone() -> None:
         "__main__",
         "config",
         "errors",
+        "http_client",
         "progress",
         "records",
     ]

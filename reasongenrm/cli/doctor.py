@@ -47,7 +47,7 @@ OPTIONAL_EXTRAS = {
 
 
 @dataclass(frozen=True)
-class Image:
+class ImageChecks:
     """What an image holds, and what it may not hold.
 
     Attributes:
@@ -72,7 +72,7 @@ class Image:
 _EVERY_CACHE = ("HF_HOME", "XDG_CACHE_HOME")
 _TORCH_CACHES = (*_EVERY_CACHE, "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
 IMAGES = {
-    "cpu": Image(
+    "cpu": ImageChecks(
         extras=("data", "pipeline", "cluster", "judge", "web"),
         foreign=("torch", "vllm"),
         stages=(
@@ -90,7 +90,7 @@ IMAGES = {
         caches=_EVERY_CACHE,
         min_shm_mib=0,
     ),
-    "train": Image(
+    "train": ImageChecks(
         extras=("data", "train", "deepspeed", "pipeline", "cluster", "serve"),
         foreign=("vllm",),
         stages=(
@@ -107,7 +107,7 @@ IMAGES = {
         caches=(*_TORCH_CACHES, "MPLCONFIGDIR"),
         min_shm_mib=1024,
     ),
-    "vllm": Image(
+    "vllm": ImageChecks(
         extras=("data", "vllm", "pipeline"),
         foreign=("trl", "deepspeed"),
         stages=(

@@ -21,7 +21,7 @@ from reasongenrm.generation.seam import Generation, GenerationRequest, Sampling,
 from reasongenrm.generation.transformers import load_config_and_tokenizer
 from reasongenrm.generation.turns import Prompt, Turns, load_end_ids
 from reasongenrm.generation.vllm_process import ReplicaPool
-from reasongenrm.generation.vllm_replica import PromptTask, ReplicaSettings, Sample, Task
+from reasongenrm.generation.vllm_replica import PromptBatch, PromptTask, ReplicaSettings, Sample
 from reasongenrm.processes.workers import share_gpus, visible_gpus
 
 
@@ -70,7 +70,7 @@ class VLLMEngine:
         batches = plan_batches(requests, sampling.num_samples, self.batch_size, skip)
         prompts: dict[str, Prompt] = {}
 
-        def tasks() -> Iterator[Task]:
+        def tasks() -> Iterator[PromptBatch]:
             for batch in batches:
                 prompts.update({request.request_id: self.turns.encode(request) for request in batch})
                 yield self._task(batch, prompts, sampling)
@@ -95,10 +95,12 @@ class VLLMEngine:
     def _has_room(self, prompt: Prompt) -> bool:
         return len(prompt.ids) < self.max_model_len
 
-    def _task(self, batch: Sequence[GenerationRequest], prompts: Mapping[str, Prompt], sampling: Sampling) -> Task:
+    def _task(
+        self, batch: Sequence[GenerationRequest], prompts: Mapping[str, Prompt], sampling: Sampling
+    ) -> PromptBatch:
         """A batch as a replica takes it; without the prompts that leave no room."""
         asked = [(request.request_id, prompts[request.request_id]) for request in batch]
-        return Task(
+        return PromptBatch(
             [
                 PromptTask(
                     prompt_ids=prompt.ids,

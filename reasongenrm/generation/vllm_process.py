@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import wait
 from typing import Any
 
-from reasongenrm.generation.vllm_replica import CAPACITY, Replica, ReplicaSettings, Sample, Task
+from reasongenrm.generation.vllm_replica import CAPACITY, PromptBatch, Replica, ReplicaSettings, Sample
 from reasongenrm.processes.workers import Caller, WorkerProcess, close_all, run_worker
 
 GRACE_SECONDS = 15.0  # for vLLM to stop by itself; afterwards its processes are killed
@@ -45,7 +45,7 @@ class ReplicaPool:
             raise
         return cls(replicas)
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[list[Sample]]:
+    def run(self, tasks: Iterable[PromptBatch]) -> Iterator[list[Sample]]:
         """Have tasks done, as many at a time as keep the replicas full; yield their samples in the order of the tasks.
 
         A task is taken from `tasks` when a replica has room for samples, and goes to the replica with least under way. No more
@@ -57,7 +57,7 @@ class ReplicaPool:
         todo = iter(tasks)
         taken: dict[int, int] = {}  # the tasks that were not yielded yet, in order: number and samples
         whole: dict[int, list[Sample]] = {}
-        task: Task | None = next(todo, None)
+        task: PromptBatch | None = next(todo, None)
         while task is not None or taken:
             replica = min(self.replicas, key=lambda replica: replica.num_under_way)
             has_room = replica.num_under_way < CAPACITY and sum(taken.values()) < MAX_TAKEN * len(self.replicas)
@@ -107,7 +107,7 @@ class ReplicaProcess(WorkerProcess):
         self.recv()
         self.grace_seconds = GRACE_SECONDS
 
-    def submit(self, number: int, task: Task) -> None:
+    def submit(self, number: int, task: PromptBatch) -> None:
         """See `Replica.submit`; what vLLM refuses is raised by `receive`."""
         self.num_under_way += task.num_samples
         self.send((number, task))
@@ -135,7 +135,7 @@ class ReplicaProcess(WorkerProcess):
 def serve(caller: Caller) -> None:
     """Be a replica, in its own process.
 
-    First comes a `ReplicaSettings`, answered once vLLM has started; then (number, `Task`), or a function, answered by what it
+    First comes a `ReplicaSettings`, answered once vLLM has started; then (number, `PromptBatch`), or a function, answered by what it
     returns. Every step of vLLM's that finishes samples is answered with what `Replica.step` returns.
 
     Raises:

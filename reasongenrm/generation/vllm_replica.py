@@ -43,7 +43,7 @@ class PromptTask:
 
 
 @dataclass(frozen=True)
-class Task:
+class PromptBatch:
     """Prompts whose samples are wanted together.
 
     Attributes:
@@ -76,7 +76,7 @@ class Sample:
 class _Open:
     """A task under way: its samples by place, in the order of its prompts, then seeds."""
 
-    task: Task
+    task: PromptBatch
     samples: dict[int, Sample]
 
     @property
@@ -135,7 +135,7 @@ class Replica:
         """Whether nothing is under way."""
         return not self._open
 
-    def submit(self, number: int, task: Task) -> None:
+    def submit(self, number: int, task: PromptBatch) -> None:
         """Hand a task to vLLM. Its samples are adjacent in vLLM's queue, which is first come, first served.
 
         Args:
@@ -190,7 +190,7 @@ def _failures_of_vllm() -> Iterator[None]:
         ) from error
 
 
-def _sampling_params(task: Task, prompt: PromptTask, seed: int) -> "vllm.SamplingParams":
+def _sampling_params(task: PromptBatch, prompt: PromptTask, seed: int) -> "vllm.SamplingParams":
     """One request a sample: `n` samples of one request would be seeded seed, seed + 1, ... by vLLM itself."""
     import vllm
     from vllm.sampling_params import RequestOutputKind

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from reasongenrm.generation.vllm_process import MAX_TAKEN, ReplicaPool
-from reasongenrm.generation.vllm_replica import CAPACITY, MAX_NUM_SEQS, PromptTask, Task
+from reasongenrm.generation.vllm_replica import CAPACITY, MAX_NUM_SEQS, PromptBatch, PromptTask
 
 
 class SimulatedReplica:
@@ -28,7 +28,7 @@ class SimulatedReplica:
     def num_under_way(self) -> int:
         return len(self._left)
 
-    def submit(self, number: int, task: Task) -> None:
+    def submit(self, number: int, task: PromptBatch) -> None:
         seeds = [seed for prompt in task.prompts for seed in prompt.seeds]
         self._left |= {(number, place): seed for place, seed in enumerate(seeds)}
         self._missing[number] = self._sizes[number] = len(seeds)
@@ -48,9 +48,9 @@ class SimulatedReplica:
         return whole
 
 
-def task(*lengths: int) -> Task:
+def task(*lengths: int) -> PromptBatch:
     """One prompt, samples of so many tokens."""
-    return Task([PromptTask([1], [0], list(lengths), max(lengths, default=1))] if lengths else [], 1.0, 1.0)
+    return PromptBatch([PromptTask([1], [0], list(lengths), max(lengths, default=1))] if lengths else [], 1.0, 1.0)
 
 
 Pool = Callable[[int], ReplicaPool]
@@ -77,7 +77,7 @@ def test_no_place_is_empty_while_there_is_work_however_long_the_longest_sample_t
     busy = pool(1)
     taken = 0
 
-    def tasks() -> Iterator[Task]:
+    def tasks() -> Iterator[PromptBatch]:
         nonlocal taken
         for own in pending:
             taken += 1
@@ -108,7 +108,7 @@ def test_tasks_go_to_the_replica_with_least_under_way_and_come_back_in_order(poo
 def test_samples_that_wait_for_an_earlier_task_are_bounded(pool: Pool) -> None:
     taken = yielded = most = 0
 
-    def tasks() -> Iterator[Task]:
+    def tasks() -> Iterator[PromptBatch]:
         nonlocal taken, most
         for place in range(2000):
             taken += 16
