@@ -14,6 +14,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from reasongenrm.errors import ConfigError
+from reasongenrm.variants import VARIANTS, VariantName
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -252,10 +253,7 @@ class EvaluateConfig(Section):
 class GateConfig(Section):
     """select_winner: the best candidate, and whether it is good enough to serve."""
 
-    candidates: tuple[Literal["base", "genrm", "sft", "dpo"], ...] = (
-        "sft",
-        "dpo",
-    )  # the product is a judge with reasons
+    candidates: tuple[VariantName, ...] = tuple(variant.name for variant in VARIANTS.values() if variant.is_candidate)
     min_accuracy_low: Probability = 0.6  # lower end of the accuracy's interval
     min_consistent_fraction: Probability = 0.6  # rows whose two orders agree on the answer
     max_unparsed_fraction: Probability = 0.05

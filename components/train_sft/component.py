@@ -23,4 +23,4 @@ def train_sft(
     with Task("train_sft", store_uri, trained_model) as task:
         inputs = task.inputs({"model": model, "examples": examples})
         section = task.section(SFTConfig, config)
-        task.publish(train_where_configured(task.store, section, variant, **inputs), metrics)  # type: ignore[arg-type]  # KFP knows no Literal
+        task.publish(train_where_configured(task.store, section, variant, **inputs), metrics)

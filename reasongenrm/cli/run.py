@@ -161,24 +161,23 @@ def _try_winner(
     from reasongenrm.cli.views import judgment_panel
     from reasongenrm.data.prompts import question_text
     from reasongenrm.evaluation.calibration import load_calibration
-    from reasongenrm.evaluation.evaluate import VARIANT_STYLES
-    from reasongenrm.evaluation.metrics import variant_name
     from reasongenrm.judge.api import PairwiseRequest
     from reasongenrm.judge.service import JudgeSettings, judge_once
     from reasongenrm.serving.started import served
+    from reasongenrm.variants import VARIANTS, variant_label
 
     row = finished.first_row
     asked = {"question": question_text(row.question), "answer_a": row.chosen, "answer_b": row.rejected}
     with served(model_folder, port) as endpoint:
         settings = JudgeSettings(
             predictor_url=endpoint.address,
-            style=VARIANT_STYLES[finished.winner],
+            style=VARIANTS[finished.winner].style,
             max_tokens=config.max_tokens,
             timeout_seconds=config.engine.timeout_seconds,
             calibration=load_calibration(model_folder),
         )
         judgment = judge_once(settings, PairwiseRequest(**asked))
-        title = f"{variant_name(finished.winner)} judges {row.row_id} at {endpoint.address}"
+        title = f"{variant_label(finished.winner)} judges {row.row_id} at {endpoint.address}"
         out.print(judgment_panel(asked, judgment, title))
         if keep_up:
             print_note(f"serving {model_folder} at {endpoint.address} until Ctrl-C; judge a pair of your own:")

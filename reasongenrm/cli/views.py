@@ -30,7 +30,7 @@ _BAR_CHARS = 40
 
 def evaluations_table(evaluations: "Sequence[Evaluation]") -> Table:
     """Judges side by side: accuracy with its interval, sections, and what a served judge lives or dies by."""
-    from reasongenrm.evaluation.metrics import variant_name
+    from reasongenrm.variants import variant_label
 
     first = evaluations[0]
     coverage = first.benchmark.coverage
@@ -54,7 +54,7 @@ def evaluations_table(evaluations: "Sequence[Evaluation]") -> Table:
             f"{evaluation.mean_output_tokens:.0f}",
             f"{evaluation.mean_seconds:.2f}",
         ]
-        table.add_row(variant_name(evaluation.variant), *cells, style="bold" if evaluation.accuracy == best else "")
+        table.add_row(variant_label(evaluation.variant), *cells, style="bold" if evaluation.accuracy == best else "")
     return table
 
 

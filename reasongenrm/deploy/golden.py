@@ -14,13 +14,14 @@ from reasongenrm.config import DeployConfig, EngineConfig, EvaluateConfig
 from reasongenrm.data.benchmarks import LABELS, BenchmarkRow, spread
 from reasongenrm.deploy.transformer import PREDICTOR_KEY
 from reasongenrm.errors import ClusterError, EngineError, InputError
-from reasongenrm.evaluation.evaluate import VARIANT_STYLES, judge_benchmark
-from reasongenrm.evaluation.metrics import JudgeStyle, row_results
+from reasongenrm.evaluation.evaluate import judge_benchmark
+from reasongenrm.evaluation.metrics import row_results
 from reasongenrm.generation.endpoint import EndpointEngine
 from reasongenrm.judge.api import PairwiseResponse
 from reasongenrm.judge.client.client import Judge
 from reasongenrm.records import OPPOSITE, Judgment, Order, Record, Verdict, dump_records, parse_records
 from reasongenrm.store.artifacts import ArtifactRef, open_artifact, read_file
+from reasongenrm.variants import VARIANTS, JudgeStyle
 
 _MAX_RETRIES = 5  # 15 s in all: a Service's endpoints follow its pods with a delay
 _CONCURRENCY = 8
@@ -111,7 +112,7 @@ def choose_golden(evaluation: ArtifactRef, variant: str, config: DeployConfig) -
             "one at least. Evaluate on more rows, or look at why the judge fails."
         )
     settings = {key: value for key, value in manifest.config.items() if key in EvaluateConfig.model_fields}
-    return GoldenRows(tuple(golden), EvaluateConfig.model_validate(settings), VARIANT_STYLES[variant])
+    return GoldenRows(tuple(golden), EvaluateConfig.model_validate(settings), VARIANTS[variant].style)
 
 
 def ask_golden(address: str, golden: GoldenRows, config: DeployConfig, *, has_judge: bool, keep_markup: bool) -> Golden:

@@ -9,8 +9,8 @@ from typing import Any
 
 from reasongenrm import __version__
 from reasongenrm.config import DeployConfig
-from reasongenrm.evaluation.evaluate import VARIANT_STYLES
 from reasongenrm.store.artifacts import ArtifactRef
+from reasongenrm.variants import VARIANTS
 
 SECRET = "reasongenrm-judge"  # where no other is named; its keys may then be missing
 PREDICTOR_KEY, JUDGE_KEY = "VLLM_API_KEY", "JUDGE_API_KEY"
@@ -50,7 +50,7 @@ def render_transformer(config: DeployConfig, decision: ArtifactRef) -> dict[str,
     judge = config.judge
     arguments: dict[str, Any] = {
         "host": "0.0.0.0",
-        "style": VARIANT_STYLES[str(decision.metrics["winner"])],
+        "style": VARIANTS[str(decision.metrics["winner"])].style,
         "max-tokens": judge.max_tokens,
         "max-concurrency": judge.max_concurrency,
         "generation-seconds": judge.generation_seconds,

@@ -13,8 +13,9 @@ from pydantic import Field
 from reasongenrm.config import GateConfig
 from reasongenrm.errors import ConfigError, InputError
 from reasongenrm.evaluation.bootstrap import Interval
-from reasongenrm.evaluation.metrics import Difference, Evaluation, variant_name
+from reasongenrm.evaluation.metrics import Difference, Evaluation
 from reasongenrm.records import Record
+from reasongenrm.variants import BASE, VARIANTS, variant_label
 
 
 class Check(Record):
@@ -87,7 +88,7 @@ def decide(
 
     Args:
         config: candidates and thresholds.
-        evaluations: by variant; the candidates, and "base" if it must be beaten.
+        evaluations: by variant; the candidates, and the base model if it must be beaten.
         differences: by variant, accuracy minus the base model's on the same rows; may lack variants.
         champion: the judge that is served now; None: nothing is served yet, and any candidate may be the first.
         model_digests: by variant, of the checkpoints; tells a candidate that is the champion itself.
@@ -142,7 +143,7 @@ def decision_markdown(decision: Decision) -> str:
     lines = ["# Decision of the gate", "", f"**{decision.summary}**", ""]
     for candidate in decision.candidates:
         verdict = "passed" if candidate.passed else "not passed"
-        lines += [f"## {variant_name(candidate.variant)}: {_percent(candidate.accuracy)}, {verdict}", ""]
+        lines += [f"## {variant_label(candidate.variant)}: {_percent(candidate.accuracy)}, {verdict}", ""]
         lines += [f"- {'for' if check.passed else '**against**'}: {check.text}" for check in candidate.checks]
         lines.append("")
     if decision.champion:
@@ -154,14 +155,14 @@ def decision_markdown(decision: Decision) -> str:
 
 def _check_evaluated(config: GateConfig, evaluations: Mapping[str, Evaluation]) -> None:
     if not config.candidates:
-        raise ConfigError("gate: 'candidates' is empty; expected at least one of base, genrm, sft, dpo.")
-    needed = [*config.candidates, *(["base"] if config.beat_base else [])]
+        raise ConfigError(f"gate: 'candidates' is empty; expected at least one of {', '.join(VARIANTS)}.")
+    needed = [*config.candidates, *([BASE] if config.beat_base else [])]
     missing = [variant for variant in dict.fromkeys(needed) if variant not in evaluations]
     if missing:
         found = ", ".join(evaluations) or "none"
         raise ConfigError(
             f"gate: no evaluation of {', '.join(missing)} (found: {found}). Evaluate it, or take it out of gate.candidates"
-            f"{' and set gate.beat_base to false' if 'base' in missing else ''}."
+            f"{' and set gate.beat_base to false' if BASE in missing else ''}."
         )
 
 
@@ -193,8 +194,8 @@ def _judge_candidate(
             f"{_percent(config.max_unparsed_fraction)} allowed)",
         ),
     ]
-    if config.beat_base and variant != "base":
-        base = evaluations["base"]
+    if config.beat_base and variant != BASE:
+        base = evaluations[BASE]
         paired = f" ({_difference(difference, base)})" if difference else ""
         beats = evaluation.accuracy > base.accuracy
         checks.append(
@@ -211,7 +212,7 @@ def _judge_candidate(
         variant=variant,
         accuracy=evaluation.accuracy,
         interval=evaluation.interval,
-        difference=None if variant == "base" else difference,
+        difference=None if variant == BASE else difference,
         passed=all(check.passed for check in checks),
         checks=tuple(checks),
     )
@@ -227,7 +228,7 @@ def _against_champion(
     """Hold a candidate against the judge that is served now; one that cannot be compared does not replace it."""
     if champion is None or not config.beat_champion:
         return None
-    ours, served = evaluations[variant], f"the judge served now ({champion.service}, {variant_name(champion.variant)})"
+    ours, served = evaluations[variant], f"the judge served now ({champion.service}, {variant_label(champion.variant)})"
     theirs = champion.evaluation
     if model_digests.get(variant) == champion.model_digest:
         return Check(name="beats_champion", passed=True, text=f"it is {served} itself")
@@ -256,7 +257,7 @@ def _rank(candidate: GateCandidate, evaluation: Evaluation) -> tuple[bool, float
 
 
 def _summary(winner: GateCandidate, ranked: Sequence[GateCandidate]) -> str:
-    name = variant_name(winner.variant)
+    name = variant_label(winner.variant)
     if winner.passed:
         only = "the only candidate" if len(ranked) == 1 else f"the best of {len(ranked)} candidates"
         return f"{name} wins with {_percent(winner.accuracy)} and passes the gate as {only}."
@@ -271,7 +272,7 @@ def _remarks(
     winner: GateCandidate, ranked: Sequence[GateCandidate], evaluations: Mapping[str, Evaluation]
 ) -> tuple[str, ...]:
     remarks = [
-        f"{variant_name(other.variant)} scores higher ({_percent(other.accuracy)}) but does not pass: "
+        f"{variant_label(other.variant)} scores higher ({_percent(other.accuracy)}) but does not pass: "
         + "; ".join(check.text for check in other.checks if not check.passed)
         + "."
         for other in ranked
@@ -279,13 +280,13 @@ def _remarks(
     ]
     candidates = {candidate.variant for candidate in ranked}
     remarks += [
-        f"{variant_name(variant)} scores higher ({_percent(evaluation.accuracy)}) but is not a candidate."
+        f"{variant_label(variant)} scores higher ({_percent(evaluation.accuracy)}) but is not a candidate."
         for variant, evaluation in evaluations.items()
         if variant not in candidates and evaluation.accuracy > winner.accuracy
     ]
     if winner.difference and not winner.difference.is_clear:
         remarks.append(
-            f"The difference between {variant_name(winner.variant)} and the base model is not clear: its interval holds 0."
+            f"The difference between {variant_label(winner.variant)} and the base model is not clear: its interval holds 0."
         )
     return (*remarks, *evaluations[winner.variant].notes)
 
@@ -298,7 +299,7 @@ def _champion_line(champion: Champion) -> str:
         else "without an evaluation on record"
     )
     return (
-        f"{champion.service}: {variant_name(champion.variant)} ({champion.model_digest[:19]}), since "
+        f"{champion.service}: {variant_label(champion.variant)} ({champion.model_digest[:19]}), since "
         f"{champion.served_since}, {figures}."
     )
 

@@ -15,17 +15,14 @@ from reasongenrm.config import EvaluateConfig
 from reasongenrm.data.benchmarks import LABELS, ORDERS, Benchmark, BenchmarkRow, load_benchmark
 from reasongenrm.data.prompts import judge_messages
 from reasongenrm.errors import ConfigError
-from reasongenrm.evaluation.metrics import Evaluation, JudgeStyle, evaluate
+from reasongenrm.evaluation.metrics import Evaluation, evaluate
 from reasongenrm.generation import Engine, Generation, GenerationRequest, Sampling, open_engine
 from reasongenrm.generation.verdicts import parse_verdict
 from reasongenrm.progress import Tracker, track
-from reasongenrm.records import CALIBRATION_FILE, Judgment, OpeningRole, Order, dump_records, parse_records
+from reasongenrm.records import CALIBRATION_FILE, Judgment, Order, dump_records, parse_records
 from reasongenrm.store.artifacts import ArtifactRef, Store, digest_bytes, download, read_file
 from reasongenrm.store.stage import Stage
-
-# How each variant is asked (docs/method.md, section 7): plain chat; the verdict at once; reason and verdict.
-VARIANT_STYLES: dict[str, JudgeStyle] = {"base": "plain", "genrm": "verdict", "sft": "reason", "dpo": "reason"}
-OPENINGS: dict[JudgeStyle, OpeningRole | None] = {"plain": None, "verdict": "assistant", "reason": "reason"}
+from reasongenrm.variants import OPENINGS, VARIANTS, JudgeStyle
 
 KeepPart = Callable[[str, bytes], None]
 
@@ -127,7 +124,7 @@ def evaluate_rewardbench(
         store: where the artifact goes: judgments.jsonl, rows.jsonl (as judged), evaluation.json, and
             judge_calibration.json if the judge's probabilities are known.
         config: its section.
-        variant: "base", "genrm", "sft" or "dpo"; decides how the judge is asked.
+        variant: of `VARIANTS`; decides how the judge is asked.
         judge: a checkpoint, or the http(s):// address of an OpenAI-compatible endpoint.
         benchmark_uri: see `load_benchmark`.
 
@@ -136,9 +133,9 @@ def evaluate_rewardbench(
         InputError: the benchmark is not what was expected.
         EngineError: the judge failed for good.
     """
-    if variant not in VARIANT_STYLES:
-        raise ConfigError(f"evaluate_rewardbench: variant is '{variant}', expected one of {', '.join(VARIANT_STYLES)}.")
-    style = VARIANT_STYLES[variant]
+    if variant not in VARIANTS:
+        raise ConfigError(f"evaluate_rewardbench: variant is '{variant}', expected one of {', '.join(VARIANTS)}.")
+    style = VARIANTS[variant].style
     benchmark = load_benchmark(benchmark_uri, config.limit, config.seed)
     inputs: dict[str, ArtifactRef | str] = {"benchmark": benchmark.digest}
     extra: dict[str, Any] = {"variant": variant}

@@ -17,6 +17,7 @@ from reasongenrm.records import Judgment, parse_records
 from reasongenrm.store.artifacts import ArtifactRef, Store, open_artifact, read_file
 from reasongenrm.store.served import ServedJudge, served_judge
 from reasongenrm.store.stage import Stage
+from reasongenrm.variants import BASE
 
 
 def select_winner(
@@ -127,15 +128,15 @@ def differences_to_base(
     Raises:
         InputError: two variants judged different rows.
     """
-    if "base" not in evaluations:
+    if BASE not in evaluations:
         return {}
-    base = evaluations["base"]
+    base = evaluations[BASE]
     return {
         variant: paired_difference(
-            found, results["base"], confidence=base.confidence, num_bootstrap=base.num_bootstrap, seed=0
+            found, results[BASE], confidence=base.confidence, num_bootstrap=base.num_bootstrap, seed=0
         )
         for variant, found in results.items()
-        if variant != "base"
+        if variant != BASE
     }
 
 

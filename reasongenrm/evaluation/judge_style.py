@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from reasongenrm.evaluation.metrics import JudgeStyle
+from reasongenrm.variants import JudgeStyle
 
 TEMPLATE = "chat_template.jinja"
 _OPENING = re.compile(

@@ -16,9 +16,7 @@ from reasongenrm.errors import InputError
 from reasongenrm.evaluation.bootstrap import Interval, bootstrap_means, percentile_interval, tidy
 from reasongenrm.evaluation.calibration import Calibration, fit_cross_validated
 from reasongenrm.records import Judgment, Order, Record, Verdict
-
-JudgeStyle = Literal["plain", "verdict", "reason"]
-VARIANT_NAMES = {"base": "base", "genrm": "GenRM", "sft": "ReasonGenRM-sft", "dpo": "ReasonGenRM-dpo"}
+from reasongenrm.variants import JudgeStyle
 
 # With fewer rows than this, resampling within a subset understates its spread: the variance comes out by a factor (n - 1) / n.
 SMALL_SUBSET = 10
@@ -69,7 +67,7 @@ class Evaluation(Record):
     """What one judge did on one benchmark. Fractions are of rows or of judgments, in [0, 1].
 
     Attributes:
-        variant: "base", "genrm", "sft", "dpo", or any other name for a judge outside a run.
+        variant: of `VARIANTS`, or any other name for a judge outside a run.
         accuracy: the headline. RewardBench: plain mean of the sections; other benchmarks: plain mean of the subsets.
         row_accuracy: plain mean over all rows, whatever their subset.
         consistent_accuracy: rows with both orders right.
@@ -153,11 +151,6 @@ class RowResult:
     def is_flipped(self) -> bool:
         """Whether the orders name different answers: the same letter twice."""
         return self.is_decided and not self.is_consistent
-
-
-def variant_name(variant: str) -> str:
-    """The variant as reports call it; any other name stays."""
-    return VARIANT_NAMES.get(variant, variant)
 
 
 def order_accuracy(verdict: Verdict | None, label: Verdict) -> float:

@@ -17,6 +17,7 @@ from reasongenrm.evaluation.metrics import Difference, Evaluation
 from reasongenrm.evaluation.reference import PUBLISHED, PublishedResult
 from reasongenrm.records import Judgment, Record
 from reasongenrm.store.artifacts import ArtifactRef, Manifest, open_artifact
+from reasongenrm.variants import learns_preferences
 
 CASES_OF_THE_FIRST = 4  # of each kind, for the judge that the report is about
 CASES_OF_OTHERS = 2
@@ -134,7 +135,7 @@ def training_curves(variant: str, log: Iterable[Mapping[str, Any]]) -> list[Curv
     """Curves of a training log: the loss; of DPO also the reward margin and the share of pairs ordered rightly."""
     entries = [entry for entry in log if "loss" in entry]
     curves = []
-    for name, key in (_DPO_CURVES if variant == "dpo" else _SFT_CURVES).items():
+    for name, key in (_DPO_CURVES if learns_preferences(variant) else _SFT_CURVES).items():
         points = [(int(entry["step"]), float(entry[key])) for entry in entries if key in entry]
         if points:
             steps, values = zip(*points, strict=True)

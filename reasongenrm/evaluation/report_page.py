@@ -14,9 +14,9 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from reasongenrm.data.sections import SECTIONS
 from reasongenrm.evaluation.gallery import KINDS, Case
-from reasongenrm.evaluation.metrics import VARIANT_NAMES, variant_name
 from reasongenrm.evaluation.reference import FOOTNOTE
 from reasongenrm.evaluation.report import Curve, Report
+from reasongenrm.variants import BASE, VARIANTS, learns_preferences, variant_label
 
 SHOWN_CHARS = 600  # of a long text before the fold
 KEPT_CHARS = 8000  # of a long text in the page; the rest is in the evaluation's own files
@@ -98,12 +98,13 @@ def _template() -> Template:
     environment.filters |= {
         "percent": _percent,
         "points": _points,
-        "variant_name": variant_name,
-        "short_name": lambda variant: variant_name(variant).removeprefix("ReasonGenRM-"),
+        "variant_label": variant_label,
+        "published_label": lambda variant: "Instruct (base)" if variant == BASE else variant_label(variant),
+        "short_name": lambda variant: variant_label(variant).removeprefix("ReasonGenRM-"),
         "excerpt": _excerpt,
         "unbroken": lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%"),
     }
-    environment.globals |= {"verdict_in_words": _verdict_in_words, "is_known": lambda variant: variant in VARIANT_NAMES}
+    environment.globals |= {"verdict_in_words": _verdict_in_words, "is_known": lambda variant: variant in VARIANTS}
     source = resources.files("reasongenrm.evaluation") / "report_templates" / "report.html.j2"
     return environment.from_string(source.read_text(encoding="utf-8"))
 
@@ -112,7 +113,7 @@ def plot(curve: Curve) -> Plot:
     """Geometry of one curve."""
     stride = max(1, math.ceil(len(curve.steps) / MAX_POINTS))
     steps, values = curve.steps[::stride], curve.values[::stride]
-    baseline = _DPO_BASELINES[curve.name] if curve.variant == "dpo" else None
+    baseline = _DPO_BASELINES[curve.name] if learns_preferences(curve.variant) else None
     shown = [*values, *([baseline] if baseline is not None else [])]
     ticks = nice_ticks(min(shown), max(shown))
     low, high = ticks[0], ticks[-1]

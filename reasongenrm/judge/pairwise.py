@@ -8,8 +8,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from reasongenrm.evaluation.evaluate import OPENINGS
-from reasongenrm.evaluation.metrics import JudgeStyle
 from reasongenrm.generation.openai_client import ContextExceededError
 from reasongenrm.generation.seam import sample_seed
 from reasongenrm.generation.verdicts import parse_verdict
@@ -18,6 +16,7 @@ from reasongenrm.judge.predictor import Ask, OnReason, Predictor, Reply
 from reasongenrm.judge.prompting import MIN_CHARS, Pair
 from reasongenrm.judge.refusals import TooLongError
 from reasongenrm.processes.gathering import gather_or_cancel
+from reasongenrm.variants import OPENINGS, JudgeStyle
 
 if TYPE_CHECKING:
     from reasongenrm.evaluation.calibration import PlattScaling

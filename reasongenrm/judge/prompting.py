@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reasongenrm.data.prompts import judge_prompt, plain_judge_prompt, question_text
-from reasongenrm.evaluation.metrics import JudgeStyle
 from reasongenrm.judge.api import Cut, Order, Turn
+from reasongenrm.variants import JudgeStyle
 
 MIN_CHARS = 200  # of all texts together: less than that is no judgment
 

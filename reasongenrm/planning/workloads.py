@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from reasongenrm.config import DistillConfig, RunConfig, SampleConfig, TrainConfig
-from reasongenrm.evaluation.evaluate import VARIANT_STYLES
 from reasongenrm.planning.measurements import WorkKind, Workload
 from reasongenrm.training.shapes import INFERENCE_BYTES, RESUME_BYTES, ModelShape
+from reasongenrm.variants import VARIANTS
 
 REWARD_BENCH_ROWS = 2_985
 BYTES_PER_TOKEN = 4.6  # of text: RewardBench's answers under SmolLM2's tokenizer, 1,000 rows
@@ -101,13 +101,13 @@ def run_workloads(
     yield written("score_reasons (of the policy)", "score_reasons", sampled, judge)
     yield selected("select_preferences", sampled.num_reasons, num_preferred * (prompt_bytes + 2 * reason_bytes))
     yield _trained("train_dpo", "train_dpo", config.dpo, judge, learned(num_preferred, 2, assumed.reason_tokens))
-    for variant, style in VARIANT_STYLES.items():
-        tokens = VERDICT_TOKENS if style == "verdict" else assumed.reason_tokens + VERDICT_TOKENS
+    for variant in VARIANTS.values():
+        tokens = VERDICT_TOKENS if variant.style == "verdict" else assumed.reason_tokens + VERDICT_TOKENS
         rows = min(REWARD_BENCH_ROWS, config.evaluate.limit or REWARD_BENCH_ROWS) * 2  # in both orders
         tokens = min(tokens, config.evaluate.max_tokens)
         judged = _texts(assumed, rows, rows * config.evaluate.votes, tokens)
         size = judged.num_reasons * _bytes(tokens)
-        yield StageWorkload(f"evaluate_rewardbench ({variant})", "evaluate", judged, judge, size, size)
+        yield StageWorkload(f"evaluate_rewardbench ({variant.name})", "evaluate", judged, judge, size, size)
     yield StageWorkload("select_winner")
     yield StageWorkload("deploy_kserve")
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from reasongenrm.data.benchmarks import BenchmarkRow
 from reasongenrm.deploy.manifest import FILE_NAME
 from reasongenrm.evaluation.calibration import save_calibration
-from reasongenrm.evaluation.metrics import VARIANT_NAMES, Evaluation
+from reasongenrm.evaluation.metrics import Evaluation
 from reasongenrm.records import parse_records
 from reasongenrm.store.artifacts import download, open_artifact, read_file
 from reasongenrm.store.run_records import RunRecord
+from reasongenrm.variants import VARIANTS
 
 REPORT_FILES = ("report.html", "report.json", "decision.md", "decision.json")
 
@@ -44,7 +45,7 @@ class FinishedRun:
         self.service_path = path if service else None
         rows = read_file(self._refs[self.winner], "rows.jsonl")
         self.first_row = parse_records(rows, BenchmarkRow, "rows.jsonl")[0]
-        self.evaluations = [self._evaluation(variant) for variant in VARIANT_NAMES if variant in self._refs]
+        self.evaluations = [self._evaluation(variant) for variant in VARIANTS if variant in self._refs]
 
     def _evaluation(self, variant: str) -> Evaluation:
         return Evaluation.model_validate_json(read_file(self._refs[variant], "evaluation.json"))

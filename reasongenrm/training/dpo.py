@@ -63,7 +63,7 @@ def train_dpo(store: Store, config: DPOConfig, model: ArtifactRef, preferences: 
     over the tokens of the chosen and the rejected reason, closing token included, and ref is the model before training.
 
     Args:
-        model: of train_sft, variant "sft".
+        model: of train_sft, that writes reasons.
         preferences: of select_preferences.
 
     Returns:
@@ -90,5 +90,5 @@ def train_dpo(store: Store, config: DPOConfig, model: ArtifactRef, preferences: 
             "train_dpo", f"Raise max_length (now {config.max_length:,}; the model allows no more than {limit:,})."
         )
         columns |= kept_reference(reference_stage(store, config, limit, {"model": model, "preferences": preferences}))
-        metrics = train(stage, config, "dpo", columns, model_dir, "reason", world)
+        metrics = train(stage, config, columns, model_dir, "reason", world)
         return stage.finish(drops.counts(), metrics)

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from reasongenrm.config import DPOConfig, ReferenceConfig, Section, SFTConfig, TrainConfig, TrainJobConfig
 from reasongenrm.data.chat import ChatFamily, detect_family, install_template
@@ -31,7 +31,7 @@ _SCHEDULERS = (
     "constant_with_warmup",
     "constant",
 )
-_CONFIGS: dict[str, type[TrainConfig]] = {"sft": SFTConfig, "dpo": DPOConfig}
+_CONFIGS: dict[str, type[TrainConfig]] = {"train_sft": SFTConfig, "train_dpo": DPOConfig}  # by stage
 
 
 class TrainingJob(Section):
@@ -47,7 +47,6 @@ class TrainingJob(Section):
     """
 
     stage: str
-    trainer: Literal["sft", "dpo"]
     config: dict[str, Any]
     inputs: dict[str, str]
     extra: dict[str, Any]
@@ -61,7 +60,7 @@ class TrainingJob(Section):
 
     def section(self) -> TrainConfig:
         """The stage's config section."""
-        return _CONFIGS[self.trainer].model_validate(self.config)
+        return _CONFIGS[self.stage].model_validate(self.config)
 
     def open_stage(self) -> Stage:
         """The stage, for its checkpoints."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from reasongenrm.config import SFTConfig
 from reasongenrm.data.chat import ChatFamily, EncodedExample, encode_reason_example
 from reasongenrm.data.prompts import judge_prompt
-from reasongenrm.errors import InputError
+from reasongenrm.errors import ConfigError, InputError
 from reasongenrm.packing.trees import IGNORED
 from reasongenrm.progress import tracked
 from reasongenrm.records import Drops, TrainingExample
@@ -19,11 +19,11 @@ from reasongenrm.store.stage import Stage
 from reasongenrm.training.job import check_config, length_limit, load_tokenizer
 from reasongenrm.training.torchrun import train
 from reasongenrm.training.world import find_world
+from reasongenrm.variants import VARIANTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Variant = Literal["genrm", "sft"]
 Mask = Literal["one_generation", "reference"]
 
 
@@ -48,7 +48,7 @@ def encode_examples(
     examples: Sequence[TrainingExample],
     tokenizer: "PreTrainedTokenizerBase",
     family: ChatFamily,
-    variant: Variant,
+    with_reasons: bool,
     mask: Mask,
     max_length: int,
 ) -> tuple[dict[str, list[Any]], Drops]:
@@ -64,13 +64,13 @@ def encode_examples(
     drops = Drops()
     for example in tracked(examples, "train_sft (tokenising)", "example"):
         drops.num_in += 1
-        if variant == "sft" and example.reason is None:
+        if with_reasons and example.reason is None:
             raise InputError(
-                f"examples.jsonl: prompt {example.prompt.prompt_id} has no reason; expected one, because the variant is "
-                "'sft'. Re-run select_reasons, or train the variant 'genrm'."
+                f"examples.jsonl: prompt {example.prompt.prompt_id} has no reason; expected one, because the variant "
+                "writes reasons. Re-run select_reasons, or train a variant without reasons."
             )
         prompt = judge_prompt(example.prompt.question, example.prompt.answer_a, example.prompt.answer_b)
-        reason = example.reason if variant == "sft" else None
+        reason = example.reason if with_reasons else None
         encoded = encode_reason_example(tokenizer, family, prompt, reason, example.verdict)
         length = len(encoded.input_ids)
         if length > max_length:
@@ -85,13 +85,11 @@ def encode_examples(
     return columns, drops
 
 
-def train_sft(
-    store: Store, config: SFTConfig, variant: Variant, model: ArtifactRef, examples: ArtifactRef
-) -> ArtifactRef:
+def train_sft(store: Store, config: SFTConfig, variant: str, model: ArtifactRef, examples: ArtifactRef) -> ArtifactRef:
     """Fine-tune a model on selected reasons and labelled verdicts (docs/method.md, section 3).
 
     Args:
-        variant: "sft" learns reason and verdict; "genrm" learns the verdicts of the same prompts alone.
+        variant: one that is trained on examples (`VARIANTS`); its style says whether it learns the reasons too.
         model: an imported model.
         examples: of select_reasons.
 
@@ -99,23 +97,26 @@ def train_sft(
         A checkpoint: weights in `config.dtype`, tokenizer with our chat template, training_log.json, tensorboard/.
 
     Raises:
-        ConfigError: settings contradict each other, or have no effect.
+        ConfigError: the variant is another's, or settings contradict each other or have no effect.
         EmptyStageError: every example is longer than `max_length`.
         TrainingError: a loss or a gradient was not finite.
     """
     check_config(config, "train_sft")
+    known = [name for name, entry in VARIANTS.items() if entry.trained_on == "examples"]
+    if variant not in known:
+        raise ConfigError(f"train_sft: variant is '{variant}'; expected one of {', '.join(known)}.")
+    opening_role = VARIANTS[variant].opening_role
     with Stage(store, "train_sft", config, {"model": model, "examples": examples}, {"variant": variant}) as stage:
         if stage.done:
             return stage.done
         records = read_records(examples, "examples.jsonl", TrainingExample)
         world = find_world(config, stage.name)
         model_dir = download(model, stage.work_dir / "model")
-        opening_role: Literal["reason", "assistant"] = "reason" if variant == "sft" else "assistant"
         tokenizer, family = load_tokenizer(model_dir, opening_role)
         limit = length_limit(model_dir, config)
-        columns, drops = encode_examples(records, tokenizer, family, variant, config.mask, limit)
+        columns, drops = encode_examples(records, tokenizer, family, opening_role == "reason", config.mask, limit)
         drops.require_some(
             "train_sft", f"Raise max_length (now {config.max_length:,}; the model allows no more than {limit:,})."
         )
-        metrics = train(stage, config, "sft", columns, model_dir, opening_role, world)
+        metrics = train(stage, config, columns, model_dir, opening_role, world)
         return stage.finish(drops.counts(), {"variant": variant, "num_rows": len(columns["length"]), **metrics})

@@ -7,7 +7,7 @@ too. The libraries' own config files are not taken: a key that they do not know 
 from collections.abc import Mapping
 from typing import Any
 
-from reasongenrm.config import TrainConfig
+from reasongenrm.config import SFTConfig, TrainConfig
 
 # What accelerate calls the processes of each kind of sharding.
 KINDS = {"zero2": "DEEPSPEED", "zero3": "DEEPSPEED", "fsdp2": "FSDP"}
@@ -52,11 +52,10 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any] | None:
     }
 
 
-def fsdp_config(config: TrainConfig, *, trainer: str, checkpointing: bool) -> dict[str, Any] | None:
+def fsdp_config(config: TrainConfig, *, checkpointing: bool) -> dict[str, Any] | None:
     """transformers' config of FSDP2 (torch's `fully_shard`); None for another kind of sharding.
 
     Args:
-        trainer: "sft" or "dpo".
         checkpointing: whether activations are computed once more in the backward pass.
     """
     if config.sharding != "fsdp2":
@@ -69,7 +68,7 @@ def fsdp_config(config: TrainConfig, *, trainer: str, checkpointing: bool) -> di
         "activation_checkpointing": checkpointing,
         # The first process of a node reads the weights, those of the first node are sent: a float32 copy of 14B weights is
         # 56 GB. TRL's DPO spreads its reference model without sending it, so there every process has to read.
-        "cpu_ram_efficient_loading": trainer == "sft",
+        "cpu_ram_efficient_loading": isinstance(config, SFTConfig),
         # Every process writes its own part of a checkpoint, and another number of processes can read it.
         "state_dict_type": "SHARDED_STATE_DICT",
     }

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from reasongenrm.config import TrainConfig
 from reasongenrm.errors import ReasonGenRMError, TrainingError
@@ -26,7 +26,6 @@ from reasongenrm.training.world import World
 def train(
     stage: Stage,
     config: TrainConfig,
-    trainer: Literal["sft", "dpo"],
     rows: Mapping[str, Sequence[Any]],
     model_dir: Path,
     opening_role: OpeningRole,
@@ -38,7 +37,7 @@ def train(
 
     Args:
         stage: whose checkpoints are kept and resumed.
-        rows: columns of equal length: the trainer's own, and `length`, the tokens of each row.
+        rows: columns of equal length: the kind of training's own, and `length`, the tokens of each row.
         model_dir: the checkpoint to start from.
         opening_role: the turn that a generation of the trained model opens.
         world: of `find_world`.
@@ -59,7 +58,6 @@ def train(
     Dataset.from_dict(dict(rows)).save_to_disk(dataset_dir)
     job = TrainingJob(
         stage=stage.name,
-        trainer=trainer,
         config=config.model_dump(mode="json"),
         inputs=stage.inputs,
         extra={name: value for name, value in stage.config.items() if name not in type(config).model_fields},

@@ -212,9 +212,7 @@ def _arguments(
         "logging_nan_inf_filter": False,  # the default shows the last good loss instead of a bad one
         "deepspeed": deepspeed_config(config),
         "fsdp": config.sharding == "fsdp2",
-        "fsdp_config": fsdp_config(
-            config, trainer="sft" if isinstance(config, SFTConfig) else "dpo", checkpointing=checkpointing
-        ),
+        "fsdp_config": fsdp_config(config, checkpointing=checkpointing),
         # use_cpu turns DeepSpeed and FSDP off without a word; without a GPU, bf16 is refused unless it is set.
         "use_cpu": on_cpu and config.sharding == "none",
         # Micro-batches are packed and copied while the GPU works.

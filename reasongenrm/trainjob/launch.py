@@ -21,7 +21,6 @@ from reasongenrm.kubernetes.waiting import poll
 from reasongenrm.store.artifacts import ArtifactRef, Store
 from reasongenrm.store.stage import Stage
 from reasongenrm.training.job import check_config
-from reasongenrm.training.sft import Variant
 from reasongenrm.trainjob.node import train_here, training_stage
 from reasongenrm.trainjob.pods import TrainPods
 from reasongenrm.trainjob.spec import (
@@ -37,7 +36,7 @@ LEAVE_SECONDS = 20.0  # to take the TrainJob down: a pod has 30 s from SIGTERM t
 
 
 def train_where_configured(
-    store: Store, config: SFTConfig | DPOConfig, variant: Variant | None = None, /, **inputs: ArtifactRef
+    store: Store, config: SFTConfig | DPOConfig, variant: str | None = None, /, **inputs: ArtifactRef
 ) -> ArtifactRef:
     """Run train_sft or train_dpo: with `mode: pod` here, with `mode: trainjob` in the pods of a TrainJob.
 

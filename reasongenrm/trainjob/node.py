@@ -20,7 +20,7 @@ from reasongenrm.processes.cpu_math import configure_cpu_math
 from reasongenrm.store.artifacts import ArtifactRef, Store
 from reasongenrm.store.stage import Stage
 from reasongenrm.training.dpo import train_dpo
-from reasongenrm.training.sft import Variant, train_sft
+from reasongenrm.training.sft import train_sft
 
 
 class NodeTask(BaseModel):
@@ -36,14 +36,14 @@ class NodeTask(BaseModel):
 
     key: str
     store_uri: str
-    variant: Variant | None
+    variant: str | None
     inputs: dict[str, ArtifactRef]
     sft: SFTConfig | None = None
     dpo: DPOConfig | None = None
 
 
 def training_stage(
-    store: Store, config: SFTConfig | DPOConfig, variant: Variant | None, inputs: Mapping[str, ArtifactRef]
+    store: Store, config: SFTConfig | DPOConfig, variant: str | None, inputs: Mapping[str, ArtifactRef]
 ) -> Stage:
     """The stage whose artifact a training makes.
 
@@ -57,7 +57,7 @@ def training_stage(
 
 
 def train_here(
-    store: Store, config: SFTConfig | DPOConfig, variant: Variant | None, inputs: Mapping[str, ArtifactRef]
+    store: Store, config: SFTConfig | DPOConfig, variant: str | None, inputs: Mapping[str, ArtifactRef]
 ) -> ArtifactRef:
     """Train in this pod; arguments as of `training_stage`."""
     if isinstance(config, DPOConfig):

@@ -5,8 +5,8 @@ from importlib import resources
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from reasongenrm.evaluation.metrics import VARIANT_NAMES
 from reasongenrm.judge.api import Order, OrderJudgment, PairwiseResponse
+from reasongenrm.variants import VARIANTS
 from reasongenrm.web.board import Board
 from reasongenrm.web.words import ORDER_NAMES, Notice, explanation, headline
 
@@ -49,7 +49,12 @@ def show_board(board: Board, root_path: str) -> str:
     """The leaderboard's tables, or why there is none."""
     if board.notice:
         return show_notice(board.notice)
-    return render("board.html.j2", board=board, names=VARIANT_NAMES, root_path=root_path)
+    return render(
+        "board.html.j2",
+        board=board,
+        names={name: variant.label for name, variant in VARIANTS.items()},
+        root_path=root_path,
+    )
 
 
 @cache

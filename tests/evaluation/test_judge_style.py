@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from reasongenrm.evaluation.judge_style import style_of
-from reasongenrm.evaluation.metrics import JudgeStyle
+from reasongenrm.variants import JudgeStyle
 from tests.tiny import FAMILIES, Family, tiny_tokenizer
 
 

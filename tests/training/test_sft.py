@@ -10,7 +10,7 @@ import pytest
 
 from reasongenrm.config import SFTConfig
 from reasongenrm.data.chat import detect_family, encode_reason_example, install_template
-from reasongenrm.errors import EmptyStageError, InputError
+from reasongenrm.errors import ConfigError, EmptyStageError, InputError
 from reasongenrm.packing.batches import plan_batches
 from reasongenrm.packing.trees import IGNORED
 from reasongenrm.store.artifacts import ArtifactRef, Store, download, open_artifact, read_file
@@ -75,7 +75,7 @@ def test_reference_mask_leaves_out_the_markup_and_the_end(family: Family) -> Non
 def test_genrm_learns_the_verdict_and_the_end_alone() -> None:
     tokenizer = tokenizer_of("chatml")
     columns, drops = encode_examples(
-        training_examples(3), tokenizer, detect_family(tokenizer), "genrm", "one_generation", 2048
+        training_examples(3), tokenizer, detect_family(tokenizer), False, "one_generation", 2048
     )
     assert drops.counts() == {"num_in": 3, "num_out": 3}
     spelled = [trained_tokens(labels, tokenizer) for labels in columns["labels"]]
@@ -89,9 +89,9 @@ def test_genrm_learns_the_verdict_and_the_end_alone() -> None:
 def test_example_that_is_too_long_is_dropped_and_counted_not_cut() -> None:
     tokenizer = tokenizer_of("chatml")
     examples = training_examples(3)
-    whole, _ = encode_examples(examples, tokenizer, detect_family(tokenizer), "sft", "one_generation", 10_000)
+    whole, _ = encode_examples(examples, tokenizer, detect_family(tokenizer), True, "one_generation", 10_000)
     limit = sorted(whole["length"])[1]
-    kept, drops = encode_examples(examples, tokenizer, detect_family(tokenizer), "sft", "one_generation", limit)
+    kept, drops = encode_examples(examples, tokenizer, detect_family(tokenizer), True, "one_generation", limit)
     assert drops.counts() == {"num_in": 3, "num_out": 2, "num_dropped_longer_than_max_length": 1}
     assert kept["input_ids"] == [ids for ids in whole["input_ids"] if len(ids) <= limit]
     assert kept["length"] == [len(ids) for ids in kept["input_ids"]]
@@ -103,7 +103,7 @@ def test_example_without_a_reason_is_named() -> None:
     with pytest.raises(
         InputError, match=r"examples.jsonl: prompt p0 has no reason; expected one, .* Re-run select_reasons"
     ):
-        encode_examples([bare], tokenizer, detect_family(tokenizer), "sft", "one_generation", 2048)
+        encode_examples([bare], tokenizer, detect_family(tokenizer), True, "one_generation", 2048)
 
 
 def test_max_length_that_leaves_nothing_is_named(store: Store, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_first_loss_is_the_mean_over_the_trained_tokens_of_the_batch(trained: tu
     _, ref, _, base = trained
     tokenizer = tokenizer_of("chatml")
     columns, _ = encode_examples(
-        training_examples(8), tokenizer, detect_family(tokenizer), "sft", "one_generation", 2048
+        training_examples(8), tokenizer, detect_family(tokenizer), True, "one_generation", 2048
     )
     plan = plan_batches(columns["length"], CONFIG, 1, 1000)
     log = json.loads(read_file(ref, LOG))
@@ -230,3 +230,9 @@ def test_how_rows_are_packed_changes_no_loss(store: Store, tmp_path: Path) -> No
         logs.append(json.loads(read_file(train_sft(store, config, "sft", model, examples), LOG)))
     for one, other in zip(*logs, strict=True):
         assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_variant_that_is_not_trained_on_examples_is_refused(store: Store) -> None:
+    ref = put_records(store, "s", "examples.jsonl", training_examples(1))
+    with pytest.raises(ConfigError, match="train_sft: variant is 'dpo'; expected one of genrm, sft"):
+        train_sft(store, CONFIG, "dpo", ref, ref)

@@ -297,9 +297,7 @@ def test_two_nodes_train_as_one_process_does_also_after_one_of_them_failed(
 def test_settings_of_one_kind_of_sharding_say_nothing_of_another() -> None:
     configs = {kind: SFTConfig.model_validate({"sharding": kind}) for kind in ("none", "zero2", "zero3", "fsdp2")}
     assert [kind for kind, config in configs.items() if deepspeed_config(config)] == ["zero2", "zero3"]
-    assert [kind for kind, config in configs.items() if fsdp_config(config, trainer="sft", checkpointing=False)] == [
-        "fsdp2"
-    ]
+    assert [kind for kind, config in configs.items() if fsdp_config(config, checkpointing=False)] == ["fsdp2"]
     zero2, zero3 = (deepspeed_config(configs[kind]) for kind in ("zero2", "zero3"))
     assert zero2 is not None
     assert zero3 is not None
@@ -320,9 +318,8 @@ def test_config_of_deepspeed_has_only_keys_that_deepspeed_knows() -> None:
 
 
 def test_fsdp_reads_weights_once_where_the_trainer_can_send_them() -> None:
-    config = SFTConfig.model_validate({"sharding": "fsdp2"})
-    for trainer, efficient in (("sft", True), ("dpo", False)):
-        found = fsdp_config(config, trainer=trainer, checkpointing=True)
+    for kind, efficient in ((SFTConfig, True), (DPOConfig, False)):
+        found = fsdp_config(kind.model_validate({"sharding": "fsdp2"}), checkpointing=True)
         assert found is not None
         assert found["cpu_ram_efficient_loading"] is efficient
         assert found["activation_checkpointing"] is True

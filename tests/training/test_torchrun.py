@@ -13,7 +13,6 @@ from tests.tiny import tiny_checkpoint
 def job(folder: Path, config: TrainConfig) -> TrainingJob:
     return TrainingJob(
         stage="train_sft",
-        trainer="sft",
         config=config.model_dump(mode="json"),
         inputs={},
         extra={},
