@@ -174,6 +174,7 @@ def _try_winner(
             style=VARIANTS[finished.winner].style,
             max_tokens=config.max_tokens,
             timeout_seconds=config.engine.timeout_seconds,
+            constrained=False,  # as in the evaluation: what is seen here is what the report counts
             calibration=load_calibration(model_folder),
         )
         judgment = judge_once(settings, PairwiseRequest(**asked))

@@ -7,8 +7,8 @@ from typing import Any
 import gradio as gr
 
 from reasongenrm.web.chatting import ChatClient, ChatReply, text_of
-from reasongenrm.web.markup import show_notice
-from reasongenrm.web.visitors import TooManyError, Visitors
+from reasongenrm.web.guard import TooManyError, Visitors
+from reasongenrm.web.markup import QUIET, show_notice
 from reasongenrm.web.words import TOO_MANY
 
 QUESTIONS = (
@@ -70,8 +70,7 @@ def chat_tab(chat: ChatClient, visitors: Visitors) -> None:
         run,
         [text, talk],
         [talk, text, notice, stop],
-        api_visibility="private",
-        show_progress="hidden",
+        **QUIET,
         trigger_mode="once",
     )
     stop.click(
@@ -79,14 +78,12 @@ def chat_tab(chat: ChatClient, visitors: Visitors) -> None:
         None,
         stop,
         cancels=[under_way],
-        api_visibility="private",
-        show_progress="hidden",
+        **QUIET,
     )
     talk.clear(
         lambda: ([], "", gr.Button(interactive=False)),
         None,
         [talk, notice, stop],
         cancels=[under_way],
-        api_visibility="private",
-        show_progress="hidden",
+        **QUIET,
     )

@@ -10,12 +10,11 @@ from typing import Any
 import gradio as gr
 
 from reasongenrm.judge.client.client import AsyncJudge
+from reasongenrm.web.guard import TooManyError, Visitors
 from reasongenrm.web.judge_pair_view import Asked, Seen, judge_pair
-from reasongenrm.web.markup import show_notice, show_order, show_verdict, show_waiting
-from reasongenrm.web.visitors import TooManyError, Visitors
+from reasongenrm.web.markup import QUIET, show_notice, show_order, show_verdict, show_waiting
 from reasongenrm.web.words import STOPPED, TOO_MANY
 
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}  # no public route, no spinner
 NUM_EARLIER = 2  # exchanges before the question that the page has fields for
 MAX_VOTES = 8  # of the API's 16: two orders of them are what a visitor waits for
 # After the first lines are there: before, the page is too short to scroll.

@@ -2,6 +2,7 @@
 
 from functools import cache
 from importlib import resources
+from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
@@ -9,6 +10,11 @@ from reasongenrm.judge.api import Order, OrderJudgment, PairwiseResponse
 from reasongenrm.variants import VARIANTS
 from reasongenrm.web.board import Board
 from reasongenrm.web.words import ORDER_NAMES, Notice, explanation, headline
+
+QUIET: dict[str, Any] = {
+    "api_visibility": "private",
+    "show_progress": "hidden",
+}  # a handler without public route or spinner
 
 
 def render(template: str, **values: object) -> str:

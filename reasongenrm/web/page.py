@@ -8,9 +8,9 @@ from reasongenrm.judge.client.client import AsyncJudge
 from reasongenrm.web.board import Shelf
 from reasongenrm.web.chat_tab import chat_tab
 from reasongenrm.web.chatting import ChatClient
+from reasongenrm.web.guard import Visitors
 from reasongenrm.web.judge_tab import judge_tab
-from reasongenrm.web.markup import render, show_board, show_notice
-from reasongenrm.web.visitors import Visitors
+from reasongenrm.web.markup import QUIET, render, show_board, show_notice
 from reasongenrm.web.words import NOT_READY
 
 TITLE = "ReasonGenRM"
@@ -57,7 +57,7 @@ def make_page(judge: AsyncJudge, chat: ChatClient, shelf: Shelf, visitors: Visit
         async def look() -> str:
             return "" if await judge.ready() else show_notice(NOT_READY)
 
-        page.load(look, None, state, api_visibility="private", show_progress="hidden")
+        page.load(look, None, state, **QUIET)
     page.queue(default_concurrency_limit=MOST_RUNNING, max_size=MOST_WAITING, api_open=False)
     return page
 

@@ -25,9 +25,8 @@ from reasongenrm.errors import ReasonGenRMError
 from reasongenrm.judge.client.client import AsyncJudge
 from reasongenrm.web.board import Shelf
 from reasongenrm.web.chatting import ChatClient
-from reasongenrm.web.guard import PageGuard
+from reasongenrm.web.guard import PageGuard, Visitors
 from reasongenrm.web.page import make_page, make_theme, style
-from reasongenrm.web.visitors import Visitors
 
 logger = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 300.0  # between two parts of a stream: the judge's own limit of a generation ends before

@@ -9,8 +9,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from reasongenrm.web.guard import MAX_BODY_BYTES, PageGuard
-from reasongenrm.web.visitors import TooManyError, Visitors
+from reasongenrm.web.guard import MAX_BODY_BYTES, PageGuard, TooManyError, Visitors
 from tests.endpoints import serving
 from tests.web.conftest import page_process
 from tests.web.fake_judge import KEY
