@@ -6,13 +6,13 @@ Work is FLOPs, rows or bytes. Each figure has a range, from how far its measurem
 """
 
 from collections.abc import Callable
-
-from pydantic import BaseModel, ConfigDict
+from dataclasses import dataclass
 
 from reasongenrm.config import RunConfig
 from reasongenrm.errors import ConfigError
-from reasongenrm.planning.measurements import LIGHT, Machine, Measurement, Measurements, Workload
+from reasongenrm.planning.measurements import LIGHT, Machine, Measurement, Measurements
 from reasongenrm.planning.workloads import Assumptions, StageWorkload, run_workloads
+from reasongenrm.records import Record
 from reasongenrm.training.memory import USABLE, USUAL_TOKENS, training_bytes
 from reasongenrm.training.shapes import RESUME_BYTES, ModelShape
 
@@ -30,29 +30,27 @@ ELSEWHERE = 1.25  # each: measured on another GPU; an assumed efficiency
 PER_SIZE = 0.25  # (ratio of the parameters) ** this
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class Range(_Frozen):
+@dataclass(frozen=True)
+class Range:
     """A figure, and what it may turn out to be."""
 
-    low: float
-    expected: float
-    high: float
+    low: float = 0
+    expected: float = 0
+    high: float = 0
 
     def __add__(self, other: "Range") -> "Range":
-        return Range(low=self.low + other.low, expected=self.expected + other.expected, high=self.high + other.high)
+        return Range(self.low + other.low, self.expected + other.expected, self.high + other.high)
 
     def times(self, factor: float) -> "Range":
         """In another unit."""
-        return Range(low=self.low * factor, expected=self.expected * factor, high=self.high * factor)
+        return Range(self.low * factor, self.expected * factor, self.high * factor)
 
 
-NOTHING = Range(low=0, expected=0, high=0)
+NOTHING = Range()
 
 
-class Basis(_Frozen):
+@dataclass(frozen=True)
+class Basis:
     """What a stage's figure rests on.
 
     Attributes:
@@ -70,20 +68,16 @@ class Basis(_Frozen):
     factor: float
 
 
-class StageEstimate(_Frozen):
+@dataclass(frozen=True)
+class StageEstimate(StageWorkload):
     """What one stage takes.
 
     Attributes:
         num_devices: GPUs that it holds; 1 on a CPU; 0 for a stage that holds none.
         hours: of wall time; None for what is not estimated: an endpoint's work, and the cluster's.
-        kept_bytes, passing_bytes: see `StageWorkload`.
         cost: money; None without a price.
     """
 
-    stage: str
-    work: Workload
-    kept_bytes: float
-    passing_bytes: float
     num_devices: int = 0
     hours: Range | None = None
     device_hours: Range = NOTHING
@@ -91,7 +85,7 @@ class StageEstimate(_Frozen):
     basis: Basis | None = None
 
 
-class ModelMemory(_Frozen):
+class ModelMemory(Record):
     """GPUs that a model needs, and the bytes on each.
 
     Attributes:
@@ -109,7 +103,7 @@ class ModelMemory(_Frozen):
     training_bytes: float = 0.0
 
 
-class RunEstimate(_Frozen):
+class RunEstimate(Record):
     """All stages, one after another, and what they rest on.
 
     Attributes:
@@ -151,19 +145,40 @@ def estimate_run(
         InputError: nothing was measured that a stage could rest on.
         ConfigError: a model does not fit on these GPUs.
     """
-    memory = {}
-    if machine.memory_bytes is not None:
-        if teacher is not None:
-            memory[teacher.name] = model_memory(teacher, None, machine.memory_bytes)
-        memory[judge.name] = model_memory(judge, config, machine.memory_bytes)
+    memory = {
+        model.name: model_memory(model, trained, machine.memory_bytes)
+        for model, trained in ((teacher, None), (judge, config))
+        if model and machine.memory_bytes is not None
+    }
     rests_on: list[Measurement] = []
     stages = []
     kept = peak = 0.0
     for workload in run_workloads(config, assumed, judge, teacher):
-        held, speed = _devices(workload, machine, num_gpus, memory)
-        stages.append(_stage(workload, measurements, machine, held, speed, price, rests_on))
         kept += workload.kept_bytes
         peak = max(peak, kept + workload.passing_bytes)
+        if workload.kind is None:
+            stages.append(StageEstimate(**vars(workload)))
+            continue
+        held, speed = _devices(workload, machine, num_gpus, memory)
+        used, model_scale, peak_scale = measurements.nearest(workload.kind, workload.model, machine)
+        if used not in rests_on:
+            rests_on.append(used)
+        per_gpu = workload.work.amount(workload.kind, workload.model) / speed
+        work_scale = per_gpu / used.work.amount(used.kind, used.model)
+        start = 0 if workload.model is None else CPU_START if machine.memory_bytes is None else GPU_START
+        expected = (start + work_scale * used.seconds / peak_scale) / 3600
+        factor = LIGHT_REPEATED if workload.kind in LIGHT else REPEATED
+        another_gpu = workload.model is not None and used.machine != machine.name
+        factor *= ELSEWHERE ** (another_gpu + (held not in (0, speed)))
+        factor *= max(model_scale, 1 / model_scale) ** PER_SIZE
+        hours = Range(expected / factor, expected, expected * factor)
+        basis = Basis(rests_on.index(used) + 1, model_scale, peak_scale, work_scale, factor)
+        cost = None if price is None else hours.times(held * price)
+        stages.append(
+            StageEstimate(
+                **vars(workload), num_devices=held, hours=hours, device_hours=hours.times(held), cost=cost, basis=basis
+            )
+        )
     device_hours = sum((stage.device_hours for stage in stages), NOTHING)
     return RunEstimate(
         machine=machine,
@@ -178,43 +193,6 @@ def estimate_run(
         stages=tuple(stages),
         measurements=tuple(rests_on),
     )
-
-
-def _stage(
-    stage: StageWorkload,
-    measurements: Measurements,
-    machine: Machine,
-    held: int,
-    speed: float,
-    price: float | None,
-    rests_on: list[Measurement],
-) -> StageEstimate:
-    """Work / throughput on `held` GPUs that have `speed` times one's; what it rests on is added to `rests_on`."""
-    estimate = StageEstimate(
-        stage=stage.stage, work=stage.work, kept_bytes=stage.kept_bytes, passing_bytes=stage.passing_bytes
-    )
-    if stage.kind is None:
-        return estimate
-    used, model_scale, peak_scale = measurements.nearest(stage.kind, stage.model, machine)
-    if used not in rests_on:
-        rests_on.append(used)
-    factor = LIGHT_REPEATED if stage.kind in LIGHT else REPEATED
-    another_gpu = stage.model is not None and used.machine != machine.name
-    factor *= ELSEWHERE ** (another_gpu + (held not in (0, speed)))
-    factor *= max(model_scale, 1 / model_scale) ** PER_SIZE
-    work_scale = stage.work.amount(stage.kind, stage.model) / speed / used.work.amount(used.kind, used.model)
-    start = 0 if stage.model is None else CPU_START if machine.memory_bytes is None else GPU_START
-    expected = (start + work_scale * used.seconds / peak_scale) / 3600
-    hours = Range(low=expected / factor, expected=expected, high=expected * factor)
-    basis = Basis(
-        measurement=rests_on.index(used) + 1,
-        model_scale=model_scale,
-        peak_scale=peak_scale,
-        work_scale=work_scale,
-        factor=factor,
-    )
-    found = {"num_devices": held, "hours": hours, "device_hours": hours.times(held), "basis": basis}
-    return estimate.model_copy(update={**found, "cost": None if price is None else hours.times(held * price)})
 
 
 def _devices(

@@ -2,8 +2,7 @@
 
 Every figure of a plan rests on one of them. `measurements.json` next to this module is shipped; `reasongenrm plan
 --measurements FILE` adds your own. What counts as work is the least that has to be done (`Workload`), however the code
-does it: code that computes a prompt twice is slower, it does no more work. "46,200 tokens/s" is a measurement of one
-second.
+does it: code that computes a prompt twice is slower, it does no more work.
 """
 
 import json
@@ -11,9 +10,10 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from reasongenrm.errors import InputError, validated
+from reasongenrm.records import Record
 from reasongenrm.training.shapes import SHAPES, ModelShape
 
 # write_reasons: of the teacher or the policy. evaluate: greedy judgments, one per prompt. select_reasons: either
@@ -21,9 +21,9 @@ from reasongenrm.training.shapes import SHAPES, ModelShape
 WorkKind = Literal[
     "import_model",
     "prepare_pairs",
+    "select_reasons",
     "write_reasons",
     "score_reasons",
-    "select_reasons",
     "train_sft",
     "train_dpo",
     "evaluate",
@@ -35,9 +35,10 @@ PASSES: dict[WorkKind, int] = {"write_reasons": 1, "score_reasons": 1, "train_sf
 SHIPPED = Path(__file__).with_name("measurements.json")
 CPU = "cpu"  # the machine on which light work was measured
 Amount = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
 
 
-class Workload(BaseModel):
+class Workload(Record):
     """The size of a piece of work. What does not apply is 0.
 
     Attributes:
@@ -48,8 +49,6 @@ class Workload(BaseModel):
         num_rows: records that a light stage reads.
         num_bytes: of a model that is copied into the store.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     num_prompts: Amount = 0
     prompt_tokens: Amount = 0
@@ -78,16 +77,14 @@ class Workload(BaseModel):
 
 def _named(value: Any) -> Any:
     """A shape by its name in SHAPES, or as it is."""
-    if not isinstance(value, str):
-        return value
-    if value not in SHAPES:
+    if isinstance(value, str) and value not in SHAPES:
         raise ValueError(
             f"no shape is named {value!r}; expected one of {', '.join(SHAPES)}, or an object with a shape's fields"
         )
-    return SHAPES[value]
+    return SHAPES[value] if isinstance(value, str) else value
 
 
-class Measurement(BaseModel):
+class Measurement(Record):
     """One measurement.
 
     Attributes:
@@ -99,13 +96,11 @@ class Measurement(BaseModel):
         date: YYYY-MM or YYYY-MM-DD.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     kind: WorkKind
     machine: str
     model: Annotated[ModelShape | None, BeforeValidator(_named)] = None
     work: Workload
-    seconds: Annotated[float, Field(gt=0)]
+    seconds: Positive
     version: str | None = None
     command: str
     date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}(-\d{2})?$")]
@@ -125,7 +120,7 @@ class Measurement(BaseModel):
         return self.work.amount(self.kind, self.model) / self.seconds
 
 
-class Machine(BaseModel):
+class Machine(Record):
     """What was measured on: one GPU, or a CPU.
 
     Attributes:
@@ -135,27 +130,24 @@ class Machine(BaseModel):
             ratio of both. None: only what was measured on this machine counts.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     name: str
     title: str
-    memory_bytes: Annotated[float, Field(gt=0)] | None = None
-    peak_tflops: Annotated[float, Field(gt=0)] | None = None
+    memory_bytes: Positive | None = None
+    peak_tflops: Positive | None = None
 
 
-class Measurements(BaseModel):
+class Measurements(Record):
     """A file of measurements, and the machines that they name."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     machines: tuple[Machine, ...] = ()
     measurements: tuple[Measurement, ...] = ()
 
     def write(self, path: Path) -> None:
         """Write the file, a measurement per line."""
-        machines = ",\n".join(f"  {machine.model_dump_json(exclude_none=True)}" for machine in self.machines)
-        lines = [one.model_dump(mode="json", exclude_defaults=True) for one in self.measurements]
-        rows = ",\n".join(f"  {json.dumps(line, ensure_ascii=False)}" for line in lines)
+        machines, rows = (
+            ",\n".join("  " + json.dumps(one.model_dump(mode="json", exclude_defaults=True)) for one in found)
+            for found in (self.machines, self.measurements)
+        )
         path.write_text(f'{{"machines": [\n{machines}\n],\n"measurements": [\n{rows}\n]}}\n', encoding="utf-8")
 
     def __add__(self, other: "Measurements") -> "Measurements":
@@ -171,14 +163,14 @@ class Measurements(BaseModel):
         Raises:
             InputError: no file describes it.
         """
-        found = next((machine for machine in self.machines if machine.name == name), None)
-        if found is None:
-            known = ", ".join(machine.name for machine in self.machines)
+        known = {machine.name: machine for machine in self.machines}
+        if name not in known:
             raise InputError(
-                f'--gpu {name}: no machine with this name; expected one of {known}. Describe it under "machines" in a '
-                "file of --measurements: name, title, memory_bytes and peak_tflops are enough (docs/planning.md)."
+                f"--gpu {name}: no machine with this name; expected one of {', '.join(known)}. Describe it under "
+                '"machines" in a file of --measurements: name, title, memory_bytes and peak_tflops are enough '
+                "(docs/planning.md)."
             )
-        return found
+        return known[name]
 
     def nearest(self, kind: WorkKind, model: ModelShape | None, machine: Machine) -> tuple[Measurement, float, float]:
         """The measurement that an estimate rests on, with the ratios of the parameters and of the machines' peaks.

@@ -6,22 +6,18 @@ from reasongenrm.planning.measurements import Machine, Measurement, Measurements
 
 def answer(estimate: RunEstimate) -> list[str]:
     """Hours, GPU-hours, money and storage of the whole run, and the GPUs that the models need."""
-    device = _device(estimate.machine)
+    device = "GPU" if estimate.machine.memory_bytes else "CPU"
     where = f"{estimate.num_devices} x {estimate.machine.title}" if device == "GPU" else estimate.machine.title
+    price = f", which cost {span(estimate.cost)} at {estimate.price:g} per {device}-hour" if estimate.cost else ""
     lines = [
         f"{span(estimate.hours)} hours on {where}, one stage after another",
-        f"{span(estimate.device_hours)} {device}-hours",
+        f"{span(estimate.device_hours)} {device}-hours{price}",
+        f"{size(estimate.kept_bytes)} stay in the store, which holds at most {size(estimate.peak_bytes)} at a time",
     ]
-    if estimate.cost and estimate.price:
-        lines[-1] += f", which cost {span(estimate.cost)} at {estimate.price:g} per {device}-hour"
-    lines.append(
-        f"{size(estimate.kept_bytes)} stay in the store, which holds at most {size(estimate.peak_bytes)} at a time"
-    )
     for model in estimate.memory:
-        line = (
-            f"{model.name}: weights {size(model.weights_bytes)}, KV {model.kv_bytes_per_token / 1024:g} KiB per token"
-        )
-        line += f"; serving {_gpus(model.serving_gpus, model.serving_bytes)}"
+        kv = f"KV {model.kv_bytes_per_token / 1024:g} KiB per token"
+        line = f"{model.name}: weights {size(model.weights_bytes)}, {kv}; serving "
+        line += _gpus(model.serving_gpus, model.serving_bytes)
         if model.training_gpus:
             line += f"; training {_gpus(model.training_gpus, model.training_bytes)}"
             line += f", checkpoints {size(model.checkpoint_bytes)}"
@@ -31,7 +27,7 @@ def answer(estimate: RunEstimate) -> list[str]:
 
 def stage_table(estimate: RunEstimate) -> tuple[list[str], list[list[str]]]:
     """Head and rows: every stage, in the order of the run."""
-    device = _device(estimate.machine)
+    device = "GPU" if estimate.machine.memory_bytes else "CPU"
     head = ["stage", "work", f"{device}s", "hours", f"{device}-hours", "store", "cost", "rests on"]
     rows = [
         [
@@ -53,14 +49,13 @@ def stage_table(estimate: RunEstimate) -> tuple[list[str], list[list[str]]]:
 
 def basis_lines(estimate: RunEstimate, machines: Measurements) -> list[str]:
     """What the numbers in brackets are, and what is not estimated."""
-    lines = [
-        f"[{number}] {_measurement(one, machines.machine(one.machine))}"
-        for number, one in enumerate(estimate.measurements, start=1)
+    used = [_measurement(one, machines.machine(one.machine)) for one in estimate.measurements]
+    missing = ", ".join(stage.stage for stage in estimate.stages if stage.hours is None)
+    return [
+        *(f"[{number}] {line}" for number, line in enumerate(used, start=1)),
+        "N x 2: a model of twice the parameters of the measured one. In parentheses: from low to high.",
+        f"Not estimated: {missing} (seconds, a wait for the cluster, or an endpoint's work).",
     ]
-    missing = [stage.stage for stage in estimate.stages if stage.hours is None]
-    lines.append("N x 2: a model of twice the parameters of the measured one. In parentheses: from low to high.")
-    lines.append(f"Not estimated: {', '.join(missing)} (seconds, a wait for the cluster, or an endpoint's work).")
-    return lines
 
 
 def number(value: float) -> str:
@@ -81,19 +76,14 @@ def size(num_bytes: float) -> str:
     return "< 0.1 GB" if num_bytes < 1e8 else f"{number(num_bytes / 1e9)} GB"
 
 
-def _device(machine: Machine) -> str:
-    return "GPU" if machine.memory_bytes else "CPU"
-
-
 def _gpus(num_gpus: int, bytes_each: float) -> str:
     return f"{num_gpus} GPU{'s' * (num_gpus > 1)} x {size(bytes_each)}"
 
 
 def _count(amount: float) -> str:
-    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if amount >= scale:
-            return f"{amount / scale:.3g}{unit}"
-    return f"{amount:.0f}"
+    """60, 2.56M; from a thousand on three digits."""
+    scale, unit = next(((s, u) for s, u in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if amount >= s), (1.0, ""))
+    return f"{amount / scale:.3g}{unit}" if unit else f"{amount:.0f}"
 
 
 def _work(stage: StageEstimate) -> str:

@@ -9,15 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from reasongenrm.config import DistillConfig, RunConfig, SampleConfig, TrainConfig
+from reasongenrm.data.sections import NUM_OFFICIAL_ROWS
 from reasongenrm.planning.measurements import WorkKind, Workload
 from reasongenrm.training.shapes import INFERENCE_BYTES, RESUME_BYTES, ModelShape
 from reasongenrm.variants import VARIANTS
 
-REWARD_BENCH_ROWS = 2_985
 BYTES_PER_TOKEN = 4.6  # of text: RewardBench's answers under SmolLM2's tokenizer, 1,000 rows
 RECORD_BYTES = 250  # of a record's other fields: ids, names, numbers
 VERDICT_TOKENS = 5  # [[A]] and the markup around it
-
 NO_WORK = Workload()
 
 
@@ -38,6 +37,20 @@ class Assumptions:
     reason_tokens: int = 500
     kept_fraction: float = 0.5
 
+    def texts(self, num_prompts: int, reasons_each: int, tokens_each: int) -> Workload:
+        """Prompts, each with some reasons of this many tokens."""
+        num_reasons = num_prompts * reasons_each
+        return Workload(
+            num_prompts=num_prompts,
+            prompt_tokens=num_prompts * self.prompt_tokens,
+            num_reasons=num_reasons,
+            reason_tokens=num_reasons * tokens_each,
+        )
+
+    def written(self, num_prompts: int, config: DistillConfig | SampleConfig) -> Workload:
+        """Reasons that a model writes."""
+        return self.texts(num_prompts, config.num_samples, min(self.reason_tokens, config.max_tokens))
+
 
 @dataclass(frozen=True)
 class StageWorkload:
@@ -47,7 +60,7 @@ class StageWorkload:
         stage: its name in the pipeline.
         kind: of its work; None: it costs no time of these machines, or waits for a cluster.
         kept_bytes: of its artifact.
-        passing_bytes: that the store holds besides while it runs: parts, and two checkpoints to resume from (the older
+        passing_bytes: that the store also holds while it runs: parts, and two checkpoints to resume from (the older
             one goes when the newer one is complete).
     """
 
@@ -78,34 +91,30 @@ def run_workloads(
         size = work.num_reasons * reason_bytes
         return StageWorkload(stage, kind, work, model, size, size)
 
-    def selected(stage: str, num_reasons: int, kept_bytes: float) -> StageWorkload:
-        return StageWorkload(stage, "select_reasons", Workload(num_rows=num_reasons), kept_bytes=kept_bytes)
+    def light(stage: str, kind: WorkKind, num_rows: int, kept_bytes: float) -> StageWorkload:
+        return StageWorkload(stage, kind, Workload(num_rows=num_rows), kept_bytes=kept_bytes)
 
-    def learned(num_rows: int, reasons_each: int, tokens_each: int) -> Workload:
-        return _texts(assumed, num_rows, num_rows * reasons_each, tokens_each)
-
+    distilled, sampled = assumed.written(num_prompts, config.distill), assumed.written(num_sampled, config.sample)
+    verdicts = assumed.texts(num_kept, 1, VERDICT_TOKENS)
+    reasons = assumed.texts(num_kept, 1, assumed.reason_tokens + VERDICT_TOKENS)
+    preferences = assumed.texts(num_preferred, 2, assumed.reason_tokens)
     yield StageWorkload("import_model", "import_model", Workload(num_bytes=weights), kept_bytes=weights)
-    yield StageWorkload(
-        "prepare_pairs", "prepare_pairs", Workload(num_rows=pairs), kept_bytes=num_prompts * prompt_bytes
-    )
-    distilled = _written(assumed, num_prompts, config.distill)
+    yield light("prepare_pairs", "prepare_pairs", pairs, num_prompts * prompt_bytes)
     yield written("distill_reasons", "write_reasons" if teacher else None, distilled, teacher)
     yield written("score_reasons (of the teacher)", "score_reasons", distilled, judge)
-    yield selected("select_reasons", distilled.num_reasons, num_kept * (prompt_bytes + reason_bytes))
-    verdicts = learned(num_kept, 1, VERDICT_TOKENS)
+    yield light("select_reasons", "select_reasons", distilled.num_reasons, num_kept * (prompt_bytes + reason_bytes))
     yield _trained("train_sft (genrm)", "train_sft", config.genrm, judge, verdicts)
-    reasons = learned(num_kept, 1, assumed.reason_tokens + VERDICT_TOKENS)
     yield _trained("train_sft (sft)", "train_sft", config.sft, judge, reasons)
-    sampled = _written(assumed, num_sampled, config.sample)
     yield written("sample_reasons", "write_reasons", sampled, judge)
     yield written("score_reasons (of the policy)", "score_reasons", sampled, judge)
-    yield selected("select_preferences", sampled.num_reasons, num_preferred * (prompt_bytes + 2 * reason_bytes))
-    yield _trained("train_dpo", "train_dpo", config.dpo, judge, learned(num_preferred, 2, assumed.reason_tokens))
+    kept_bytes = num_preferred * (prompt_bytes + 2 * reason_bytes)
+    yield light("select_preferences", "select_reasons", sampled.num_reasons, kept_bytes)
+    yield _trained("train_dpo", "train_dpo", config.dpo, judge, preferences)
     for variant in VARIANTS.values():
         tokens = VERDICT_TOKENS if variant.style == "verdict" else assumed.reason_tokens + VERDICT_TOKENS
-        rows = min(REWARD_BENCH_ROWS, config.evaluate.limit or REWARD_BENCH_ROWS) * 2  # in both orders
+        rows = min(NUM_OFFICIAL_ROWS, config.evaluate.limit or NUM_OFFICIAL_ROWS) * 2  # in both orders
         tokens = min(tokens, config.evaluate.max_tokens)
-        judged = _texts(assumed, rows, rows * config.evaluate.votes, tokens)
+        judged = assumed.texts(rows, config.evaluate.votes, tokens)
         size = judged.num_reasons * _bytes(tokens)
         yield StageWorkload(f"evaluate_rewardbench ({variant.name})", "evaluate", judged, judge, size, size)
     yield StageWorkload("select_winner")
@@ -117,25 +126,10 @@ def _bytes(num_tokens: float) -> float:
     return num_tokens * BYTES_PER_TOKEN + RECORD_BYTES
 
 
-def _texts(assumed: Assumptions, num_prompts: int, num_reasons: int, tokens_each: int) -> Workload:
-    return Workload(
-        num_prompts=num_prompts,
-        prompt_tokens=num_prompts * assumed.prompt_tokens,
-        num_reasons=num_reasons,
-        reason_tokens=num_reasons * tokens_each,
-    )
-
-
-def _written(assumed: Assumptions, num_prompts: int, config: DistillConfig | SampleConfig) -> Workload:
-    tokens_each = min(assumed.reason_tokens, config.max_tokens)
-    return _texts(assumed, num_prompts, num_prompts * config.num_samples, tokens_each)
-
-
 def _trained(stage: str, kind: WorkKind, config: TrainConfig, judge: ModelShape, epoch: Workload) -> StageWorkload:
     """Training for the config's epochs, or for `max_steps` batches."""
-    rows = epoch.num_prompts
-    steps = max(1, math.ceil(round(config.num_train_epochs * rows / config.train_batch_size, 6)))
-    epochs = config.num_train_epochs
+    rows, epochs = epoch.num_prompts, config.num_train_epochs
+    steps = max(1, math.ceil(round(epochs * rows / config.train_batch_size, 6)))
     if config.max_steps > 0:
         steps, epochs = config.max_steps, config.max_steps * config.train_batch_size / rows
     work = Workload(**{name: round(value * epochs) for name, value in epoch})
