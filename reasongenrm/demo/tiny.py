@@ -4,12 +4,13 @@ It loads as any model of the hub does (`AutoModelForCausalLM`, `AutoTokenizer`),
 tests use it, and so does the smoke run of a new cluster (smoke.py): everything is real but what the model knows.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
+
+from reasongenrm.data.chat import detect_family, install_template, save_reasoning_parser
 
 Family = Literal["chatml", "qwen2.5", "llama3"]
-FAMILIES: tuple[Family, ...] = ("chatml", "qwen2.5", "llama3")
+FAMILIES: tuple[Family, ...] = get_args(Family)
 
 CORPUS = (
     "Which answer is better? Answer A is better than answer B: the verdict is [[A]].",
@@ -18,11 +19,10 @@ CORPUS = (
 )
 
 
-@dataclass(frozen=True)
-class _Tokens:
+class _Tokens(NamedTuple):
     """Special tokens of one family in the order of their ids, and the roles that the hub's tokenizer gives them."""
 
-    special: tuple[str, ...]
+    special: str
     bos: str | None
     eos: str
     pad: str | None
@@ -41,46 +41,28 @@ _LLAMA3_TEMPLATE = (
 )
 _TOKENS: dict[Family, _Tokens] = {
     "chatml": _Tokens(  # as in HuggingFaceTB/SmolLM2-135M-Instruct
-        special=("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<file_sep>"),
+        "<|endoftext|> <|im_start|> <|im_end|> <repo_name> <file_sep>",
         bos="<|im_start|>",
         eos="<|im_end|>",
         pad="<|im_end|>",
         template=_CHATML_TEMPLATE,
     ),
     "qwen2.5": _Tokens(  # as in Qwen/Qwen2.5-7B-Instruct
-        special=(
-            "<|endoftext|>",
-            "<|im_start|>",
-            "<|im_end|>",
-            "<|object_ref_start|>",
-            "<|vision_start|>",
-            "<|fim_prefix|>",
-            "<|fim_pad|>",
-        ),
+        "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|vision_start|> <|fim_prefix|> <|fim_pad|>",
         bos=None,
         eos="<|im_end|>",
         pad="<|endoftext|>",
         template=_CHATML_TEMPLATE,
     ),
     "llama3": _Tokens(  # as in meta-llama/Llama-3.1-8B-Instruct
-        special=(
-            "<|begin_of_text|>",
-            "<|end_of_text|>",
-            "<|reserved_special_token_0|>",
-            "<|finetune_right_pad_id|>",
-            "<|start_header_id|>",
-            "<|end_header_id|>",
-            "<|eom_id|>",
-            "<|eot_id|>",
-            "<|python_tag|>",
-        ),
+        "<|begin_of_text|> <|end_of_text|> <|reserved_special_token_0|> <|finetune_right_pad_id|> <|start_header_id|> "
+        "<|end_header_id|> <|eom_id|> <|eot_id|> <|python_tag|>",
         bos="<|begin_of_text|>",
         eos="<|eot_id|>",
         pad=None,
         template=_LLAMA3_TEMPLATE,
     ),
 }
-
 
 # How the tokenizers of Llama 3 and Qwen 2.5 cut text into words (the "Split" pattern of their tokenizer.json).
 _WORDS = (
@@ -95,30 +77,22 @@ def tiny_tokenizer(family: Family) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     tokens = _TOKENS[family]
+    special = tokens.special.split()
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if family != "chatml":  # SmolLM2 splits as GPT-2 did; the others keep a turn opening's line breaks together
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
+        split = pre_tokenizers.Split(Regex(_WORDS), behavior="isolated")
+        to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        CORPUS,
-        trainers.BpeTrainer(
-            vocab_size=384,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            special_tokens=list(tokens.special),
-            show_progress=False,
-        ),
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=384, initial_alphabet=alphabet, special_tokens=special, show_progress=False
     )
+    tokenizer.train_from_iterator(CORPUS, trainer)
     if family == "llama3":  # the hub's post-processor puts the first token there by itself
-        first = tokens.special[0]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{first} $A", special_tokens=[(first, tokenizer.token_to_id(first))]
-        )
+        first = (special[0], tokenizer.token_to_id(special[0]))
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{special[0]} $A", special_tokens=[first])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=tokens.bos,
@@ -147,9 +121,10 @@ def tiny_checkpoint(
 
     tokenizer = tiny_tokenizer(family)
     if opening_role is not None:
-        from reasongenrm.data.chat import detect_family, install_template
-
+        path.mkdir(parents=True, exist_ok=True)
         install_template(tokenizer, detect_family(tokenizer), opening_role)
+        save_reasoning_parser(path)
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -161,21 +136,12 @@ def tiny_checkpoint(
         max_position_embeddings=4096,
         tie_word_embeddings=True,
         initializer_range=0.3,  # wide enough that the most probable tokens are not all but equal
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **special,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(
-        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
-    )
-    path.mkdir(parents=True, exist_ok=True)
+    model.generation_config = GenerationConfig(**special)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
-    if opening_role is not None:
-        from reasongenrm.data.chat import save_reasoning_parser
-
-        save_reasoning_parser(path)
     return path
