@@ -1,17 +1,10 @@
-"""Bootstrap intervals over rows. numpy is imported when they are computed.
-
-`metrics.py` stands on it.
-"""
-
-from __future__ import annotations
+"""Bootstrap intervals over rows. `metrics.py` stands on it."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from reasongenrm.records import Record
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 class Interval(Record):
@@ -35,8 +28,6 @@ def bootstrap_means(groups: Sequence[Sequence[float]], num_bootstrap: int, seed:
     Returns:
         Array of shape (R, S).
     """
-    import numpy as np
-
     generator = np.random.default_rng(seed)
     means_RS = np.empty((num_bootstrap, len(groups)))
     for place, group in enumerate(groups):
@@ -48,8 +39,6 @@ def bootstrap_means(groups: Sequence[Sequence[float]], num_bootstrap: int, seed:
 
 def percentile_interval(means_R: np.ndarray, confidence: float) -> Interval:
     """Percentile interval: the middle `confidence` of the resampled means."""
-    import numpy as np
-
     low, high = np.quantile(means_R, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(low=tidy(float(low)), high=tidy(float(high)))
 

@@ -12,19 +12,8 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from reasongenrm.errors import InputError
+from reasongenrm.errors import validated
 from reasongenrm.records import CALIBRATION_FILE, Record
-
-__all__ = [
-    "CALIBRATION_FILE",
-    "Calibration",
-    "expected_calibration_error",
-    "fit",
-    "fit_cross_validated",
-    "load_calibration",
-    "negative_log_likelihood",
-    "save_calibration",
-]
 
 NUM_BINS = 10  # of the expected calibration error, equally wide, as in Guo et al. 2017, section 2
 NUM_FOLDS = 5
@@ -51,11 +40,9 @@ class PlattScaling(Record):
 
 
 class Calibration(PlattScaling):
-    """P -> sigmoid(logit(P) / temperature + bias): Platt scaling of one judgment's P([[A]]).
+    """A fitted map, and what it was worth.
 
     Attributes:
-        temperature: above 1 the judge was too sure.
-        bias: added log-odds of the answer that the prompt names A.
         num_judgments: that it was fitted on.
         nll_before: mean negative log-likelihood of the labels, in nats, before.
         nll_after: the same after; of judgments that the map was not fitted on, if it was cross-validated.
@@ -91,8 +78,7 @@ def fit(p: Sequence[float], is_a_better: Sequence[bool]) -> Calibration:
     (Guo et al. 2017, section 4.2) is the map with bias 0.
     """
     p_J, labels_J = _checked(p, is_a_better)
-    temperature, bias = _fit(p_J, labels_J)
-    return _measured(p_J, labels_J, _apply(p_J, temperature, bias), temperature, bias, cross_validated=False)
+    return _measured(p_J, labels_J, None)
 
 
 def fit_cross_validated(
@@ -119,8 +105,7 @@ def fit_cross_validated(
     for fold in np.unique(fold_J):
         held = fold_J == fold
         held_out_J[held] = _apply(p_J[held], *_fit(p_J[~held], labels_J[~held]))
-    temperature, bias = _fit(p_J, labels_J)
-    return _measured(p_J, labels_J, held_out_J, temperature, bias, cross_validated=True)
+    return _measured(p_J, labels_J, held_out_J)
 
 
 def negative_log_likelihood(p: Sequence[float], is_a_better: Sequence[bool]) -> float:
@@ -149,12 +134,8 @@ def load_calibration(folder: Path) -> Calibration | None:
     path = folder / CALIBRATION_FILE
     if not path.is_file():
         return None
-    try:
-        return Calibration.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(
-            f"{path}: holds no calibration ({error}); expected what an evaluation writes. Copy it again, or remove it."
-        ) from error
+    with validated(f"{path}: holds no calibration", "what an evaluation writes. Copy it again, or remove it."):
+        return Calibration.model_validate_json(path.read_bytes())
 
 
 def save_calibration(calibration: Calibration, folder: Path) -> Path:
@@ -178,13 +159,17 @@ def _inside(p_J: np.ndarray) -> np.ndarray:
     return np.clip(p_J, _SMALLEST_P, 1 - _SMALLEST_P)
 
 
-def _apply(p_J: np.ndarray, temperature: float, bias: float) -> np.ndarray:
+def _logit(p_J: np.ndarray) -> np.ndarray:
     inside_J = _inside(p_J)
-    return _sigmoid((np.log(inside_J) - np.log1p(-inside_J)) / temperature + bias)
+    return np.asarray(np.log(inside_J) - np.log1p(-inside_J))
 
 
 def _sigmoid(x_J: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.tanh(0.5 * x_J))  # does not overflow
+
+
+def _apply(p_J: np.ndarray, temperature: float, bias: float) -> np.ndarray:
+    return _sigmoid(_logit(p_J) / temperature + bias)
 
 
 def _fit(p_J: np.ndarray, labels_J: np.ndarray) -> tuple[float, float]:
@@ -192,19 +177,15 @@ def _fit(p_J: np.ndarray, labels_J: np.ndarray) -> tuple[float, float]:
     num_a = float(labels_J.sum())
     num_b = len(labels_J) - num_a
     targets_J = np.where(labels_J == 1, (num_a + 1) / (num_a + 2), 1 / (num_b + 2))
-    inside_J = _inside(p_J)
-    x_J = np.log(inside_J) - np.log1p(-inside_J)
-    slope, bias = _newton(x_J, targets_J, np.array([1.0, 0.0]), free=(True, True))
+    columns_JF = np.stack([_logit(p_J), np.ones_like(p_J)], axis=1)
+    slope, bias = _newton(columns_JF, targets_J, np.array([1.0, 0.0]), chosen=[0, 1])
     if slope < 1 / MAX_TEMPERATURE:
-        slope, bias = _newton(x_J, targets_J, np.array([1 / MAX_TEMPERATURE, 0.0]), free=(False, True))
-    return 1 / slope, bias
+        slope, bias = _newton(columns_JF, targets_J, np.array([1 / MAX_TEMPERATURE, 0.0]), chosen=[1])
+    return float(1 / slope), float(bias)
 
 
-def _newton(x_J: np.ndarray, targets_J: np.ndarray, start: np.ndarray, free: tuple[bool, bool]) -> tuple[float, float]:
-    """Minimise the mean cross-entropy of sigmoid(slope x + bias) over the free ones of (slope, bias), by damped steps."""
-    columns_JF = np.stack([x_J, np.ones_like(x_J)], axis=1)
-    chosen = np.flatnonzero(free)
-    found = start.copy()
+def _newton(columns_JF: np.ndarray, targets_J: np.ndarray, found: np.ndarray, chosen: list[int]) -> np.ndarray:
+    """Minimise the mean cross-entropy of sigmoid(columns @ found) over the chosen parameters, by damped steps."""
 
     def loss(parameters: np.ndarray) -> float:
         z_J = columns_JF @ parameters
@@ -212,9 +193,9 @@ def _newton(x_J: np.ndarray, targets_J: np.ndarray, start: np.ndarray, free: tup
 
     for _ in range(_MAX_STEPS):
         fitted_J = _sigmoid(columns_JF @ found)
-        gradient = (columns_JF.T @ (fitted_J - targets_J) / len(x_J))[chosen]
+        gradient = (columns_JF.T @ (fitted_J - targets_J) / len(targets_J))[chosen]
         weights_J = fitted_J * (1 - fitted_J)
-        hessian = (columns_JF.T * weights_J @ columns_JF / len(x_J))[np.ix_(chosen, chosen)]
+        hessian = (columns_JF.T * weights_J @ columns_JF / len(targets_J))[np.ix_(chosen, chosen)]
         # The ridge decides where the data do not: probabilities that are all equal leave slope and bias undetermined.
         step = np.linalg.solve(hessian + 1e-9 * np.eye(len(chosen)), gradient)
         if float(gradient @ step) < _TOLERANCE**2:
@@ -227,19 +208,14 @@ def _newton(x_J: np.ndarray, targets_J: np.ndarray, start: np.ndarray, free: tup
                 break
             size /= 2
         found = tried
-    return float(found[0]), float(found[1])
+    return found
 
 
-def _measured(
-    p_J: np.ndarray,
-    labels_J: np.ndarray,
-    after_J: np.ndarray,
-    temperature: float,
-    bias: float,
-    *,
-    cross_validated: bool,
-) -> Calibration:
-    before, after, labels = p_J.tolist(), after_J.tolist(), [bool(label) for label in labels_J]
+def _measured(p_J: np.ndarray, labels_J: np.ndarray, held_out_J: np.ndarray | None) -> Calibration:
+    """The map fitted to all, with the figures after it: of `held_out_J`, or of the same judgments."""
+    temperature, bias = _fit(p_J, labels_J)
+    before, labels = p_J.tolist(), labels_J.astype(bool).tolist()
+    after = (_apply(p_J, temperature, bias) if held_out_J is None else held_out_J).tolist()
     return Calibration(
         temperature=temperature,
         bias=bias,
@@ -248,5 +224,5 @@ def _measured(
         nll_after=negative_log_likelihood(after, labels),
         ece_before=expected_calibration_error(before, labels),
         ece_after=expected_calibration_error(after, labels),
-        cross_validated=cross_validated,
+        cross_validated=held_out_J is not None,
     )

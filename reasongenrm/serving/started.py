@@ -18,9 +18,9 @@ from pathlib import Path
 from types import FrameType
 
 from reasongenrm.errors import ConfigError, InputError
-from reasongenrm.evaluation.calibration import CALIBRATION_FILE
 from reasongenrm.evaluation.judge_style import style_of
 from reasongenrm.processes.child import Child
+from reasongenrm.records import CALIBRATION_FILE
 
 NOTE_SECONDS = 10.0  # between signs of life
 SMALL_SERVER_TOKENS = 256  # of a judgment: SmolLM2 writes 13 tokens/s on 2 cores, and the judge waits 120 s for them

@@ -8,7 +8,6 @@ import pytest
 
 from reasongenrm.errors import InputError
 from reasongenrm.evaluation.calibration import (
-    CALIBRATION_FILE,
     MAX_TEMPERATURE,
     Calibration,
     expected_calibration_error,
@@ -18,6 +17,7 @@ from reasongenrm.evaluation.calibration import (
     negative_log_likelihood,
     save_calibration,
 )
+from reasongenrm.records import CALIBRATION_FILE
 
 
 def a_calibration(**changes: float) -> Calibration:
