@@ -99,23 +99,30 @@ def decide(
     """
     _check_evaluated(config, evaluations)
     check_same_rows(evaluations)
-    judged = [
-        _judge_candidate(
-            variant,
-            config,
-            evaluations,
-            differences.get(variant),
-            _against_champion(variant, config, evaluations, champion, model_digests),
+    judged = []
+    for variant in config.candidates:
+        difference = None if variant == BASE else differences.get(variant)
+        checks = _checks(variant, config, evaluations, difference)
+        if champion and config.beat_champion:
+            is_itself = model_digests.get(variant) == champion.model_digest
+            checks.append(_against_champion(variant, evaluations[variant], champion, is_itself))
+        judged.append(
+            GateCandidate(
+                variant=variant,
+                accuracy=evaluations[variant].accuracy,
+                interval=evaluations[variant].interval,
+                difference=difference,
+                passed=all(check.passed for check in checks),
+                checks=tuple(checks),
+            )
         )
-        for variant in config.candidates
-    ]
     # A stable sort: among equals the config's order stays.
     ranked = sorted(judged, key=lambda candidate: _rank(candidate, evaluations[candidate.variant]))
     winner = ranked[0]
     return Decision(
         winner=winner.variant,
         passed=winner.passed,
-        summary=_summary(winner, ranked),
+        summary=_summary(winner, len(ranked)),
         candidates=tuple(ranked),
         champion=champion,
         remarks=_remarks(winner, ranked, evaluations),
@@ -132,8 +139,7 @@ def check_same_rows(evaluations: Mapping[str, Evaluation]) -> None:
     for (first, ours), (second, theirs) in pairwise(evaluations.items()):
         if ours.benchmark.rows_digest != theirs.benchmark.rows_digest:
             raise InputError(
-                f"gate: {first} was judged on {ours.benchmark.num_rows} rows of {ours.benchmark.uri} and {second} on "
-                f"{theirs.benchmark.num_rows} rows of {theirs.benchmark.uri}; expected the same rows. "
+                f"gate: {first} was judged on {_rows(ours)} and {second} on {_rows(theirs)}; expected the same rows. "
                 "Evaluate both on the same benchmark, limit and seed."
             )
 
@@ -166,104 +172,85 @@ def _check_evaluated(config: GateConfig, evaluations: Mapping[str, Evaluation]) 
         )
 
 
-def _judge_candidate(
-    variant: str,
-    config: GateConfig,
-    evaluations: Mapping[str, Evaluation],
-    difference: Difference | None,
-    against_champion: Check | None,
-) -> GateCandidate:
-    evaluation = evaluations[variant]
+def _checks(
+    variant: str, config: GateConfig, evaluations: Mapping[str, Evaluation], difference: Difference | None
+) -> list[Check]:
+    """The thresholds, and the base model where it must be beaten."""
+    found = evaluations[variant]
     checks = [
         Check(
             name="accuracy",
-            passed=evaluation.interval.low >= config.min_accuracy_low,
-            text=f"accuracy {_percent(evaluation.accuracy)}, and the lower end of its {_confidence(evaluation)} interval is "
-            f"{_percent(evaluation.interval.low)} (at least {_percent(config.min_accuracy_low)} asked for)",
+            passed=found.interval.low >= config.min_accuracy_low,
+            text=f"accuracy {_percent(found.accuracy)}, and the lower end of its {_confidence(found)} interval is "
+            f"{_percent(found.interval.low)} (at least {_percent(config.min_accuracy_low)} asked for)",
         ),
         Check(
             name="consistency",
-            passed=evaluation.consistent_fraction >= config.min_consistent_fraction,
-            text=f"the two orders name the same answer in {_percent(evaluation.consistent_fraction)} of the rows (at least "
+            passed=found.consistent_fraction >= config.min_consistent_fraction,
+            text=f"the two orders name the same answer in {_percent(found.consistent_fraction)} of the rows (at least "
             f"{_percent(config.min_consistent_fraction)} asked for)",
         ),
         Check(
             name="unparsed",
-            passed=evaluation.unparsed_fraction <= config.max_unparsed_fraction,
-            text=f"no verdict in {_percent(evaluation.unparsed_fraction)} of the judgments (at most "
+            passed=found.unparsed_fraction <= config.max_unparsed_fraction,
+            text=f"no verdict in {_percent(found.unparsed_fraction)} of the judgments (at most "
             f"{_percent(config.max_unparsed_fraction)} allowed)",
         ),
     ]
     if config.beat_base and variant != BASE:
-        base = evaluations[BASE]
-        paired = f" ({_difference(difference, base)})" if difference else ""
-        beats = evaluation.accuracy > base.accuracy
-        checks.append(
-            Check(
-                name="beats_base",
-                passed=beats,
-                text=f"{_percent(evaluation.accuracy)} is {'above' if beats else 'not above'} the base model's "
-                f"{_percent(base.accuracy)}{paired}",
-            )
-        )
-    if against_champion:
-        checks.append(against_champion)
-    return GateCandidate(
-        variant=variant,
-        accuracy=evaluation.accuracy,
-        interval=evaluation.interval,
-        difference=None if variant == BASE else difference,
-        passed=all(check.passed for check in checks),
-        checks=tuple(checks),
-    )
+        base = f"the base model's {_percent(evaluations[BASE].accuracy)}"
+        checks.append(_beats("beats_base", found, evaluations[BASE], base, difference))
+    return checks
 
 
-def _against_champion(
-    variant: str,
-    config: GateConfig,
-    evaluations: Mapping[str, Evaluation],
-    champion: Champion | None,
-    model_digests: Mapping[str, str],
-) -> Check | None:
+def _against_champion(variant: str, ours: Evaluation, champion: Champion, is_itself: bool) -> Check:
     """Hold a candidate against the judge that is served now; one that cannot be compared does not replace it."""
-    if champion is None or not config.beat_champion:
-        return None
-    ours, served = evaluations[variant], f"the judge served now ({champion.service}, {variant_label(champion.variant)})"
+    served = f"the judge served now ({champion.service}, {variant_label(champion.variant)})"
     theirs = champion.evaluation
-    if model_digests.get(variant) == champion.model_digest:
+    if is_itself:
         return Check(name="beats_champion", passed=True, text=f"it is {served} itself")
-    if theirs is None:
-        why = f"{served} has no evaluation on record, so nothing says that this one is better"
-    elif theirs.benchmark.rows_digest != ours.benchmark.rows_digest:
-        why = (
-            f"{served} was judged on {theirs.benchmark.num_rows} rows of {theirs.benchmark.uri}, this one on "
-            f"{ours.benchmark.num_rows} rows of {ours.benchmark.uri}: they cannot be compared"
-        )
-    else:
-        beats = ours.accuracy > theirs.accuracy
-        difference = champion.differences.get(variant)
-        paired = f" ({_difference(difference, ours)})" if difference else ""
-        text = f"{_percent(ours.accuracy)} is {'above' if beats else 'not above'} the {_percent(theirs.accuracy)} of {served}{paired}"
-        return Check(name="beats_champion", passed=beats, text=text)
-    return Check(
-        name="beats_champion",
-        passed=False,
-        text=f"{why}; run the benchmark of its deployment, or set gate.beat_champion to false to replace it all the same",
+    if theirs and theirs.benchmark.rows_digest == ours.benchmark.rows_digest:
+        accuracy = f"the {_percent(theirs.accuracy)} of {served}"
+        return _beats("beats_champion", ours, theirs, accuracy, champion.differences.get(variant))
+    why = (
+        f"{served} was judged on {_rows(theirs)}, this one on {_rows(ours)}: they cannot be compared"
+        if theirs
+        else f"{served} has no evaluation on record, so nothing says that this one is better"
     )
+    way_out = "run the benchmark of its deployment, or set gate.beat_champion to false to replace it all the same"
+    return Check(name="beats_champion", passed=False, text=f"{why}; {way_out}")
+
+
+def _beats(
+    name: Literal["beats_base", "beats_champion"],
+    ours: Evaluation,
+    theirs: Evaluation,
+    accuracy: str,
+    difference: Difference | None,
+) -> Check:
+    """Whether our accuracy is above theirs, which the text calls `accuracy`."""
+    beats = ours.accuracy > theirs.accuracy
+    text = f"{_percent(ours.accuracy)} is {'above' if beats else 'not above'} {accuracy}"
+    if difference:
+        points, low, high = (
+            f"{100 * value:+.1f}" for value in (difference.accuracy, difference.interval.low, difference.interval.high)
+        )
+        text += f" ({points} points, {_confidence(theirs)} interval {low} to {high}, paired by row)"
+    return Check(name=name, passed=beats, text=text)
 
 
 def _rank(candidate: GateCandidate, evaluation: Evaluation) -> tuple[bool, float, float, float]:
     return (not candidate.passed, -evaluation.accuracy, -evaluation.consistent_fraction, evaluation.mean_output_tokens)
 
 
-def _summary(winner: GateCandidate, ranked: Sequence[GateCandidate]) -> str:
-    name = variant_label(winner.variant)
+def _summary(winner: GateCandidate, num_candidates: int) -> str:
+    name, accuracy = variant_label(winner.variant), _percent(winner.accuracy)
     if winner.passed:
-        only = "the only candidate" if len(ranked) == 1 else f"the best of {len(ranked)} candidates"
-        return f"{name} wins with {_percent(winner.accuracy)} and passes the gate as {only}."
+        only = "the only candidate" if num_candidates == 1 else f"the best of {num_candidates} candidates"
+        return f"{name} wins with {accuracy} and passes the gate as {only}."
     failed = sum(not check.passed for check in winner.checks)
     return (
-        f"No candidate passes the gate. The best is {name} with {_percent(winner.accuracy)}; "
+        f"No candidate passes the gate. The best is {name} with {accuracy}; "
         f"{failed} of its {len(winner.checks)} checks {'speaks' if failed == 1 else 'speak'} against it."
     )
 
@@ -292,24 +279,14 @@ def _remarks(
 
 
 def _champion_line(champion: Champion) -> str:
-    evaluation = champion.evaluation
-    figures = (
-        f"{_percent(evaluation.accuracy)} on {evaluation.benchmark.num_rows} rows of {evaluation.benchmark.uri}"
-        if evaluation
-        else "without an evaluation on record"
-    )
-    return (
-        f"{champion.service}: {variant_label(champion.variant)} ({champion.model_digest[:19]}), since "
-        f"{champion.served_since}, {figures}."
-    )
+    found = champion.evaluation
+    figures = f"{_percent(found.accuracy)} on {_rows(found)}" if found else "without an evaluation on record"
+    judge = f"{champion.service}: {variant_label(champion.variant)} ({champion.model_digest[:19]})"
+    return f"{judge}, since {champion.served_since}, {figures}."
 
 
-def _difference(difference: Difference, evaluation: Evaluation) -> str:
-    low, high = difference.interval.low, difference.interval.high
-    return (
-        f"{100 * difference.accuracy:+.1f} points, {_confidence(evaluation)} interval {100 * low:+.1f} to {100 * high:+.1f}, "
-        "paired by row"
-    )
+def _rows(evaluation: Evaluation) -> str:
+    return f"{evaluation.benchmark.num_rows} rows of {evaluation.benchmark.uri}"
 
 
 def _percent(value: float) -> str:

@@ -6,8 +6,8 @@ many of each kind there were.
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
 
 from reasongenrm.data.benchmarks import LABELS, ORDERS, BenchmarkRow
 from reasongenrm.data.prompts import question_text
@@ -15,7 +15,7 @@ from reasongenrm.evaluation.metrics import RowResult, majority, row_results
 from reasongenrm.records import Judgment, Order, Record, Verdict
 
 CaseKind = Literal["flipped", "wrong", "unparsed", "truncated"]
-KINDS: tuple[CaseKind, ...] = ("flipped", "wrong", "unparsed", "truncated")
+KINDS: tuple[CaseKind, ...] = get_args(CaseKind)
 
 # Rows whose texts are longer than this come last: a gallery is read by people.
 READABLE_CHARS = 3000
@@ -85,12 +85,12 @@ def pick_cases(
 
 def _varied(rows: Iterable[BenchmarkRow]) -> list[BenchmarkRow]:
     """Readable rows first, the subsets taking turns; an arbitrary but fixed choice within a subset."""
-    turn: Counter[str] = Counter()
-    ranked = []
+    turns: Counter[str] = Counter()
+    turn_of = {}
     for row in sorted(rows, key=_fixed_lot):
-        ranked.append((turn[row.subset], _fixed_lot(row), row))
-        turn[row.subset] += 1
-    return [row for *_, row in sorted(ranked, key=lambda entry: entry[:2])]
+        turn_of[row.row_id] = turns[row.subset]
+        turns[row.subset] += 1
+    return sorted(rows, key=lambda row: (turn_of[row.row_id], _fixed_lot(row)))
 
 
 def _fixed_lot(row: BenchmarkRow) -> tuple[bool, str]:
@@ -99,29 +99,25 @@ def _fixed_lot(row: BenchmarkRow) -> tuple[bool, str]:
 
 
 def _case(kind: CaseKind, variant: str, row: BenchmarkRow, judgments: Sequence[Judgment]) -> Case:
-    by_order: Mapping[Order, list[Judgment]] = {
-        order: sorted((j for j in judgments if j.order == order), key=lambda j: j.vote) for order in ORDERS
-    }
+    copied = ("row_id", "subset", "chosen", "rejected", "chosen_model", "rejected_model")
     return Case(
         kind=kind,
         variant=variant,
-        row_id=row.row_id,
-        subset=row.subset,
         question=question_text(row.question),
-        chosen=row.chosen,
-        rejected=row.rejected,
-        chosen_model=row.chosen_model,
-        rejected_model=row.rejected_model,
-        orders=tuple(
-            OrderCase(
-                order=order,
-                label=LABELS[order],
-                verdict=majority(judgment.verdict for judgment in votes),
-                votes=tuple(judgment.verdict for judgment in votes),
-                reason=votes[0].reason,
-                answer=votes[0].answer,
-                truncated=any(judgment.truncated for judgment in votes),
-            )
-            for order, votes in by_order.items()
-        ),
+        orders=tuple(_order_case(order, [j for j in judgments if j.order == order]) for order in ORDERS),
+        **{name: getattr(row, name) for name in copied},
+    )
+
+
+def _order_case(order: Order, judgments: Iterable[Judgment]) -> OrderCase:
+    votes = sorted(judgments, key=lambda judgment: judgment.vote)
+    verdicts = tuple(judgment.verdict for judgment in votes)
+    return OrderCase(
+        order=order,
+        label=LABELS[order],
+        verdict=majority(verdicts),
+        votes=verdicts,
+        reason=votes[0].reason,
+        answer=votes[0].answer,
+        truncated=any(judgment.truncated for judgment in votes),
     )

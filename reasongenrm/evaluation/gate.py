@@ -55,10 +55,7 @@ def select_winner(
         if stage.done:
             return stage.done
         figures = {variant: _read_evaluation(ref) for variant, ref in evaluations.items()}
-        judgments = {
-            variant: parse_records(read_file(ref, "judgments.jsonl"), Judgment, f"{ref.uri}/judgments.jsonl")
-            for variant, ref in evaluations.items()
-        }
+        judgments = {variant: _read_judgments(ref) for variant, ref in evaluations.items()}
         results = {variant: row_results(judged) for variant, judged in judgments.items()}
         check_same_rows(figures)
         differences = differences_to_base(figures, results)
@@ -101,12 +98,9 @@ def _read_champion(
     evaluation = _read_evaluation(served.evaluation) if served.evaluation else None
     differences = {}
     if served.evaluation and evaluation:
-        where = f"{served.evaluation.uri}/judgments.jsonl"
-        theirs = row_results(parse_records(read_file(served.evaluation, "judgments.jsonl"), Judgment, where))
+        theirs = row_results(_read_judgments(served.evaluation))
         differences = {
-            variant: paired_difference(
-                found, theirs, confidence=evaluation.confidence, num_bootstrap=evaluation.num_bootstrap, seed=0
-            )
+            variant: _difference(found, theirs, evaluation)
             for variant, found in results.items()
             if evaluations[variant].benchmark.rows_digest == evaluation.benchmark.rows_digest
         }
@@ -130,14 +124,20 @@ def differences_to_base(
     """
     if BASE not in evaluations:
         return {}
-    base = evaluations[BASE]
     return {
-        variant: paired_difference(
-            found, results[BASE], confidence=base.confidence, num_bootstrap=base.num_bootstrap, seed=0
-        )
+        variant: _difference(found, results[BASE], evaluations[BASE])
         for variant, found in results.items()
         if variant != BASE
     }
+
+
+def _difference(ours: list[RowResult], theirs: list[RowResult], settings: Evaluation) -> Difference:
+    """Ours minus theirs, with the intervals of the evaluation that they are held against."""
+    return paired_difference(ours, theirs, confidence=settings.confidence, num_bootstrap=settings.num_bootstrap, seed=0)
+
+
+def _read_judgments(ref: ArtifactRef) -> list[Judgment]:
+    return parse_records(read_file(ref, "judgments.jsonl"), Judgment, f"{ref.uri}/judgments.jsonl")
 
 
 def _read_evaluation(ref: ArtifactRef) -> Evaluation:

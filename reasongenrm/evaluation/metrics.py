@@ -7,7 +7,7 @@ judges on the same rows. `evaluation.py` has the judging itself.
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from reasongenrm.config import EvaluateConfig
 from reasongenrm.data.benchmarks import LABELS, ORDERS, Benchmark, rows_digest
@@ -177,12 +177,11 @@ def row_results(judgments: Iterable[Judgment]) -> list[RowResult]:
     for judgment in judgments:
         votes[judgment.row_id][judgment.order].append(judgment.verdict)
         subsets[judgment.row_id] = judgment.subset
-    for row_id, orders in votes.items():
-        for order, found in orders.items():
-            if not found:
-                raise InputError(
-                    f"row {row_id}: no judgment in the order {order}; expected both orders. Run the evaluation again."
-                )
+    missing = next(((row_id, order) for row_id, orders in votes.items() for order in ORDERS if not orders[order]), None)
+    if missing:
+        raise InputError(
+            f"row {missing[0]}: no judgment in the order {missing[1]}; expected both orders. Run the evaluation again."
+        )
     return [
         RowResult(row_id, subsets[row_id], {order: majority(found) for order, found in orders.items()})
         for row_id, orders in votes.items()
@@ -217,45 +216,45 @@ def evaluate(
         InputError: the judgments are not those of the benchmark's rows.
     """
     results = row_results(judgments)
-    _check_rows(results, benchmark)
+    judged, expected = {result.row_id for result in results}, {row.row_id for row in benchmark.rows}
+    if judged != expected:
+        raise InputError(
+            f"{benchmark.uri}: {len(judged)} rows were judged, {len(expected)} were expected; the first that differs is "
+            f"{min(judged ^ expected)}. Evaluate with the same benchmark, limit and seed as the judging."
+        )
     subsets = benchmark.subsets()
     weights = subset_weights(subsets)
-    values = _by_subset(results, subsets)
+    values = _by_subset(subsets, results, [result.accuracy for result in results])
     resampled_RS = bootstrap_means([values[s] for s in subsets], config.num_bootstrap, config.seed)
     means = [_mean(values[subset]) for subset in subsets]
 
-    def scored(shares: Sequence[float]) -> tuple[float, Interval]:
+    def scored(shares: Sequence[float]) -> dict[str, Any]:
         point = sum(share * mean for share, mean in zip(shares, means, strict=True))
-        return tidy(point), percentile_interval(resampled_RS @ list(shares), config.confidence)
+        interval = percentile_interval(resampled_RS @ list(shares), config.confidence)
+        return {"accuracy": tidy(point), "interval": interval}
 
     sections = []
     for section in dict.fromkeys(SECTION_OF[subset] for subset in subsets) if benchmark.is_rewardbench else ():
         inside = {s: float(SECTIONS[section][s]) for s in subsets if SECTION_OF[s] == section}
-        accuracy, interval = scored([inside.get(subset, 0.0) / sum(inside.values()) for subset in subsets])
         sections.append(
             SectionScore(
                 section=section,
                 num_rows=sum(len(values[subset]) for subset in inside),
                 subsets=tuple(inside),
                 absent_subsets=tuple(subset for subset in SECTIONS[section] if subset not in inside),
-                accuracy=accuracy,
-                interval=interval,
+                **scored([inside.get(subset, 0.0) / sum(inside.values()) for subset in subsets]),
             )
         )
-    subset_scores = []
-    for place, subset in enumerate(subsets):
-        accuracy, interval = scored([float(other == place) for other in range(len(subsets))])
-        subset_scores.append(
-            SubsetScore(
-                subset=subset,
-                section=SECTION_OF.get(subset),
-                num_rows=len(values[subset]),
-                weight=weights[subset],
-                accuracy=accuracy,
-                interval=interval,
-            )
+    subset_scores = [
+        SubsetScore(
+            subset=subset,
+            section=SECTION_OF.get(subset),
+            num_rows=len(values[subset]),
+            weight=weights[subset],
+            **scored([float(other == subset) for other in subsets]),
         )
-    accuracy, interval = scored([weights[subset] for subset in subsets])
+        for subset in subsets
+    ]
     parsed = [judgment.verdict for judgment in judgments if judgment.verdict is not None]
     return Evaluation(
         variant=variant,
@@ -263,25 +262,33 @@ def evaluate(
         style=style,
         two_step=config.two_step and style == "reason",
         votes=config.votes,
-        benchmark=benchmark_info(benchmark),
-        accuracy=accuracy,
-        interval=interval,
+        benchmark=BenchmarkInfo(
+            uri=benchmark.uri,
+            name=benchmark.name,
+            digest=benchmark.digest,
+            rows_digest=rows_digest(benchmark.rows),
+            num_rows=len(benchmark.rows),
+            num_available_rows=benchmark.num_available_rows,
+            is_rewardbench=benchmark.is_rewardbench,
+            coverage=benchmark.coverage(),
+        ),
+        **scored([weights[subset] for subset in subsets]),
         confidence=config.confidence,
         num_bootstrap=config.num_bootstrap,
-        row_accuracy=tidy(_mean([result.accuracy for result in results])),
+        row_accuracy=tidy(_mean(result.accuracy for result in results)),
         sections=tuple(sections),
         subsets=tuple(subset_scores),
-        consistent_accuracy=_mean([float(result.accuracy == 1) for result in results]),
-        consistent_fraction=_mean([float(result.is_consistent) for result in results]),
-        flip_fraction=_mean([float(result.is_flipped) for result in results]),
-        undecided_fraction=_mean([float(not result.is_decided) for result in results]),
-        share_a=_mean([float(verdict == "[[A]]") for verdict in parsed]) if parsed else None,
+        consistent_accuracy=_mean(result.accuracy == 1 for result in results),
+        consistent_fraction=_mean(result.is_consistent for result in results),
+        flip_fraction=_mean(result.is_flipped for result in results),
+        undecided_fraction=_mean(not result.is_decided for result in results),
+        share_a=_mean(verdict == "[[A]]" for verdict in parsed) if parsed else None,
         num_judgments=len(judgments),
         unparsed_fraction=1 - len(parsed) / len(judgments),
-        truncated_fraction=_mean([float(judgment.truncated) for judgment in judgments]),
-        mean_prompt_tokens=_mean([judgment.num_prompt_tokens for judgment in judgments]),
-        mean_output_tokens=_mean([judgment.num_output_tokens for judgment in judgments]),
-        mean_seconds=_mean([judgment.seconds for judgment in judgments]),
+        truncated_fraction=_mean(judgment.truncated for judgment in judgments),
+        mean_prompt_tokens=_mean(judgment.num_prompt_tokens for judgment in judgments),
+        mean_output_tokens=_mean(judgment.num_output_tokens for judgment in judgments),
+        mean_seconds=_mean(judgment.seconds for judgment in judgments),
         notes=_notes(benchmark, subset_scores),
         calibration=calibrate(judgments, model_digest),
     )
@@ -304,20 +311,6 @@ def calibrate(judgments: Iterable[Judgment], model_digest: str | None) -> Calibr
     return found.model_copy(update={"model_digest": model_digest})
 
 
-def benchmark_info(benchmark: Benchmark) -> BenchmarkInfo:
-    """What is remembered of a benchmark in addition to its rows."""
-    return BenchmarkInfo(
-        uri=benchmark.uri,
-        name=benchmark.name,
-        digest=benchmark.digest,
-        rows_digest=rows_digest(benchmark.rows),
-        num_rows=len(benchmark.rows),
-        num_available_rows=benchmark.num_available_rows,
-        is_rewardbench=benchmark.is_rewardbench,
-        coverage=benchmark.coverage(),
-    )
-
-
 def paired_difference(
     ours: Sequence[RowResult], theirs: Sequence[RowResult], *, confidence: float, num_bootstrap: int, seed: int
 ) -> Difference:
@@ -334,31 +327,18 @@ def paired_difference(
         )
     present = {result.subset for result in ours}
     subsets = [s for s in SECTION_OF if s in present] or sorted(present)
-    values: dict[str, list[float]] = {subset: [] for subset in subsets}
-    for result in ours:
-        values[result.subset].append(result.accuracy - other[result.row_id].accuracy)
+    values = _by_subset(subsets, ours, [result.accuracy - other[result.row_id].accuracy for result in ours])
     weights = [subset_weights(subsets)[subset] for subset in subsets]
     means_R = bootstrap_means([values[s] for s in subsets], num_bootstrap, seed) @ weights
     point = sum(weight * _mean(values[subset]) for weight, subset in zip(weights, subsets, strict=True))
     return Difference(accuracy=tidy(point), interval=percentile_interval(means_R, confidence))
 
 
-def _check_rows(results: Sequence[RowResult], benchmark: Benchmark) -> None:
-    judged, expected = {result.row_id for result in results}, {row.row_id for row in benchmark.rows}
-    if judged == expected:
-        return
-    odd = sorted(judged ^ expected)[0]
-    raise InputError(
-        f"{benchmark.uri}: {len(judged)} rows were judged, {len(expected)} were expected; the first that differs is {odd}. "
-        "Evaluate with the same benchmark, limit and seed as the judging."
-    )
-
-
-def _by_subset(results: Iterable[RowResult], subsets: Iterable[str]) -> dict[str, list[float]]:
-    values: dict[str, list[float]] = {subset: [] for subset in subsets}
-    for result in results:
-        values[result.subset].append(result.accuracy)
-    return values
+def _by_subset(subsets: Iterable[str], results: Sequence[RowResult], values: Sequence[float]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {subset: [] for subset in subsets}
+    for result, value in zip(results, values, strict=True):
+        found[result.subset].append(value)
+    return found
 
 
 def _notes(benchmark: Benchmark, subsets: Sequence[SubsetScore]) -> tuple[str, ...]:
@@ -377,5 +357,6 @@ def _notes(benchmark: Benchmark, subsets: Sequence[SubsetScore]) -> tuple[str, .
     return tuple(notes)
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found)

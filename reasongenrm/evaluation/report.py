@@ -16,16 +16,15 @@ from reasongenrm.evaluation.gallery import Case, CaseKind, pick_cases
 from reasongenrm.evaluation.metrics import Difference, Evaluation
 from reasongenrm.evaluation.reference import PUBLISHED, PublishedResult
 from reasongenrm.records import Judgment, Record
-from reasongenrm.store.artifacts import ArtifactRef, Manifest, open_artifact
+from reasongenrm.store.artifacts import ArtifactRef, open_artifact
 from reasongenrm.variants import learns_preferences
 
 CASES_OF_THE_FIRST = 4  # of each kind, for the judge that the report is about
 CASES_OF_OTHERS = 2
 
 CurveName = Literal["loss", "margin", "accuracy"]
-# Names in training_log.json, as TRL's trainers log them.
-_SFT_CURVES: dict[CurveName, str] = {"loss": "loss"}
-_DPO_CURVES: dict[CurveName, str] = {"loss": "loss", "margin": "rewards/margins", "accuracy": "rewards/accuracies"}
+# Names in training_log.json, as TRL's trainers log them; SFT has the loss alone.
+_CURVES: dict[CurveName, str] = {"loss": "loss", "margin": "rewards/margins", "accuracy": "rewards/accuracies"}
 
 
 class Curve(Record):
@@ -78,9 +77,9 @@ def build_report(
     judgments: Mapping[str, Sequence[Judgment]],
     rows: Sequence[BenchmarkRow],
     *,
-    differences: Mapping[str, Difference] | None = None,
+    differences: Mapping[str, Difference] = {},
     decision: Decision | None = None,
-    training_logs: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    training_logs: Mapping[str, Sequence[Mapping[str, Any]]] = {},
     lineage: Sequence[LineageStep] = (),
 ) -> Report:
     """Put a report together. With one evaluation and nothing else it is the report of a judge outside a run.
@@ -95,21 +94,15 @@ def build_report(
         lineage: stages that led here, inputs first (see `trace_lineage`).
     """
     subject = decision.winner if decision else list(evaluations)[-1]
-    picked = {
-        variant: pick_cases(
-            rows, judgments[variant], variant, CASES_OF_THE_FIRST if variant == subject else CASES_OF_OTHERS
-        )
-        for variant in (subject, *(variant for variant in evaluations if variant != subject))
-    }
+    per_kind = {subject: CASES_OF_THE_FIRST} | {v: CASES_OF_OTHERS for v in evaluations if v != subject}
+    picked = {variant: pick_cases(rows, judgments[variant], variant, most) for variant, most in per_kind.items()}
     return Report(
         code_version=__version__,
         evaluations=tuple(evaluations.values()),
-        differences=dict(differences or {}),
+        differences=dict(differences),
         decision=decision,
         published=PUBLISHED,
-        curves=tuple(
-            curve for variant, log in (training_logs or {}).items() for curve in training_curves(variant, log)
-        ),
+        curves=tuple(curve for variant, log in training_logs.items() for curve in training_curves(variant, log)),
         cases=tuple(case for cases, _ in picked.values() for case in cases),
         case_counts={variant: counts for variant, (_, counts) in picked.items()},
         lineage=tuple(lineage),
@@ -135,9 +128,9 @@ def training_curves(variant: str, log: Iterable[Mapping[str, Any]]) -> list[Curv
     """Curves of a training log: the loss; of DPO also the reward margin and the share of pairs ordered rightly."""
     entries = [entry for entry in log if "loss" in entry]
     curves = []
-    for name, key in (_DPO_CURVES if learns_preferences(variant) else _SFT_CURVES).items():
+    for name, key in _CURVES.items():
         points = [(int(entry["step"]), float(entry[key])) for entry in entries if key in entry]
-        if points:
+        if points and (name == "loss" or learns_preferences(variant)):
             steps, values = zip(*points, strict=True)
             curves.append(Curve(variant=variant, name=name, steps=steps, values=values))
     return curves
@@ -162,20 +155,10 @@ def _place(uri: str, steps: dict[str, LineageStep]) -> None:
     manifest = open_artifact(uri)
     for source in manifest.input_uris.values():
         _place(source, steps)
-    steps[uri] = LineageStep(
-        stage=manifest.stage,
-        title=_title(manifest),
-        reads=tuple(dict.fromkeys(steps[source].title for source in manifest.input_uris.values())),
-        uri=manifest.uri,
-        digest=manifest.digest,
-        created_at=manifest.created_at,
-        code_version=manifest.code_version,
-        source_sha256=manifest.source_sha256,
-        counts=manifest.counts,
-        config=manifest.config,
-    )
-
-
-def _title(manifest: Manifest) -> str:
     variant = manifest.config.get("variant")
-    return f"{manifest.stage} ({variant})" if variant else manifest.stage
+    copied = ("stage", "uri", "digest", "created_at", "code_version", "source_sha256", "counts", "config")
+    steps[uri] = LineageStep(
+        title=f"{manifest.stage} ({variant})" if variant else manifest.stage,
+        reads=tuple(dict.fromkeys(steps[source].title for source in manifest.input_uris.values())),
+        **{name: getattr(manifest, name) for name in copied},
+    )

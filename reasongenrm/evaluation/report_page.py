@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from itertools import groupby
+from typing import NamedTuple
 
 from jinja2 import Environment, StrictUndefined, Template
 
@@ -37,8 +39,7 @@ _KIND_TITLES = {
 }
 
 
-@dataclass(frozen=True)
-class Tick:
+class Tick(NamedTuple):
     """A line of a plot's grid: its place in percent of the height from the top, and its label."""
 
     place: float
@@ -73,19 +74,21 @@ class Plot:
 
 def render_html(report: Report) -> str:
     """The page."""
-    sections = [section.section for section in report.subject.sections]
+    subject = report.subject
     return _template().render(
         report=report,
-        subject=report.subject,
-        benchmark=report.subject.benchmark,
-        sections=sections,
+        subject=subject,
+        benchmark=subject.benchmark,
+        sections=[section.section for section in subject.sections],
         section_weights=SECTIONS,
-        groups=_subset_groups(report),
+        # A benchmark without sections has its subsets under one heading.
+        groups={section.section: section.subsets for section in subject.sections}
+        or {"": [score.subset for score in subject.subsets]},
         plots=[plot(curve) for curve in report.curves],
         cases={variant: [c for c in report.cases if c.variant == variant] for variant in report.case_counts},
         kinds=KINDS,
         kind_titles=_KIND_TITLES,
-        published=_by_backbone(report),
+        published={name: list(rows) for name, rows in groupby(report.published, lambda row: row.backbone)},
         footnote=FOOTNOTE,
         shown_chars=SHOWN_CHARS,
         kept_chars=KEPT_CHARS,
@@ -114,7 +117,7 @@ def plot(curve: Curve) -> Plot:
     stride = max(1, math.ceil(len(curve.steps) / MAX_POINTS))
     steps, values = curve.steps[::stride], curve.values[::stride]
     baseline = _DPO_BASELINES[curve.name] if learns_preferences(curve.variant) else None
-    shown = [*values, *([baseline] if baseline is not None else [])]
+    shown = values if baseline is None else (*values, baseline)
     ticks = nice_ticks(min(shown), max(shown))
     low, high = ticks[0], ticks[-1]
 
@@ -156,20 +159,6 @@ def nice_ticks(low: float, high: float) -> list[float]:
 def trailing_mean(values: Sequence[float], window: int) -> list[float]:
     """Mean of each value and those before it, `window` values in all."""
     return [sum(values[max(0, end - window) : end]) / (end - max(0, end - window)) for end in range(1, len(values) + 1)]
-
-
-def _subset_groups(report: Report) -> list[tuple[str, list[str]]]:
-    """Subsets under their sections, or all under one heading for a benchmark without sections."""
-    if report.subject.sections:
-        return [(section.section, list(section.subsets)) for section in report.subject.sections]
-    return [("", [score.subset for score in report.subject.subsets])]
-
-
-def _by_backbone(report: Report) -> dict[str, list[object]]:
-    grouped: dict[str, list[object]] = {}
-    for result in report.published:
-        grouped.setdefault(result.backbone, []).append(result)
-    return grouped
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
