@@ -1,4 +1,4 @@
-"""Bootstrap intervals over rows. `metrics.py` stands on it."""
+"""Bootstrap intervals over rows."""
 
 from collections.abc import Sequence
 
