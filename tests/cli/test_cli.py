@@ -143,7 +143,7 @@ def test_run_finds_a_bad_row_before_anything_starts(store: Store, tmp_path: Path
     given = ["--preferences", str(preferences), "--benchmark", str(benchmark), "--model", str(tmp_path)]
     result = invoke("run", *given, "--store", store.uri, "--set", "deploy.apply=false")
     assert result.exit_code == 2
-    assert re.search(r"pairs.jsonl line 1: .*'chosen'", result.output.replace("\n", " "))
+    assert re.search(r"pairs.jsonl line 1: rejected: Field required, found", result.output.replace("\n", " "))
     assert store.list() == []
 
 
