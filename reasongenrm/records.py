@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from reasongenrm.errors import EmptyStageError, validated
 
 Verdict = Literal["[[A]]", "[[B]]"]
+Letter = Literal["A", "B"]  # one of two answers
 Order = Literal["chosen_first", "rejected_first"]
 OpeningRole = Literal["reason", "assistant"]  # the turn that a generation begins in
 CALIBRATION_FILE = "judge_calibration.json"  # in a judge's checkpoint, and in its evaluation: judge/calibration.py

@@ -56,7 +56,7 @@ from the two answers alone, as if nobody had told you the result, and do not men
 in words which answer is better. Write the reasoning only, without the marks [[A]] and [[B]]."""
 
 
-class Turn(Protocol):
+class TurnText(Protocol):
     """One turn of a question: a `records.Message`, or a turn as the judge's API takes it."""
 
     @property
@@ -65,7 +65,7 @@ class Turn(Protocol):
     def content(self) -> str: ...
 
 
-def question_text(question: Sequence[Turn]) -> str:
+def question_text(question: Sequence[TurnText]) -> str:
     """The question as text: a single turn as it is, several turns each with its role."""
     if len(question) == 1:
         return question[0].content
@@ -82,7 +82,7 @@ def as_data(text: str) -> str:
     return _HEADING.sub("> ", _MARK.sub("[ ", neutralise(text)))
 
 
-def judge_prompt(question: Sequence[Turn], answer_a: str, answer_b: str, rubric: str | None = None) -> str:
+def judge_prompt(question: Sequence[TurnText], answer_a: str, answer_b: str, rubric: str | None = None) -> str:
     """The user turn that GenRM and ReasonGenRM are trained on and asked with.
 
     Args:
@@ -96,7 +96,7 @@ def judge_prompt(question: Sequence[Turn], answer_a: str, answer_b: str, rubric:
     )
 
 
-def plain_judge_prompt(question: Sequence[Turn], answer_a: str, answer_b: str, rubric: str | None = None) -> str:
+def plain_judge_prompt(question: Sequence[TurnText], answer_a: str, answer_b: str, rubric: str | None = None) -> str:
     """The user turn for an untrained model: plain chat, the verdict at the end (docs/method.md, section 7)."""
     return judge_prompt(question, answer_a, answer_b, rubric) + _EXPLAIN
 

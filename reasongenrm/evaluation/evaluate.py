@@ -9,12 +9,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from reasongenrm.config import EvaluateConfig
 from reasongenrm.data.benchmarks import LABELS, ORDERS, Benchmark, BenchmarkRow, load_benchmark
-from reasongenrm.data.prompts import judge_messages
 from reasongenrm.errors import ConfigError
+from reasongenrm.evaluation.judging import judge_request, judge_sampling
 from reasongenrm.evaluation.metrics import Evaluation, evaluate
 from reasongenrm.generation import Engine, Generation, GenerationRequest, Sampling, open_engine
 from reasongenrm.generation.verdicts import parse_verdict
@@ -22,7 +22,7 @@ from reasongenrm.progress import Tracker, track
 from reasongenrm.records import CALIBRATION_FILE, Judgment, Order, dump_records, parse_records
 from reasongenrm.store.artifacts import ArtifactRef, Store, digest_bytes, download, read_file
 from reasongenrm.store.stage import Stage
-from reasongenrm.variants import OPENINGS, VARIANTS, JudgeStyle
+from reasongenrm.variants import VARIANTS, JudgeStyle
 
 KeepPart = Callable[[str, bytes], None]
 
@@ -94,7 +94,10 @@ def judge_benchmark(
     with track("judge", total=num_judgments * (2 if two_step else 1), unit="judgment") as progress:
         name = "reasons" if two_step else "judgments"
         # A plain chat may be anybody's API, and not all of those give log-probabilities.
-        sampling = replace(_sampling(config, config.votes), verdict_logprobs=style != "plain" and not two_step)
+        asks = style != "plain" and not two_step
+        sampling = judge_sampling(
+            config.max_tokens, config.votes, config.vote_temperature, config.seed, verdict_logprobs=asks
+        )
         judged = _ask(engine, questions, sampling, name, parts or {}, keep_part, progress)
         if two_step:
             verdicts = [
@@ -102,7 +105,7 @@ def judge_benchmark(
                 for rows_of in questions
                 for found in judged[rows_of.request.request_id]
             ]
-            sampling = replace(_sampling(config, 1), verdict_logprobs=True)
+            sampling = replace(sampling, num_samples=1, verdict_logprobs=True)
             answered = _ask(engine, verdicts, sampling, "judgments", parts or {}, keep_part, progress)
             judged = defaultdict(list)
             for question in verdicts:
@@ -299,9 +302,10 @@ def _ask(
 
 
 def _first_question(row: BenchmarkRow, order: Order, style: JudgeStyle, two_step: bool) -> _Question:
-    messages = judge_messages(row.prompt(order), "plain" if style == "plain" else "trained")
-    request = GenerationRequest(
-        _request_id(row, order), messages, opening_role=OPENINGS[style], stop_at="turn" if two_step else "sequence"
+    prompt = row.prompt(order)
+    stop_at: Literal["sequence", "turn"] = "turn" if two_step else "sequence"
+    request = judge_request(
+        _request_id(row, order), prompt.question, prompt.answer_a, prompt.answer_b, style, stop_at=stop_at
     )
     return _Question(request, row, order)
 
@@ -311,11 +315,6 @@ def _second_question(first: _Question, found: Judgment) -> _Question:
     messages = (*first.request.messages, {"role": "reason", "content": found.reason or ""})
     request = GenerationRequest(f"{first.request.request_id}:{found.vote}", messages, opening_role="assistant")
     return _Question(request, first.row, first.order, found.vote, found)
-
-
-def _sampling(config: EvaluateConfig, num_samples: int) -> Sampling:
-    temperature = config.vote_temperature if config.votes > 1 else 0.0
-    return Sampling(config.max_tokens, temperature=temperature, num_samples=num_samples, seed=config.seed)
 
 
 def _request_id(row: BenchmarkRow, order: Order) -> str:

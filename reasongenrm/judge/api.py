@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
+from reasongenrm.records import Letter
+
 MAX_TEXT_CHARS = (
     1_000_000  # of one text; what does not fit into the model's context is refused or cut with better words
 )
@@ -24,8 +26,7 @@ def _no_guess(value: object) -> object:
 
 
 NoGuess = BeforeValidator(_no_guess)
-Order = Literal["given", "swapped"]
-Letter = Literal["A", "B"]
+CallerOrder = Literal["given", "swapped"]
 Text = Annotated[str, Field(max_length=MAX_TEXT_CHARS)]
 
 
@@ -35,7 +36,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Turn(_Part):
+class QuestionTurn(_Part):
     """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
@@ -56,7 +57,7 @@ class JudgeOptions(_Part):
         when_too_long: "refuse" answers 422; "truncate" cuts the middle out of what is too long and says so.
     """
 
-    question: Text | Annotated[list[Turn], Field(min_length=1, max_length=MAX_TURNS)]
+    question: Text | Annotated[list[QuestionTurn], Field(min_length=1, max_length=MAX_TURNS)]
     rubric: Annotated[str, Field(max_length=20_000)] | None = None
     votes: Annotated[int, Field(ge=1, le=MAX_VOTES), NoGuess] = 1
     temperature: Annotated[float, Field(gt=0, le=2), NoGuess] = 1.0
@@ -65,9 +66,13 @@ class JudgeOptions(_Part):
     seed: Annotated[int, Field(ge=0, lt=2**31), NoGuess] = 0
     when_too_long: Literal["refuse", "truncate"] = "refuse"
 
-    def turns(self) -> list[Turn]:
+    def turns(self) -> list[QuestionTurn]:
         """The question as turns."""
-        return [Turn(role="user", content=self.question)] if isinstance(self.question, str) else list(self.question)
+        return (
+            [QuestionTurn(role="user", content=self.question)]
+            if isinstance(self.question, str)
+            else list(self.question)
+        )
 
 
 class AnswerPair(JudgeOptions):
@@ -120,7 +125,7 @@ class OrderJudgment(_Part):
         truncated: the generation was cut off by max_tokens or the context.
     """
 
-    order: Order
+    order: CallerOrder
     vote: int
     reason: str | None
     preferred: Letter | None
@@ -131,7 +136,7 @@ class OrderJudgment(_Part):
 class ReasonDelta(_Part):
     """A streamed piece of a reason: which order's, which vote's."""
 
-    order: Order
+    order: CallerOrder
     vote: int
     delta: str
 

@@ -8,15 +8,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from reasongenrm.evaluation.judging import judge_sampling, preferred_answer, probability_of_first
 from reasongenrm.generation.openai_client import ContextExceededError
-from reasongenrm.generation.seam import sample_seed
-from reasongenrm.generation.verdicts import parse_verdict
-from reasongenrm.judge.api import Cut, JudgeOptions, Letter, Order, OrderJudgment, Usage
-from reasongenrm.judge.predictor import Ask, OnReason, Predictor, Reply
+from reasongenrm.generation.seam import Generation
+from reasongenrm.judge.api import CallerOrder, Cut, JudgeOptions, OrderJudgment, Usage
+from reasongenrm.judge.predictor import OnReason, Predictor
 from reasongenrm.judge.prompting import MIN_CHARS, Pair
 from reasongenrm.judge.refusals import TooLongError
 from reasongenrm.processes.gathering import gather_or_cancel
-from reasongenrm.variants import OPENINGS, JudgeStyle
+from reasongenrm.records import Letter
+from reasongenrm.variants import JudgeStyle
 
 if TYPE_CHECKING:
     from reasongenrm.evaluation.calibration import PlattScaling
@@ -61,7 +62,7 @@ class JudgeSettings:
 class JudgeEvent:
     """Something happened to one generation: its reason grew, or its judgment is there."""
 
-    order: Order
+    order: CallerOrder
     vote: int
     reason_delta: str = ""
     judgment: OrderJudgment | None = None
@@ -71,7 +72,7 @@ class JudgeEvent:
 class Observed:
     """One generation that ended, for metrics; `letter` is the verdict as the model wrote it."""
 
-    order: Order
+    order: CallerOrder
     letter: Letter | None
     truncated: bool
     num_prompt_tokens: int
@@ -152,7 +153,7 @@ class PairJudge:
                 pair = whole.cut_to(max_chars)
 
     async def _judge(self, pair: Pair, options: JudgeOptions, on_event: OnEvent | None) -> PairResult:
-        orders: tuple[Order, ...] = ("given", "swapped") if options.both_orders else ("given",)
+        orders: tuple[CallerOrder, ...] = ("given", "swapped") if options.both_orders else ("given",)
         places = [(order, vote) for order in orders for vote in range(options.votes)]
         max_tokens = await self._max_tokens(options)
         replies = await gather_or_cancel(
@@ -174,18 +175,19 @@ class PairJudge:
         return wanted if context is None else max(1, min(wanted, context // 2))
 
     async def _ask(
-        self, pair: Pair, order: Order, vote: int, options: JudgeOptions, max_tokens: int, on_event: OnEvent | None
-    ) -> tuple[Reply, OrderJudgment]:
-        style = self._settings.style
-        ask = Ask(
-            messages=pair.messages(order, style),
-            opening_role=OPENINGS[style],
-            max_tokens=max_tokens,
-            temperature=options.temperature if options.votes > 1 else 0.0,
-            # Not of the order's name: the same texts in the same places are the same sample, whichever is called A.
-            seed=sample_seed(options.seed, "vote", vote),
-            choices=VERDICTS if self._settings.constrained and style != "plain" else (),
-        )
+        self,
+        pair: Pair,
+        order: CallerOrder,
+        vote: int,
+        options: JudgeOptions,
+        max_tokens: int,
+        on_event: OnEvent | None,
+    ) -> tuple[Generation, OrderJudgment]:
+        settings = self._settings
+        # Named by neither order nor pair: the same texts in the same places are the same sample, whichever is called A.
+        request = pair.request("vote", order, settings.style)
+        sampling = judge_sampling(max_tokens, options.votes, options.temperature, options.seed)
+        choices = VERDICTS if settings.constrained and settings.style != "plain" else ()
         on_reason: OnReason | None = None
         if on_event is not None:
             notify = on_event
@@ -193,46 +195,41 @@ class PairJudge:
             async def on_reason(piece: str) -> None:
                 await notify(JudgeEvent(order, vote, reason_delta=piece))
 
-        reply = await self._predictor.complete(ask, on_reason)
-        judgment = self._judgment(reply, order, vote)
+        generation = await self._predictor.complete(request, vote, sampling, choices, on_reason)
+        judgment = self._judgment(generation, order)
         if self._observer is not None:
-            letter = parse_verdict(reply.content)
             self._observer.generation(
                 Observed(
                     order=order,
-                    letter="A" if letter == "[[A]]" else "B" if letter == "[[B]]" else None,
-                    truncated=reply.truncated,
-                    num_prompt_tokens=reply.num_prompt_tokens,
-                    num_output_tokens=reply.num_output_tokens,
-                    seconds=reply.seconds,
+                    letter=preferred_answer(generation, is_swapped=False),
+                    truncated=judgment.truncated,
+                    num_prompt_tokens=generation.num_prompt_tokens,
+                    num_output_tokens=generation.num_output_tokens,
+                    seconds=generation.seconds,
                 )
             )
         if on_event is not None:
             await on_event(JudgeEvent(order, vote, judgment=judgment))
-        return reply, judgment
+        return generation, judgment
 
-    def _judgment(self, reply: Reply, order: Order, vote: int) -> OrderJudgment:
-        """A reply in terms of the caller's answers."""
-        verdict = parse_verdict(reply.content)
-        preferred: Letter | None = None
-        p_a = None
-        if verdict is not None:
-            preferred = "A" if (verdict == "[[A]]") == (order == "given") else "B"
-            p_a = reply.p_a
-        if p_a is not None:
-            if self._settings.calibration is not None:
-                p_a = self._settings.calibration.apply(p_a)
-            p_a = p_a if order == "given" else 1.0 - p_a
-        reason = reply.reason
+    def _judgment(self, generation: Generation, order: CallerOrder) -> OrderJudgment:
+        """A generation in terms of the caller's answers."""
+        is_swapped = order == "swapped"
+        reason = generation.reason
         if reason is None and self._settings.style == "plain":
-            reason = reply.content  # plain chat: it says why in its answer
+            reason = generation.answer  # plain chat: it says why in its answer
         return OrderJudgment(
-            order=order, vote=vote, reason=reason, preferred=preferred, p_a=p_a, truncated=reply.truncated
+            order=order,
+            vote=generation.sample,
+            reason=reason,
+            preferred=preferred_answer(generation, is_swapped),
+            p_a=probability_of_first(generation.p_a, is_swapped, self._settings.calibration),
+            truncated=generation.finish_reason == "length",
         )
 
 
 def agree(
-    judgments: Sequence[OrderJudgment], orders: Sequence[Order]
+    judgments: Sequence[OrderJudgment], orders: Sequence[CallerOrder]
 ) -> tuple[Literal["A", "B", "tie"] | None, bool | None]:
     """What the orders prefer together, and whether they agree (see `api.PairwiseResponse`)."""
     said = [_majority([found.preferred for found in judgments if found.order == order]) for order in orders]
@@ -243,7 +240,7 @@ def agree(
     return together, known[0] == known[-1] != "tie" if len(known) == 2 else None
 
 
-def mean_p_a(judgments: Sequence[OrderJudgment], orders: Sequence[Order]) -> float | None:
+def mean_p_a(judgments: Sequence[OrderJudgment], orders: Sequence[CallerOrder]) -> float | None:
     """Mean over the orders of the mean over an order's votes: an order with fewer readable votes weighs no less."""
     of_order = [
         [found.p_a for found in judgments if found.order == order and found.p_a is not None] for order in orders

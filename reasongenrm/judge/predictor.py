@@ -7,9 +7,8 @@ becomes what the judge answers instead. Cancelling the task that waits closes th
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from typing import Self
 
 import aiohttp
@@ -25,7 +24,7 @@ from reasongenrm.generation.openai_client import (
     ModelCard,
     OpenAIClient,
 )
-from reasongenrm.generation.seam import GenerationRequest, Sampling
+from reasongenrm.generation.seam import Generation, GenerationRequest, Sampling, sample_seed
 from reasongenrm.http_client import Retries
 from reasongenrm.judge.refusals import (
     OverloadedError,
@@ -34,7 +33,6 @@ from reasongenrm.judge.refusals import (
     PredictorUnavailableError,
     TooFewTokensError,
 )
-from reasongenrm.records import OpeningRole
 
 PATIENCE_SECONDS = 5.0  # with a predictor that cannot be reached: a Service whose endpoints change is back in less
 CONNECT_SECONDS = 3.0
@@ -42,36 +40,6 @@ RETRY_AFTER_SECONDS = 5  # told to the caller when the predictor is away: it loa
 KEY_VARIABLE = "VLLM_API_KEY"  # the predictor's, under vLLM's own name
 
 OnReason = Callable[[str], Awaitable[None]]
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One generation. `choices`: all that the content may be; () leaves it free."""
-
-    messages: tuple[dict[str, str], ...]
-    opening_role: OpeningRole | None
-    max_tokens: int
-    temperature: float
-    seed: int
-    choices: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What came back.
-
-    Attributes:
-        p_a: P([[A]]) in terms of the prompt as asked, not calibrated; None if it could not be told.
-        truncated: the generation, or its reason, was cut off.
-    """
-
-    reason: str | None
-    content: str
-    p_a: float | None
-    truncated: bool
-    num_prompt_tokens: int
-    num_output_tokens: int
-    seconds: float
 
 
 class Predictor:
@@ -143,8 +111,22 @@ class Predictor:
             return False
         return True
 
-    async def complete(self, ask: Ask, on_reason: OnReason | None = None) -> Reply:
-        """Have one generation written; with `on_reason` it is streamed, and that is called with each piece of the reason.
+    async def complete(
+        self,
+        request: GenerationRequest,
+        sample: int,
+        sampling: Sampling,
+        choices: Sequence[str] = (),
+        on_reason: OnReason | None = None,
+    ) -> Generation:
+        """Have one sample of a request written.
+
+        Args:
+            choices: all that the answer may be; () leaves it free.
+            on_reason: called with each piece of the reason, which is streamed then.
+
+        Returns:
+            With finish_reason "length" if the generation, or its reason, was cut off.
 
         Raises:
             ContextExceededError: it does not fit into the model's context.
@@ -152,9 +134,8 @@ class Predictor:
             PredictorTimeoutError, OverloadedError, PredictorRefusedError: what it answered instead.
         """
         card = await self.card()
-        request = GenerationRequest("", ask.messages, ask.opening_role)
-        sampling = Sampling(ask.max_tokens, ask.temperature, verdict_logprobs=True)
-        body = chat_body(card.name, request, sampling, ask.seed, choices=ask.choices)
+        seed = sample_seed(sampling.seed, request.request_id, sample)
+        body = chat_body(card.name, request, sampling, seed, choices=choices)
         async with self._slots:
             started = time.perf_counter()
             with self._as_refusals():
@@ -171,14 +152,16 @@ class Predictor:
                                 await on_reason(part.reason)
                     completion = join_parts(parts)
         content = completion.content.strip()
-        return Reply(
+        return Generation(
+            request_id=request.request_id,
+            sample=sample,
             reason=None if completion.reason is None else completion.reason.strip(),
-            content=content,
-            p_a=completion.p_a(content),
-            truncated=completion.finish_reason == "length" or completion.reason_truncated,
+            answer=content,
             num_prompt_tokens=completion.num_prompt_tokens,
             num_output_tokens=completion.num_output_tokens,
+            finish_reason="length" if completion.finish_reason == "length" or completion.reason_truncated else "stop",
             seconds=time.perf_counter() - started,
+            p_a=completion.p_a(content),
         )
 
     @asynccontextmanager

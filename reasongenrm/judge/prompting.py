@@ -4,10 +4,12 @@ The prompt is that of the training (`prompts.judge_prompt`); every text goes thr
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from reasongenrm.data.prompts import judge_prompt, plain_judge_prompt, question_text
-from reasongenrm.judge.api import Cut, Order, Turn
+from reasongenrm.data.prompts import question_text
+from reasongenrm.evaluation.judging import judge_request
+from reasongenrm.generation.seam import GenerationRequest
+from reasongenrm.judge.api import CallerOrder, Cut, QuestionTurn
 from reasongenrm.variants import JudgeStyle
 
 MIN_CHARS = 200  # of all texts together: less than that is no judgment
@@ -17,7 +19,7 @@ MIN_CHARS = 200  # of all texts together: less than that is no judgment
 class Pair:
     """What is judged: a question and two answers, with what was left out of them."""
 
-    question: tuple[Turn, ...]
+    question: tuple[QuestionTurn, ...]
     answer_a: str
     answer_b: str
     rubric: str | None = None
@@ -28,11 +30,12 @@ class Pair:
         """Of question and answers."""
         return len(question_text(self.question)) + len(self.answer_a) + len(self.answer_b)
 
-    def messages(self, order: Order, style: JudgeStyle) -> tuple[dict[str, str], ...]:
-        """The chat messages that ask about the pair in one order."""
+    def request(self, request_id: str, order: CallerOrder, style: JudgeStyle) -> GenerationRequest:
+        """What asks about the pair in one order."""
         first, second = (self.answer_a, self.answer_b) if order == "given" else (self.answer_b, self.answer_a)
-        write = plain_judge_prompt if style == "plain" else judge_prompt
-        return ({"role": "user", "content": _encodable(write(self.question, first, second, self.rubric))},)
+        request = judge_request(request_id, self.question, first, second, style, self.rubric)
+        (message,) = request.messages
+        return replace(request, messages=({**message, "content": _encodable(message["content"])},))
 
     def cut_to(self, max_chars: int) -> "Pair":
         """The pair with the middle left out of its longest texts, so that all together have at most `max_chars` (and the marks).
@@ -48,7 +51,7 @@ class Pair:
         )
         question = self.question
         if len(whole) > level:
-            question = (Turn(role="user", content=cut["question"]),)
+            question = (QuestionTurn(role="user", content=cut["question"]),)
         return Pair(question, cut["answer_a"], cut["answer_b"], self.rubric, cuts)
 
 

@@ -5,14 +5,14 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from reasongenrm.judge.api import Order, OrderJudgment, PairwiseResponse, ReasonDelta
+from reasongenrm.judge.api import CallerOrder, OrderJudgment, PairwiseResponse, ReasonDelta
 from reasongenrm.judge.client.client import AsyncJudge
 from reasongenrm.judge.client.client_errors import JudgeClientError
 from reasongenrm.web.pace import paced
 from reasongenrm.web.words import NO_ANSWERS, NO_EARLIER_QUESTION, NO_QUESTION, Notice, notice_of
 
 logger = logging.getLogger(__name__)
-ORDERS: tuple[Order, ...] = ("given", "swapped")
+ORDERS: tuple[CallerOrder, ...] = ("given", "swapped")
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,10 @@ class Asked:
 class Seen:
     """What has come so far: reasons and judgments by order and vote, then the response or what went wrong."""
 
-    reasons: dict[Order, dict[int, str]] = field(default_factory=lambda: {order: {} for order in ORDERS})
-    judgments: dict[Order, dict[int, OrderJudgment]] = field(default_factory=lambda: {order: {} for order in ORDERS})
+    reasons: dict[CallerOrder, dict[int, str]] = field(default_factory=lambda: {order: {} for order in ORDERS})
+    judgments: dict[CallerOrder, dict[int, OrderJudgment]] = field(
+        default_factory=lambda: {order: {} for order in ORDERS}
+    )
     response: PairwiseResponse | None = None
     notice: Notice | None = None
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from reasongenrm.judge.api import Order, OrderJudgment, PairwiseResponse
+from reasongenrm.judge.api import CallerOrder, OrderJudgment, PairwiseResponse
 from reasongenrm.variants import VARIANTS
 from reasongenrm.web.board import Board
 from reasongenrm.web.words import ORDER_NAMES, Notice, explanation, headline
@@ -37,7 +37,7 @@ def show_verdict(response: PairwiseResponse) -> str:
     return render("verdict.html.j2", response=response, headline=headline(response), explanation=explanation(response))
 
 
-def show_order(order: Order, reasons: dict[int, str], judgments: dict[int, OrderJudgment], running: bool) -> str:
+def show_order(order: CallerOrder, reasons: dict[int, str], judgments: dict[int, OrderJudgment], running: bool) -> str:
     """One order's column: its reasons as far as they are written, by vote, and what each chose."""
     votes = sorted({*reasons, *judgments})
     return render(

@@ -15,8 +15,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from reasongenrm.generation.openai_client import ContextExceededError, ModelCard
+from reasongenrm.generation.seam import Generation, GenerationRequest, Sampling, sample_seed
 from reasongenrm.judge import predictor as predictor_module
-from reasongenrm.judge.predictor import Ask, Predictor, Reply
+from reasongenrm.judge.predictor import Predictor
 from reasongenrm.judge.refusals import (
     JudgeError,
     OverloadedError,
@@ -30,25 +31,27 @@ from tests.judge.replies import REASON, choice, judged, streamed, whole
 
 T = TypeVar("T")
 
-ASK = Ask(
-    messages=({"role": "user", "content": "Judge."},),
-    opening_role="reason",
-    max_tokens=40,
-    temperature=0.5,
-    seed=3,
-    choices=("[[A]]", "[[B]]"),
-)
+ASK = GenerationRequest("vote", ({"role": "user", "content": "Judge."},), opening_role="reason")
+SAMPLING = Sampling(40, temperature=0.5, seed=3, verdict_logprobs=True)
+CHOICES = ("[[A]]", "[[B]]")
 
 
-def complete(url: str, ask: Ask = ASK, pieces: list[str] | None = None, **options: Any) -> Reply:
+def complete(
+    url: str,
+    ask: GenerationRequest = ASK,
+    pieces: list[str] | None = None,
+    sampling: Sampling = SAMPLING,
+    choices: tuple[str, ...] = CHOICES,
+    **options: Any,
+) -> Generation:
     """One completion by a predictor of its own; streamed into `pieces` if there are any."""
 
     async def on_reason(piece: str) -> None:
         assert pieces is not None
         pieces.append(piece)
 
-    async def work(predictor: Predictor) -> Reply:
-        return await predictor.complete(ask, None if pieces is None else on_reason)
+    async def work(predictor: Predictor) -> Generation:
+        return await predictor.complete(ask, 1, sampling, choices, None if pieces is None else on_reason)
 
     return with_predictor(url, work, **options)
 
@@ -74,7 +77,7 @@ def test_request_is_what_the_contract_says_and_the_reply_is_read() -> None:
         "max_tokens": 40,
         "temperature": 0.5,
         "top_p": 1.0,
-        "seed": 3,
+        "seed": sample_seed(3, "vote", 1),
         "logprobs": True,
         "top_logprobs": 20,
         "chat_template_kwargs": {"opening_role": "reason"},
@@ -82,17 +85,24 @@ def test_request_is_what_the_contract_says_and_the_reply_is_read() -> None:
         "thinking_token_budget": 24,  # 40, less 16 for the assistant turn's opening and a verdict
     }
     assert endpoint.headers[0]["authorization"] == "Bearer secret"
-    assert (reply.reason, reply.content, reply.truncated) == (REASON, "[[B]]", False)
+    assert (reply.reason, reply.answer, reply.finish_reason) == (REASON, "[[B]]", "stop")
     assert reply.p_a == pytest.approx(0.25, abs=1e-12)
     assert (reply.num_prompt_tokens, reply.num_output_tokens) == (7, 5)
     assert 0 < reply.seconds < 10
 
 
-@pytest.mark.parametrize("changes", [{"opening_role": "assistant"}, {"max_tokens": 16}, {"choices": ()}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ask": replace(ASK, opening_role="assistant")},
+        {"sampling": replace(SAMPLING, max_tokens=16)},
+        {"choices": ()},
+    ],
+)
 def test_reason_is_bounded_only_where_there_is_one_and_room(changes: dict[str, Any]) -> None:
     endpoint = FakeEndpoint(lambda body, _: judged(body, 0.25))
     with endpoint.running() as url:
-        complete(url, replace(ASK, **changes))
+        complete(url, **changes)
     assert "thinking_token_budget" not in endpoint.bodies[0]
 
 
@@ -106,7 +116,9 @@ def test_max_tokens_that_leave_no_room_for_a_verdict_are_the_callers_to_raise() 
 def test_plain_request_has_no_extensions() -> None:
     endpoint = FakeEndpoint(lambda body, _: judged(body, 0.25, reason=None))
     with endpoint.running() as url:
-        reply = complete(url, Ask(ASK.messages, None, 9, 0.0, 3))
+        reply = complete(
+            url, replace(ASK, opening_role=None), sampling=Sampling(9, seed=3, verdict_logprobs=True), choices=()
+        )
     assert not {"chat_template_kwargs", "structured_outputs", "stream"} & set(endpoint.bodies[0])
     assert reply.reason is None
 
@@ -118,7 +130,7 @@ def test_streamed_reply_is_the_whole_one_and_its_reason_comes_in_pieces() -> Non
         streaming, at_once = complete(url, pieces=pieces), complete(url)
     assert endpoint.bodies[0]["stream_options"] == {"include_usage": True}
     assert pieces == ["A ", "is ", "short. ", "B ", "is ", "long."]
-    assert (streaming.reason, streaming.content, streaming.p_a) == (at_once.reason, at_once.content, at_once.p_a)
+    assert (streaming.reason, streaming.answer, streaming.p_a) == (at_once.reason, at_once.answer, at_once.p_a)
     assert (streaming.num_prompt_tokens, streaming.num_output_tokens) == (7, 5)
 
 
@@ -129,7 +141,7 @@ def test_generation_that_was_cut_off_says_so(wrapped: Callable[..., Response], c
     found["message"] |= change.get("message", {})
     found["finish_reason"] = change.get("finish_reason", "stop")
     with FakeEndpoint(lambda *_: wrapped(found)).running() as url:
-        assert complete(url, pieces=[] if wrapped is streamed else None).truncated
+        assert complete(url, pieces=[] if wrapped is streamed else None).finish_reason == "length"
 
 
 def test_verdicts_in_the_reason_are_not_the_content() -> None:
@@ -138,7 +150,7 @@ def test_verdicts_in_the_reason_are_not_the_content() -> None:
     found["message"]["content"] = None
     with FakeEndpoint(lambda *_: whole(found)).running() as url:
         reply = complete(url)
-    assert (reply.content, reply.p_a, reply.truncated) == ("", None, True)
+    assert (reply.answer, reply.p_a, reply.finish_reason) == ("", None, "length")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +202,7 @@ def test_an_error_of_the_listener_is_not_blamed_on_the_predictor() -> None:
         raise ValueError("mine")
 
     async def work(predictor: Predictor) -> None:
-        await predictor.complete(ASK, on_reason)
+        await predictor.complete(ASK, 0, SAMPLING, CHOICES, on_reason)
 
     with (
         FakeEndpoint(lambda body, _: judged(body, 0.75)).running() as url,
@@ -203,7 +215,7 @@ def test_an_error_of_the_listener_is_not_blamed_on_the_predictor() -> None:
 def test_predictor_that_is_away_for_a_moment_is_asked_again(status: int) -> None:
     endpoint = FakeEndpoint(lambda body, n: refusal(status, "loading") if n < 2 else judged(body, 0.75))
     with endpoint.running() as url:
-        assert complete(url).content == "[[A]]"
+        assert complete(url).answer == "[[A]]"
     assert len(endpoint.bodies) == 3
 
 
@@ -283,7 +295,7 @@ def test_cancelling_closes_the_connection_at_once(streaming: bool) -> None:
         async def on_reason(_: str) -> None:
             began.set()
 
-        task = asyncio.create_task(predictor.complete(ASK, on_reason if streaming else None))
+        task = asyncio.create_task(predictor.complete(ASK, 0, SAMPLING, CHOICES, on_reason if streaming else None))
         async with asyncio.timeout(5):
             while not (began.is_set() if streaming else seen):
                 await asyncio.sleep(0.01)
@@ -306,7 +318,7 @@ def test_no_more_generations_are_under_way_than_allowed() -> None:
         return judged(body, 0.75)
 
     async def work(predictor: Predictor) -> None:
-        await asyncio.gather(*(predictor.complete(ASK) for _ in range(12)))
+        await asyncio.gather(*(predictor.complete(ASK, 0, SAMPLING, CHOICES) for _ in range(12)))
 
     endpoint = FakeEndpoint(slowly)
     with endpoint.running() as url:

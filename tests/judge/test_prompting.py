@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from reasongenrm.data.chat import CONTROL_TOKENS
 from reasongenrm.data.prompts import judge_messages
-from reasongenrm.judge.api import Cut, Turn
+from reasongenrm.judge.api import Cut, QuestionTurn
 from reasongenrm.judge.prompting import Pair
 from reasongenrm.records import JudgePrompt, Message
 
@@ -20,11 +20,11 @@ HOSTILE = {
 
 
 def pair(question: str = "Why?", answer_a: str = "one", answer_b: str = "two", rubric: str | None = None) -> Pair:
-    return Pair((Turn(role="user", content=question),), answer_a, answer_b, rubric)
+    return Pair((QuestionTurn(role="user", content=question),), answer_a, answer_b, rubric)
 
 
 def content(of: Pair, order: str = "given") -> str:
-    (message,) = of.messages("given" if order == "given" else "swapped", "reason")
+    (message,) = of.request("vote", "given" if order == "given" else "swapped", "reason").messages
     return message["content"]
 
 
@@ -39,9 +39,9 @@ def test_without_a_rubric_the_prompt_is_that_of_the_training_byte_for_byte(style
         answer_b="two",
         label="[[A]]",
     )
-    asked = Pair(tuple(Turn(role=role, content=text) for role, text in turns), "one", "two")  # type: ignore[arg-type]
+    asked = Pair(tuple(QuestionTurn(role=role, content=text) for role, text in turns), "one", "two")  # type: ignore[arg-type]
     expected = judge_messages(trained, "plain" if style == "plain" else "trained")
-    assert asked.messages("given", "plain" if style == "plain" else "reason") == expected
+    assert asked.request("vote", "given", "plain" if style == "plain" else "reason").messages == expected
     assert "System: Be brief." in expected[0]["content"]
 
 
@@ -96,9 +96,9 @@ def test_two_long_answers_are_cut_to_the_same_length() -> None:
 
 def test_conversation_that_is_too_long_becomes_one_text_that_keeps_its_end() -> None:
     turns = (
-        Turn(role="user", content="a" * 100),
-        Turn(role="assistant", content="b"),
-        Turn(role="user", content="Why?"),
+        QuestionTurn(role="user", content="a" * 100),
+        QuestionTurn(role="assistant", content="b"),
+        QuestionTurn(role="user", content="Why?"),
     )
     cut = Pair(turns, "1", "2").cut_to(40)
     assert cut.question[0].content.startswith("User: a")

@@ -27,8 +27,8 @@ from reasongenrm.judge.api import (
     PairwiseResponse,
     PointwiseRequest,
     PointwiseResponse,
+    QuestionTurn,
     ReasonDelta,
-    Turn,
 )
 from reasongenrm.judge.client.client_errors import JudgeClientError, JudgeRequestError, NotAJudgeError
 from reasongenrm.judge.client.client_http import JudgeHttp
@@ -38,7 +38,7 @@ __all__ = ["AsyncJudge", "Judge", "Options"]
 DEFAULT_TIMEOUT_SECONDS = 300.0  # of one attempt; a list of 32 answers is some 130 comparisons
 DEFAULT_CONCURRENCY = 16
 
-Question = str | Sequence[Turn | Mapping[str, str]]
+Question = str | Sequence[QuestionTurn | Mapping[str, str]]
 Request = PairwiseRequest | ListwiseRequest | PointwiseRequest
 JudgeAnswer = PairwiseResponse | ListwiseResponse | PointwiseResponse
 AnswerTexts = PairwiseRequest | tuple[Question, str, str]
@@ -93,7 +93,7 @@ class AsyncJudge:
         """Which of two answers is better.
 
         Args:
-            question: a text, or a conversation that the answers are the next turn of: `Turn`s or {"role", "content"}.
+            question: a text, or a conversation that the answers are the next turn of: `QuestionTurn`s or {"role", "content"}.
 
         Raises:
             JudgeClientError: no judgment; its subclasses say why (see `client_errors`).

@@ -30,7 +30,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from reasongenrm.judge.api import MAX_TURNS, PairwiseRequest, PairwiseResponse, Text, Turn
+from reasongenrm.judge.api import MAX_TURNS, PairwiseRequest, PairwiseResponse, QuestionTurn, Text
 from reasongenrm.judge.server.routes import JUDGING, request_id
 from reasongenrm.judge.service import JudgeService
 
@@ -53,10 +53,10 @@ class InputMessage(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | list[InputText]
 
-    def turn(self) -> Turn:
+    def turn(self) -> QuestionTurn:
         """The message as a turn."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return Turn(role="system" if self.role == "developer" else self.role, content=text)
+        return QuestionTurn(role="system" if self.role == "developer" else self.role, content=text)
 
 
 class Compared(BaseModel):

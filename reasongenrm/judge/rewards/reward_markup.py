@@ -3,13 +3,13 @@
 import re
 
 from reasongenrm.data.chat import FAMILIES, ChatFamily
-from reasongenrm.judge.api import MAX_TURNS, Turn
+from reasongenrm.judge.api import MAX_TURNS, QuestionTurn
 
 _ROLES = "(system|user|assistant)"
 _BEGIN = re.compile(r"(<[^<>\s]{1,40}>)?\s*")  # at most one token, such as <|begin_of_text|>
 
 
-def read_turns(prompt: str) -> tuple[list[Turn], str] | None:
+def read_turns(prompt: str) -> tuple[list[QuestionTurn], str] | None:
     """Read a templated prompt.
 
     Returns:
@@ -34,7 +34,7 @@ def without_turn_end(answer: str) -> str:
     return text
 
 
-def _of_family(prompt: str, family: ChatFamily) -> tuple[list[Turn], str] | None:
+def _of_family(prompt: str, family: ChatFamily) -> tuple[list[QuestionTurn], str] | None:
     header = re.compile(re.escape(family.header).replace("ROLE", _ROLES))
     start, *rest = header.split(prompt)
     if not rest or _BEGIN.fullmatch(start) is None:
@@ -47,5 +47,5 @@ def _of_family(prompt: str, family: ChatFamily) -> tuple[list[Turn], str] | None
         content, end, after = text.partition(family.turn_end)
         if not end or after.strip():
             return None
-        found.append(Turn.model_validate({"role": role, "content": content.strip()}))
+        found.append(QuestionTurn.model_validate({"role": role, "content": content.strip()}))
     return (found, opened.lstrip("\n")) if found[-1].role == "user" else None
