@@ -1,15 +1,14 @@
 """The demo's data and teacher: five format-following tasks whose answers a program can check.
 
-`python -m reasongenrm.demo.formats write FOLDER` writes the preference set and the held-out benchmark (the files in
-examples/demo/ are its output). `teacher_server()` serves a teacher behind the same OpenAI-compatible interface as a
-70B model would: a program that checks both answers against the question and writes what it found. It knows these five
-tasks and nothing else; real data needs a model as its teacher.
+`write_demo_data` writes the preference set and the held-out benchmark (the files in examples/demo/ are its output).
+`teacher_server` serves a teacher behind the same OpenAI-compatible interface as a 70B model would: a program that checks
+both answers against the question and writes what it found. It knows these five tasks and nothing else; real data needs
+a model as its teacher.
 """
 
 import json
 import random
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -234,10 +233,3 @@ def teacher_server() -> Iterator[str]:
         server.should_exit = True
         thread.join(timeout=10)
         listener.close()
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 3 or sys.argv[1] != "write":
-        sys.exit("usage: python -m reasongenrm.demo.formats write FOLDER")
-    for written in write_demo_data(Path(sys.argv[2])):
-        print(written)  # noqa: T201 - the command's output

@@ -11,11 +11,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from reasongenrm.demo.formats import write_demo_data
 from reasongenrm.demo.tiny import tiny_checkpoint
-from reasongenrm.errors import InputError, ReasonGenRMError
+from reasongenrm.errors import InputError, ReasonGenRMError, validated
 from reasongenrm.generation.chat_completions import read_completion
 from reasongenrm.judge.api import PairwiseResponse
 from reasongenrm.store.artifacts import Store
@@ -50,7 +48,7 @@ def write_smoke_inputs(destination: str) -> list[str]:
 
 
 def check_completion(text: str) -> str:
-    """The assistant's text in the body that an endpoint answered to a chat request; "" if the model ended at once.
+    """The assistant's text in an endpoint's answer to a chat request; "" if the model ended at once.
 
     Raises:
         InputError: it is no chat completion.
@@ -71,10 +69,10 @@ def check_judgment(text: str) -> PairwiseResponse:
     Raises:
         InputError: it is no judgment, or one without a reason.
     """
-    try:
+    with validated(
+        "what the judge command printed is no judgment", f"an answer of /v1/pairwise, found {text[:300]!r}."
+    ):
         judgment = PairwiseResponse.model_validate_json(text)
-    except ValidationError as error:
-        raise InputError(f"what the judge command printed is no judgment: {text[:300]!r}.") from error
     for found in judgment.judgments:
         if not (found.reason or "").strip():
             raise InputError(f"the judgment in the order '{found.order}' has no reason: {text[:300]!r}.")

@@ -21,6 +21,7 @@ MAX_TEMPERATURE = 100.0  # a judge whose probabilities say nothing, or the contr
 _SMALLEST_P = 1e-6  # one saturated probability must not decide the fit
 _MAX_STEPS = 100
 _TOLERANCE = 1e-10
+Values = Sequence[float] | np.ndarray
 
 
 class PlattScaling(Record):
@@ -61,8 +62,8 @@ class Calibration(PlattScaling):
     model_digest: str | None = None
 
 
-def fit(p: Sequence[float], is_a_better: Sequence[bool]) -> Calibration:
-    """Fit the map to labelled judgments; the "after" figures are those of the same judgments.
+def fit(p: Sequence[float], is_a_better: Sequence[bool], groups: Sequence[str] | None = None) -> Calibration:
+    """Fit the map to labelled judgments, and measure it on judgments that were held out of a fit.
 
     Minimises the negative log-likelihood by Newton's method over the slope 1/temperature and the bias. The labels are
     smoothed to (N+ + 1)/(N+ + 2) and 1/(N- + 2), so that judgments without an error do not make the slope infinite.
@@ -70,57 +71,51 @@ def fit(p: Sequence[float], is_a_better: Sequence[bool]) -> Calibration:
     Args:
         p: P([[A]]) of each judgment in its own prompt's terms, in [0, 1].
         is_a_better: whether the answer that this prompt named A was the better one; no ties.
+        groups: what a judgment belongs to (its pair): one group's judgments are always held out together, for the two
+            orders of a pair are no independent evidence. Groups are dealt to NUM_FOLDS folds, or to as many as there
+            are groups, in the order of their names. None: the "after" figures are those of the fitted judgments.
 
     Raises:
-        ValueError: the two differ in length, are empty, or a probability is outside [0, 1].
+        ValueError: the arguments differ in length, are empty, a probability is outside [0, 1], or there is one group.
 
     Source: Platt 1999, "Probabilistic outputs for support vector machines"; on the logit, so that a temperature alone
     (Guo et al. 2017, section 4.2) is the map with bias 0.
     """
     p_J, labels_J = _checked(p, is_a_better)
-    return _measured(p_J, labels_J, None)
+    temperature, bias = _fit(p_J, labels_J)
+    if groups is None:
+        after_J = _apply(p_J, temperature, bias)
+    else:
+        after_J = np.empty_like(p_J)
+        fold_J = _folds(groups, len(p_J))
+        for fold in np.unique(fold_J):
+            held = fold_J == fold
+            after_J[held] = _apply(p_J[held], *_fit(p_J[~held], labels_J[~held]))
+    return Calibration(
+        temperature=temperature,
+        bias=bias,
+        num_judgments=len(p_J),
+        nll_before=negative_log_likelihood(p_J, labels_J),
+        nll_after=negative_log_likelihood(after_J, labels_J),
+        ece_before=expected_calibration_error(p_J, labels_J),
+        ece_after=expected_calibration_error(after_J, labels_J),
+        cross_validated=groups is not None,
+    )
 
 
-def fit_cross_validated(
-    p: Sequence[float], is_a_better: Sequence[bool], groups: Sequence[str], num_folds: int = NUM_FOLDS
-) -> Calibration:
-    """`fit` to all judgments, with "after" figures from judgments that were held out of a fit.
-
-    Args:
-        groups: what a judgment belongs to (its pair): one group's judgments are always held out together, for the two
-            orders of a pair are no independent evidence. Groups are dealt to the folds in the order of their names.
-        num_folds: lowered to the number of groups.
-
-    Raises:
-        ValueError: as `fit`, or fewer than 2 groups.
-    """
-    p_J, labels_J = _checked(p, is_a_better)
-    if len(groups) != len(p_J):
-        raise ValueError(f"{len(groups)} groups for {len(p_J)} judgments; expected one each.")
-    order = {group: index for index, group in enumerate(sorted(set(groups)))}
-    if len(order) < 2:
-        raise ValueError(f"judgments of {len(order)} pair; expected at least 2, to hold one out. Judge more pairs.")
-    fold_J = np.array([order[group] for group in groups]) % min(num_folds, len(order))
-    held_out_J = np.empty_like(p_J)
-    for fold in np.unique(fold_J):
-        held = fold_J == fold
-        held_out_J[held] = _apply(p_J[held], *_fit(p_J[~held], labels_J[~held]))
-    return _measured(p_J, labels_J, held_out_J)
-
-
-def negative_log_likelihood(p: Sequence[float], is_a_better: Sequence[bool]) -> float:
+def negative_log_likelihood(p: Values, is_a_better: Values) -> float:
     """Mean of -log P(label), in nats, >= 0; log 2 = 0.693 is a coin's. Probabilities are kept 1e-6 from 0 and 1."""
     p_J, labels_J = _checked(p, is_a_better)
     return float(-np.log(np.where(labels_J == 1, _inside(p_J), 1 - _inside(p_J))).mean())
 
 
-def expected_calibration_error(p: Sequence[float], is_a_better: Sequence[bool], num_bins: int = NUM_BINS) -> float:
+def expected_calibration_error(p: Values, is_a_better: Values) -> float:
     """Mean distance, in [0, 1], of the probability from the frequency over equally wide bins, by their judgments.
 
     ECE = sum over bins of (n_bin / n) |mean p - mean label|; the last bin has 1.0. Of P([[A]]), not of the winner's.
     """
     p_J, labels_J = _checked(p, is_a_better)
-    bin_J = np.minimum((p_J * num_bins).astype(int), num_bins - 1)
+    bin_J = np.minimum((p_J * NUM_BINS).astype(int), NUM_BINS - 1)
     gaps = [abs(float((p_J[bin_J == b] - labels_J[bin_J == b]).sum())) for b in np.unique(bin_J)]
     return math.fsum(gaps) / len(p_J)
 
@@ -145,7 +140,7 @@ def save_calibration(calibration: Calibration, folder: Path) -> Path:
     return path
 
 
-def _checked(p: Sequence[float], is_a_better: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
+def _checked(p: Values, is_a_better: Values) -> tuple[np.ndarray, np.ndarray]:
     """Arrays of shape (J,), float64; labels are 0.0 or 1.0."""
     if len(p) != len(is_a_better) or len(p) == 0:
         raise ValueError(f"{len(p)} probabilities and {len(is_a_better)} labels; expected as many, at least one.")
@@ -153,6 +148,16 @@ def _checked(p: Sequence[float], is_a_better: Sequence[bool]) -> tuple[np.ndarra
     if not bool(((p_J >= 0) & (p_J <= 1)).all()):
         raise ValueError(f"probabilities from {p_J.min()} to {p_J.max()}; expected [0, 1].")
     return p_J, np.asarray(is_a_better, dtype=np.float64)
+
+
+def _folds(groups: Sequence[str], num_judgments: int) -> np.ndarray:
+    """The fold of each judgment, shape (J,)."""
+    if len(groups) != num_judgments:
+        raise ValueError(f"{len(groups)} groups for {num_judgments} judgments; expected one each.")
+    names, number_J = np.unique(groups, return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(f"judgments of {len(names)} pair; expected at least 2, to hold one out. Judge more pairs.")
+    return number_J % min(NUM_FOLDS, len(names))
 
 
 def _inside(p_J: np.ndarray) -> np.ndarray:
@@ -209,20 +214,3 @@ def _newton(columns_JF: np.ndarray, targets_J: np.ndarray, found: np.ndarray, ch
             size /= 2
         found = tried
     return found
-
-
-def _measured(p_J: np.ndarray, labels_J: np.ndarray, held_out_J: np.ndarray | None) -> Calibration:
-    """The map fitted to all, with the figures after it: of `held_out_J`, or of the same judgments."""
-    temperature, bias = _fit(p_J, labels_J)
-    before, labels = p_J.tolist(), labels_J.astype(bool).tolist()
-    after = (_apply(p_J, temperature, bias) if held_out_J is None else held_out_J).tolist()
-    return Calibration(
-        temperature=temperature,
-        bias=bias,
-        num_judgments=len(labels),
-        nll_before=negative_log_likelihood(before, labels),
-        nll_after=negative_log_likelihood(after, labels),
-        ece_before=expected_calibration_error(before, labels),
-        ece_after=expected_calibration_error(after, labels),
-        cross_validated=held_out_J is not None,
-    )

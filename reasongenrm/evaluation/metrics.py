@@ -1,7 +1,7 @@
 """Judgments to metrics: accuracy with its interval, per subset, section and overall; consistency.
 
 Pure functions over records: `evaluate` turns one judge's judgments into an `Evaluation`, `paired_difference` compares two
-judges on the same rows. `evaluation.py` has the judging itself.
+judges on the same rows. `evaluate.py` has the judging itself.
 """
 
 from collections import Counter, defaultdict
@@ -14,7 +14,7 @@ from reasongenrm.data.benchmarks import LABELS, ORDERS, Benchmark, rows_digest
 from reasongenrm.data.sections import SECTION_OF, SECTIONS, Coverage, subset_weights
 from reasongenrm.errors import InputError
 from reasongenrm.evaluation.bootstrap import Interval, bootstrap_means, percentile_interval, tidy
-from reasongenrm.evaluation.calibration import Calibration, fit_cross_validated
+from reasongenrm.evaluation.calibration import Calibration, fit
 from reasongenrm.records import Judgment, Order, Record, Verdict
 from reasongenrm.variants import JudgeStyle
 
@@ -205,11 +205,8 @@ def evaluate(
 
     Args:
         judgments: both orders and all votes of every row of the benchmark.
-        benchmark: the rows that were judged.
         config: votes, confidence, num_bootstrap and seed are used.
-        variant: who judged, as the report calls it.
         model: the checkpoint's URI or the endpoint's model name.
-        style: how it was asked.
         model_digest: of the checkpoint, for its calibration.
 
     Raises:
@@ -300,14 +297,12 @@ def calibrate(judgments: Iterable[Judgment], model_digest: str | None) -> Calibr
     Returns:
         None if fewer than MIN_CALIBRATION_JUDGMENTS have a probability.
     """
-    known = [(judgment.p_a, judgment) for judgment in judgments if judgment.p_a is not None]
-    if len(known) < MIN_CALIBRATION_JUDGMENTS or len({judgment.row_id for _, judgment in known}) < 2:
+    known = [judgment for judgment in judgments if judgment.p_a is not None]
+    row_ids = [judgment.row_id for judgment in known]
+    if len(known) < MIN_CALIBRATION_JUDGMENTS or len(set(row_ids)) < 2:
         return None
-    found = fit_cross_validated(
-        [probability for probability, _ in known],
-        [judgment.label == "[[A]]" for _, judgment in known],
-        [judgment.row_id for _, judgment in known],
-    )
+    p = [judgment.p_a for judgment in known if judgment.p_a is not None]
+    found = fit(p, [judgment.label == "[[A]]" for judgment in known], row_ids)
     return found.model_copy(update={"model_digest": model_digest})
 
 

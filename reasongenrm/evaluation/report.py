@@ -4,13 +4,14 @@ In go the evaluations with their judgments, the gate's decision, the training lo
 `report_page.py` makes the HTML page of it.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
 from reasongenrm import __version__
 from reasongenrm.data.benchmarks import BenchmarkRow
-from reasongenrm.errors import InputError
+from reasongenrm.errors import validated
 from reasongenrm.evaluation.decision import Decision
 from reasongenrm.evaluation.gallery import Case, CaseKind, pick_cases
 from reasongenrm.evaluation.metrics import Difference, Evaluation
@@ -110,18 +111,13 @@ def build_report(
 
 
 def parse_training_log(data: bytes, name: str) -> list[dict[str, Any]]:
-    """Parse training_log.json: a list of what the trainer logged, an object a logged step.
+    """Parse training_log.json: a list of what the trainer logged, an object per logged step.
 
     Raises:
         InputError: it is not such a list.
     """
-    try:
-        log = json.loads(data)
-    except ValueError as error:
-        raise InputError(f"{name}: not JSON ({error}); expected a list of logged steps. Train again.") from error
-    if not isinstance(log, list) or not all(isinstance(entry, dict) for entry in log):
-        raise InputError(f"{name}: expected a list of objects, one a logged step. Train again.")
-    return log
+    with validated(name, "a list of objects, one per logged step. Train again."):
+        return TypeAdapter(list[dict[str, Any]]).validate_json(data)
 
 
 def training_curves(variant: str, log: Iterable[Mapping[str, Any]]) -> list[Curve]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from jinja2 import Environment, StrictUndefined, Template
 
 from reasongenrm.data.sections import SECTIONS
-from reasongenrm.evaluation.gallery import KINDS, Case
+from reasongenrm.evaluation.gallery import KINDS, OrderCase
 from reasongenrm.evaluation.reference import FOOTNOTE
 from reasongenrm.evaluation.report import Curve, Report
 from reasongenrm.variants import BASE, VARIANTS, learns_preferences, variant_label
@@ -51,7 +51,7 @@ class Plot:
     """One curve in a box of 100 by 100, which the page stretches.
 
     Attributes:
-        title: what is plotted.
+        curve: what is plotted.
         points: "x,y x,y ..." of the logged values.
         smooth: the same of their trailing mean, "" if there are too few.
         window: how many steps that mean takes in.
@@ -59,17 +59,13 @@ class Plot:
         baseline: place of the value before training, if that is known and within the box.
     """
 
-    variant: str
+    curve: Curve
     title: str
     points: str
     smooth: str
     window: int
     ticks: tuple[Tick, ...]
     baseline: float | None
-    first_step: int
-    last_step: int
-    first: float
-    last: float
 
 
 def render_html(report: Report) -> str:
@@ -133,17 +129,13 @@ def plot(curve: Curve) -> Plot:
 
     window = len(values) // 12
     return Plot(
-        variant=curve.variant,
+        curve=curve,
         title=_CURVE_TITLES[curve.name],
         points=path(values),
         smooth=path(trailing_mean(values, window)) if window > 1 else "",
         window=window * stride,
         ticks=tuple(Tick(place(tick), f"{tick:.6g}") for tick in ticks),
         baseline=None if baseline is None else place(baseline),
-        first_step=curve.steps[0],
-        last_step=curve.steps[-1],
-        first=curve.values[0],
-        last=curve.values[-1],
     )
 
 
@@ -179,9 +171,8 @@ def _excerpt(text: str) -> tuple[str, str, int]:
     return text[:cut], text[cut:KEPT_CHARS], max(0, len(text) - KEPT_CHARS)
 
 
-def _verdict_in_words(case: Case, number: int) -> str:
+def _verdict_in_words(order: OrderCase) -> str:
     """What the judge said about one order, in terms of the answers."""
-    order = case.orders[number]
     if order.verdict is None:
         return "cut off before a verdict" if order.truncated else "no verdict"
     return "chose the better answer" if order.verdict == order.label else "chose the other answer"

@@ -5,7 +5,6 @@ Every figure of a plan rests on one of them. `measurements.json` next to this mo
 does it: code that computes a prompt twice is slower, it does no more work.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -143,12 +142,8 @@ class Measurements(Record):
     measurements: tuple[Measurement, ...] = ()
 
     def write(self, path: Path) -> None:
-        """Write the file, a measurement per line."""
-        machines, rows = (
-            ",\n".join("  " + json.dumps(one.model_dump(mode="json", exclude_defaults=True)) for one in found)
-            for found in (self.machines, self.measurements)
-        )
-        path.write_text(f'{{"machines": [\n{machines}\n],\n"measurements": [\n{rows}\n]}}\n', encoding="utf-8")
+        """Write the file."""
+        path.write_text(self.model_dump_json(indent=2, exclude_defaults=True) + "\n", encoding="utf-8")
 
     def __add__(self, other: "Measurements") -> "Measurements":
         """Both files; where both have a machine, or measurements of a kind on one, the other's replace these."""

@@ -12,7 +12,6 @@ from reasongenrm.evaluation.calibration import (
     Calibration,
     expected_calibration_error,
     fit,
-    fit_cross_validated,
     load_calibration,
     negative_log_likelihood,
     save_calibration,
@@ -95,7 +94,7 @@ def test_figures_after_come_from_judgments_that_were_held_out() -> None:
     # Two pairs that contradict each other: each is predicted from the other one alone, hence badly.
     p = [0.9, 0.1, 0.9, 0.1]
     labels = [True, False, False, True]
-    found = fit_cross_validated(p, labels, ["x", "x", "y", "y"])
+    found = fit(p, labels, ["x", "x", "y", "y"])
     assert found.cross_validated
     assert found.nll_after > fit(p, labels).nll_after
     # Fitted on x alone: 1 A and 1 B, smoothed to 2/3 and 1/3, met exactly; so y's labels get 1/3 each. Fitted on y
@@ -107,7 +106,7 @@ def test_figures_after_come_from_judgments_that_were_held_out() -> None:
 
 def test_orders_of_one_pair_are_never_divided() -> None:
     with pytest.raises(ValueError, match="judgments of 1 pair; expected at least 2"):
-        fit_cross_validated([0.9, 0.1], [True, False], ["x", "x"])
+        fit([0.9, 0.1], [True, False], ["x", "x"])
 
 
 def test_calibration_error_is_the_bins_weighted_distance() -> None:
@@ -132,7 +131,7 @@ def test_bad_input_is_refused() -> None:
         with pytest.raises(ValueError, match=r"expected \[0, 1\]"):
             fit([p], [True])
     with pytest.raises(ValueError, match="1 groups for 2 judgments"):
-        fit_cross_validated([0.5, 0.5], [True, False], ["x"])
+        fit([0.5, 0.5], [True, False], ["x"])
 
 
 def test_file_beside_the_checkpoint_is_read_back(tmp_path: Path) -> None:

@@ -271,7 +271,7 @@ def test_long_curve_is_thinned_and_smoothed() -> None:
     drawn = plot(Curve(variant="sft", name="loss", steps=steps, values=tuple(1 / step for step in steps)))
     assert len(drawn.points.split()) <= 300
     assert drawn.window == 7 * (len(drawn.points.split()) // 12)
-    assert (drawn.first_step, drawn.last_step) == (1, 2000)
+    assert (drawn.curve.steps[0], drawn.curve.steps[-1]) == (1, 2000)
 
 
 @pytest.fixture(scope="module")
