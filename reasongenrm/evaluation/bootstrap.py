@@ -23,7 +23,6 @@ def bootstrap_means(groups: Sequence[Sequence[float]], num_bootstrap: int, seed:
     Args:
         groups: S lists of values, none empty.
         num_bootstrap: R.
-        seed: of the draws.
 
     Returns:
         Array of shape (R, S).

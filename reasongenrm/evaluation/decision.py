@@ -87,7 +87,6 @@ def decide(
     """Choose the best candidate and say whether it is good enough.
 
     Args:
-        config: candidates and thresholds.
         evaluations: by variant; the candidates, and the base model if it must be beaten.
         differences: by variant, accuracy minus the base model's on the same rows; may lack variants.
         champion: the judge that is served now; None: nothing is served yet, and any candidate may be the first.
@@ -117,7 +116,7 @@ def decide(
             )
         )
     # A stable sort: among equals the config's order stays.
-    ranked = sorted(judged, key=lambda candidate: _rank(candidate, evaluations[candidate.variant]))
+    ranked = sorted(judged, key=lambda candidate: (not candidate.passed, *_rank(evaluations[candidate.variant])))
     winner = ranked[0]
     return Decision(
         winner=winner.variant,
@@ -239,8 +238,8 @@ def _beats(
     return Check(name=name, passed=beats, text=text)
 
 
-def _rank(candidate: GateCandidate, evaluation: Evaluation) -> tuple[bool, float, float, float]:
-    return (not candidate.passed, -evaluation.accuracy, -evaluation.consistent_fraction, evaluation.mean_output_tokens)
+def _rank(found: Evaluation) -> tuple[float, float, float]:
+    return -found.accuracy, -found.consistent_fraction, found.mean_output_tokens
 
 
 def _summary(winner: GateCandidate, num_candidates: int) -> str:

@@ -56,11 +56,11 @@ def case_kind(result: RowResult, judgments: Iterable[Judgment]) -> CaseKind | No
     """
     if result.accuracy == 1:
         return None
-    if not result.is_decided:
+    if result.agreement == "undecided":
         undecided = {order for order, verdict in result.verdicts.items() if verdict is None}
         was_cut = any(judgment.truncated and judgment.order in undecided for judgment in judgments)
         return "truncated" if was_cut else "unparsed"
-    return "flipped" if result.is_flipped else "wrong"
+    return "flipped" if result.agreement == "flipped" else "wrong"
 
 
 def pick_cases(

@@ -13,8 +13,8 @@ from reasongenrm.evaluation.decision import Champion, check_same_rows, decide, d
 from reasongenrm.evaluation.metrics import Difference, Evaluation, RowResult, paired_difference, row_results
 from reasongenrm.evaluation.report import build_report, parse_training_log, trace_lineage
 from reasongenrm.evaluation.report_page import render_html
-from reasongenrm.records import Judgment, parse_records
-from reasongenrm.store.artifacts import ArtifactRef, Store, open_artifact, read_file
+from reasongenrm.records import Judgment
+from reasongenrm.store.artifacts import ArtifactRef, Store, open_artifact, read_file, read_records
 from reasongenrm.store.served import ServedJudge, served_judge
 from reasongenrm.store.stage import Stage
 from reasongenrm.variants import BASE
@@ -31,7 +31,6 @@ def select_winner(
 
     Args:
         store: where the artifact goes: decision.json, decision.md, report.json, report.html.
-        config: its section.
         evaluations: by variant, in the order in which the report shows them.
         trainings: by variant, the trained checkpoints, whose training_log.json gives the curves.
         deploy: names the InferenceService that the winner would take over; whom it serves now is the champion.
@@ -55,18 +54,17 @@ def select_winner(
         if stage.done:
             return stage.done
         figures = {variant: _read_evaluation(ref) for variant, ref in evaluations.items()}
-        judgments = {variant: _read_judgments(ref) for variant, ref in evaluations.items()}
+        judgments = {variant: read_records(ref, "judgments.jsonl", Judgment) for variant, ref in evaluations.items()}
         results = {variant: row_results(judged) for variant, judged in judgments.items()}
         check_same_rows(figures)
         differences = differences_to_base(figures, results)
         champion = _read_champion(served, figures, results) if served else None
         digests = {variant: open_artifact(ref).inputs.get("model", "") for variant, ref in evaluations.items()}
         decision = decide(config, figures, differences, champion, digests)
-        first = next(iter(evaluations.values()))
         report = build_report(
             figures,
             judgments,
-            parse_records(read_file(first, "rows.jsonl"), BenchmarkRow, f"{first.uri}/rows.jsonl"),
+            read_records(next(iter(evaluations.values())), "rows.jsonl", BenchmarkRow),
             differences=differences,
             decision=decision,
             training_logs={
@@ -98,7 +96,7 @@ def _read_champion(
     evaluation = _read_evaluation(served.evaluation) if served.evaluation else None
     differences = {}
     if served.evaluation and evaluation:
-        theirs = row_results(_read_judgments(served.evaluation))
+        theirs = row_results(read_records(served.evaluation, "judgments.jsonl", Judgment))
         differences = {
             variant: _difference(found, theirs, evaluation)
             for variant, found in results.items()
@@ -134,10 +132,6 @@ def differences_to_base(
 def _difference(ours: list[RowResult], theirs: list[RowResult], settings: Evaluation) -> Difference:
     """Ours minus theirs, with the intervals of the evaluation that they are held against."""
     return paired_difference(ours, theirs, confidence=settings.confidence, num_bootstrap=settings.num_bootstrap, seed=0)
-
-
-def _read_judgments(ref: ArtifactRef) -> list[Judgment]:
-    return parse_records(read_file(ref, "judgments.jsonl"), Judgment, f"{ref.uri}/judgments.jsonl")
 
 
 def _read_evaluation(ref: ArtifactRef) -> Evaluation:

@@ -138,19 +138,10 @@ class RowResult:
         return sum(order_accuracy(verdict, LABELS[order]) for order, verdict in self.verdicts.items()) / len(ORDERS)
 
     @property
-    def is_decided(self) -> bool:
-        """Whether both orders have a verdict."""
-        return None not in self.verdicts.values()
-
-    @property
-    def is_consistent(self) -> bool:
-        """Whether both orders name the same answer: the letter changes, as the answers changed places."""
-        return self.is_decided and len(set(self.verdicts.values())) == len(ORDERS)
-
-    @property
-    def is_flipped(self) -> bool:
-        """Whether the orders name different answers: the same letter twice."""
-        return self.is_decided and not self.is_consistent
+    def agreement(self) -> Literal["consistent", "flipped", "undecided"]:
+        """Consistent orders name the same answer: the letter changes, as the answers changed places."""
+        first, second = (self.verdicts[order] for order in ORDERS)
+        return "undecided" if first is None or second is None else "flipped" if first == second else "consistent"
 
 
 def order_accuracy(verdict: Verdict | None, label: Verdict) -> float:
@@ -276,9 +267,9 @@ def evaluate(
         sections=tuple(sections),
         subsets=tuple(subset_scores),
         consistent_accuracy=_mean(result.accuracy == 1 for result in results),
-        consistent_fraction=_mean(result.is_consistent for result in results),
-        flip_fraction=_mean(result.is_flipped for result in results),
-        undecided_fraction=_mean(not result.is_decided for result in results),
+        consistent_fraction=_mean(result.agreement == "consistent" for result in results),
+        flip_fraction=_mean(result.agreement == "flipped" for result in results),
+        undecided_fraction=_mean(result.agreement == "undecided" for result in results),
         share_a=_mean(verdict == "[[A]]" for verdict in parsed) if parsed else None,
         num_judgments=len(judgments),
         unparsed_fraction=1 - len(parsed) / len(judgments),
