@@ -62,6 +62,7 @@ def test_top_of_the_package_holds_the_vocabulary_alone() -> None:
         "http_client",
         "progress",
         "records",
+        "variants",
     ]
 
 

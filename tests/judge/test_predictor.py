@@ -163,7 +163,7 @@ def test_verdicts_in_the_reason_are_not_the_content() -> None:
         (JSONResponse([1]), PredictorRefusedError, "no chat completion"),
         (JSONResponse({"choices": []}), PredictorRefusedError, "no chat completion"),
         (
-            whole({**choice(0.5), "logprobs": {"content": [{"token": "[[A]]", "logprob": None, "top_logprobs": [1]}]}}),
+            whole({**choice(0.5), "logprobs": {"content": [{"token": "[[A]]", "logprob": None, "top_logprobs": []}]}}),
             PredictorRefusedError,
             r"choices\.0\.logprobs\.content\.0\.logprob: ",
         ),
