@@ -29,7 +29,8 @@ from reasongenrm.judge.api import (
     PointwiseResponse,
     Usage,
 )
-from reasongenrm.judge.rewards import trainer_router
+from reasongenrm.judge.rewards.nemo_rl import nemo_gym_router
+from reasongenrm.judge.rewards.openrlhf import openrlhf_router
 from reasongenrm.judge.server.limits import Guard, Limits
 from reasongenrm.judge.server.routes import add_error_handlers
 from reasongenrm.judge.server.telemetry import Telemetry
@@ -122,7 +123,8 @@ def trainer_app(service: Any, key: str | None = None) -> Guard:
     """The trainers' routes as the judge's server has them, in front of `service`."""
     app = FastAPI()
     add_error_handlers(app)
-    app.include_router(trainer_router(lambda: service))
+    app.include_router(openrlhf_router(lambda: service))
+    app.include_router(nemo_gym_router(lambda: service))
     return Guard(app, Limits(api_key=key), Telemetry())
 
 

@@ -1,8 +1,7 @@
-"""The judge as a program: KServe's model server with our REST API, in front of one predictor.
+"""The judge as a program: our REST API and KServe's protocols, in front of one predictor.
 
-The same program is the transformer of an InferenceService and a command on a laptop (`reasongenrm judge-server`). KServe's
-`ModelServer` gives the model repository and the data plane; the application and the server that listens are made
-here, since KServe's own always listens on every interface, and its application has no room for back-pressure and keys.
+The same program is the transformer of an InferenceService and a command on a laptop (`reasongenrm judge-server`). It is no
+`kserve.ModelServer`: that always listens on every interface, and has no room for back-pressure and keys.
 """
 
 import contextlib
@@ -16,8 +15,9 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from reasongenrm import __version__
-from reasongenrm.judge.rewards import trainer_router
-from reasongenrm.judge.server.kserve_model import JudgeModel, ModelNotFound, ModelServer, kserve_router, unknown_model
+from reasongenrm.judge.rewards.nemo_rl import nemo_gym_router
+from reasongenrm.judge.rewards.openrlhf import openrlhf_router
+from reasongenrm.judge.server.kserve_routes import kserve_router
 from reasongenrm.judge.server.limits import Guard, Limits, is_open
 from reasongenrm.judge.server.routes import Live, add_error_handlers, errors, judge_router, not_ready
 from reasongenrm.judge.server.telemetry import Telemetry, log_as_json
@@ -71,12 +71,10 @@ def create_app(judge: JudgeSettings, limits: Limits, server: ServerSettings) -> 
         responses=errors(500),
     )
     add_error_handlers(app)
-    app.add_exception_handler(ModelNotFound, unknown_model)
-    model_server = ModelServer(enable_grpc=False)
-    model_server.register_model(JudgeModel(server.model_name, service))
     app.include_router(judge_router(service, server.log_text))
-    app.include_router(kserve_router(model_server, service))
-    app.include_router(trainer_router(service))
+    app.include_router(kserve_router(server.model_name, service))
+    app.include_router(openrlhf_router(service))
+    app.include_router(nemo_gym_router(service))
 
     @app.get("/", response_model=Live, tags=["operation"])
     @app.get("/healthz", response_model=Live, tags=["operation"])
@@ -87,9 +85,7 @@ def create_app(judge: JudgeSettings, limits: Limits, server: ServerSettings) -> 
     @app.get("/readyz", response_model=Live, responses=errors(503), tags=["operation"])
     async def readyz(request: Request) -> Any:
         """Whether the predictor answers."""
-        if await service().ready():
-            return Live(status="ready")
-        return not_ready(request)
+        return Live(status="ready") if await service().ready() else not_ready(request)
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:

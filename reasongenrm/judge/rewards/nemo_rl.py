@@ -25,10 +25,10 @@ nemo-gym 0.4.0 on PyPI.
 import json
 import time
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from reasongenrm.judge.api import MAX_TURNS, PairwiseRequest, PairwiseResponse, QuestionTurn, Text
 from reasongenrm.judge.server.routes import JUDGING, request_id
@@ -38,16 +38,12 @@ from reasongenrm.judge.service import JudgeService
 class InputText(BaseModel):
     """A piece of a message's text."""
 
-    model_config = ConfigDict(extra="ignore")
-
     type: Literal["input_text", "output_text"]
     text: Text
 
 
 class InputMessage(BaseModel):
     """A message of the conversation, in the shape of the Responses API."""
-
-    model_config = ConfigDict(extra="ignore")
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
@@ -62,105 +58,28 @@ class InputMessage(BaseModel):
 class Compared(BaseModel):
     """The two rollouts, and what to judge them by."""
 
-    model_config = ConfigDict(extra="ignore")
-
     response_1: Text
     response_2: Text
     principle: Annotated[str, Field(max_length=20_000)] | None = None
 
 
 class CreateResponse(BaseModel):
-    """`POST /v1/responses` as genrm_compare sends it; what the judge does not use is taken and left."""
-
-    model_config = ConfigDict(extra="ignore")
+    """`POST /v1/responses` as genrm_compare sends it; other fields are taken and not used."""
 
     input: Text | Annotated[list[InputMessage], Field(min_length=1, max_length=MAX_TURNS)]
     metadata: Compared
     model: str | None = None
 
 
-class SummaryText(BaseModel):
-    """A reason's text."""
-
-    type: Literal["summary_text"] = "summary_text"
-    text: str
-
-
-class ReasoningItem(BaseModel):
-    """One order's reason."""
-
-    id: str
-    type: Literal["reasoning"] = "reasoning"
-    summary: list[SummaryText]
-
-
-class OutputText(BaseModel):
-    """The scores, as JSON."""
-
-    type: Literal["output_text"] = "output_text"
-    text: str
-    annotations: list[str] = []
-
-
-class MessageItem(BaseModel):
-    """The answer's message."""
-
-    id: str
-    type: Literal["message"] = "message"
-    role: Literal["assistant"] = "assistant"
-    status: Literal["completed"] = "completed"
-    content: list[OutputText]
-
-
-class InputDetails(BaseModel):
-    """Of which the predictor may have cached some; it is not asked."""
-
-    cached_tokens: int = 0
-    cache_write_tokens: int = 0
-
-
-class OutputDetails(BaseModel):
-    """The predictor does not tell reasons' tokens from verdicts'."""
-
-    reasoning_tokens: int = 0
-
-
-class ResponseUsage(BaseModel):
-    """Tokens of both orders."""
-
-    input_tokens: int
-    input_tokens_details: InputDetails = InputDetails()
-    output_tokens: int
-    output_tokens_details: OutputDetails = OutputDetails()
-    total_tokens: int
-
-
-class Response(BaseModel):
-    """A response of OpenAI's Responses API."""
-
-    id: str
-    object: Literal["response"] = "response"
-    created_at: float
-    model: str
-    status: Literal["completed"] = "completed"
-    output: list[ReasoningItem | MessageItem]
-    parallel_tool_calls: bool = False
-    tool_choice: Literal["none"] = "none"
-    tools: list[str] = []
-    metadata: dict[str, str]
-    usage: ResponseUsage
-
-
 def nemo_gym_router(service: Callable[[], JudgeService]) -> APIRouter:
     """The route `POST /nemo_gym/v1/responses`."""
-    router = APIRouter(prefix="/nemo_gym/v1")
+    router = APIRouter(prefix="/nemo_gym/v1", tags=["trainers"])
 
     @router.post("/responses", responses=JUDGING)
-    async def responses(body: CreateResponse, request: Request) -> Response:
+    async def responses(body: CreateResponse, request: Request) -> dict[str, Any]:
         """The GenRM of NeMo Gym's genrm_compare: scores of two rollouts as JSON, with the judge's reasons."""
-        asked = body.input if isinstance(body.input, str) else [message.turn() for message in body.input]
         pair = PairwiseRequest(
-            question=asked,
+            question=body.input if isinstance(body.input, str) else [message.turn() for message in body.input],
             answer_a=body.metadata.response_1,
             answer_b=body.metadata.response_2,
             rubric=body.metadata.principle,
@@ -179,23 +98,36 @@ def scores_of(found: PairwiseResponse) -> dict[str, float]:
     return {"score_1": 1 + 4 * p, "score_2": 5 - 4 * p, "ranking": 6 - 5 * p}
 
 
-def _response(found: PairwiseResponse) -> Response:
+def _response(found: PairwiseResponse) -> dict[str, Any]:
+    """A judgment as a response of OpenAI's Responses API."""
     reasons = [
-        ReasoningItem(id=f"rs-{found.id}-{number}", summary=[SummaryText(text=one.reason)])
+        {
+            "id": f"rs-{found.id}-{number}",
+            "type": "reasoning",
+            "summary": [{"type": "summary_text", "text": one.reason}],
+        }
         for number, one in enumerate(found.judgments)
         if one.reason
     ]
-    scores = OutputText(text=json.dumps(scores_of(found)))
+    scores = {"type": "output_text", "text": json.dumps(scores_of(found)), "annotations": []}
+    message = {"type": "message", "role": "assistant", "status": "completed", "content": [scores]}
     used = found.usage
-    return Response(
-        id=found.id,
-        created_at=time.time(),
-        model=found.model,
-        output=[*reasons, MessageItem(id=f"msg-{found.id}", content=[scores])],
-        metadata={"verdict": found.preferred or "none", "consistent": str(found.consistent).lower()},
-        usage=ResponseUsage(
-            input_tokens=used.prompt_tokens,
-            output_tokens=used.completion_tokens,
-            total_tokens=used.prompt_tokens + used.completion_tokens,
-        ),
-    )
+    return {
+        "id": found.id,
+        "object": "response",
+        "created_at": time.time(),
+        "model": found.model,
+        "status": "completed",
+        "output": [*reasons, {"id": f"msg-{found.id}", **message}],
+        "parallel_tool_calls": False,
+        "tool_choice": "none",
+        "tools": [],
+        "metadata": {"verdict": found.preferred or "none", "consistent": str(found.consistent).lower()},
+        "usage": {
+            "input_tokens": used.prompt_tokens,
+            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},  # the predictor is not asked
+            "output_tokens": used.completion_tokens,
+            "output_tokens_details": {"reasoning_tokens": 0},  # it does not tell reasons' tokens from verdicts'
+            "total_tokens": used.prompt_tokens + used.completion_tokens,
+        },
+    }

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Annotated, Literal, Self
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, model_validator
+from pydantic import BaseModel, Field, StrictFloat, StrictInt, model_validator
 
 from reasongenrm.judge.api import MAX_BATCH, MAX_TEXT_CHARS, PointwiseRequest, Text
 from reasongenrm.judge.rewards.reward_markup import read_turns, without_turn_end
@@ -36,8 +36,6 @@ _Label = Annotated[str, Field(max_length=MAX_TEXT_CHARS)] | StrictInt | StrictFl
 
 class RewardRequest(BaseModel):
     """Rollouts, as OpenRLHF posts them; `prompts` and `labels` are as long as `query`."""
-
-    model_config = ConfigDict(extra="ignore")
 
     query: Annotated[list[_Query], Field(min_length=1, max_length=MAX_BATCH)]
     prompts: Annotated[list[Text], Field(min_length=1, max_length=MAX_BATCH)]
@@ -66,7 +64,7 @@ class RewardResponse(BaseModel):
 
 def openrlhf_router(service: Callable[[], JudgeService]) -> APIRouter:
     """The route `POST /openrlhf/get_reward`."""
-    router = APIRouter(prefix="/openrlhf")
+    router = APIRouter(prefix="/openrlhf", tags=["trainers"])
 
     @router.post("/get_reward", responses=JUDGING)
     async def get_reward(
@@ -76,13 +74,11 @@ def openrlhf_router(service: Callable[[], JudgeService]) -> APIRouter:
     ) -> RewardResponse:
         """OpenRLHF's remote reward model: P(the rollout's answer is better than its label, or than the anchor)."""
         labels = body.labels or [None] * len(body.query)
-        points = [
-            _point(query, prompt, label if against == "label" else None)
-            for query, prompt, label in zip(body.query, body.prompts, labels, strict=True)
-        ]
-        name = request_id(request)
         judged = await gather_or_cancel(
-            service().pointwise(point, f"{name}-{number}") for number, point in enumerate(points)
+            service().pointwise(
+                _point(query, prompt, label if against == "label" else None), f"{request_id(request)}-{number}"
+            )
+            for number, (query, prompt, label) in enumerate(zip(body.query, body.prompts, labels, strict=True))
         )
         rewards = [UNREAD_REWARD if one.score is None else one.score for one in judged]
         logs = {
@@ -98,25 +94,24 @@ def openrlhf_router(service: Callable[[], JudgeService]) -> APIRouter:
 def _point(query: str, prompt: str, label: _Label) -> PointwiseRequest:
     answer = _cut_off(query, prompt)
     assert answer is not None  # RewardRequest refused it
-    answer = without_turn_end(answer)
-    reference = None if label is None or str(label) == "" else str(label)
-    turns = read_turns(prompt)
-    if turns is None:
-        return PointwiseRequest(question=prompt, answer=answer, reference=reference, when_too_long="truncate")
-    question, opened = turns
-    return PointwiseRequest(question=question, answer=opened + answer, reference=reference, when_too_long="truncate")
+    question, opened = read_turns(prompt) or (prompt, "")
+    return PointwiseRequest(
+        question=question,
+        answer=opened + without_turn_end(answer),
+        reference=None if label is None or label == "" else str(label),
+        when_too_long="truncate",
+    )
 
 
 def _cut_off(query: str, prompt: str) -> str | None:
     """The answer: what follows the prompt, of which OpenRLHF cuts the beginning off if it is too long."""
     if query.startswith(prompt):
         return query[len(prompt) :]
-    probe = query[:PROBE_CHARS]
-    at = prompt.find(probe) if probe else -1
-    for _ in range(MAX_PLACES):
+    probe, at = query[:PROBE_CHARS], 0
+    for _ in range(MAX_PLACES if probe else 0):
+        at = prompt.find(probe, at + 1)  # not at 0: the prompt is not whole
         if at == -1:
             return None
         if query.startswith(prompt[at:]):
             return query[len(prompt) - at :]
-        at = prompt.find(probe, at + 1)
     return None

@@ -16,11 +16,7 @@ def read_turns(prompt: str) -> tuple[list[QuestionTurn], str] | None:
         The turns, the last one the user's, and what the prompt already says in the assistant's name ("" as a rule);
         None if the text is not markup of a family that is known here, from its first character to its last.
     """
-    for family in FAMILIES:
-        found = _of_family(prompt, family)
-        if found is not None:
-            return found
-    return None
+    return next((found for family in FAMILIES if (found := _of_family(prompt, family)) is not None), None)
 
 
 def without_turn_end(answer: str) -> str:

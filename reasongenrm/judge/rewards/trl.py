@@ -25,8 +25,7 @@ from reasongenrm.judge.client.client_errors import JudgeRequestError
 
 logger = logging.getLogger(__name__)
 
-Messages = Sequence[Mapping[str, Any]]
-Chat = str | Messages
+Chat = str | Sequence[Mapping[str, Any]]
 
 
 class JudgeReward:
@@ -62,11 +61,8 @@ class JudgeReward:
         **options: Unpack[Options],
     ) -> None:
         self._url, self._api_key, self._timeout = url, api_key, timeout
-        self._mode = mode
-        self._reference_column = reference_column
-        self._max_comparisons = max_comparisons
-        self._concurrency = concurrency
-        self._options = options
+        self._mode, self._reference_column, self._max_comparisons = mode, reference_column, max_comparisons
+        self._concurrency, self._options = concurrency, options
         self.__name__ = f"judge_{mode}"  # the reward's name in TRL's logs
 
     async def __call__(
@@ -87,7 +83,9 @@ class JudgeReward:
         if self._mode == "group":
             rewards = await self._by_group(prompts, completions)
         else:
-            rewards = await self._by_itself(prompts, completions, columns, log_extra)
+            rewards, reasons = await self._by_itself(prompts, completions, columns)
+            if log_extra is not None:
+                log_extra("judge_reason", reasons)
         num_unjudged = sum(reward is None for reward in rewards)
         if num_unjudged:
             logger.warning("%d of %d completions have no reward from the judge", num_unjudged, len(rewards))
@@ -109,7 +107,7 @@ class JudgeReward:
         requests = [
             self._request(
                 ListwiseRequest,
-                question=_question(prompts[members[0]]),
+                prompts[members[0]],
                 answers=[_answer(completions[number]) for number in members],
                 max_comparisons=self._max_comparisons,
             )
@@ -125,12 +123,9 @@ class JudgeReward:
         return rewards
 
     async def _by_itself(
-        self,
-        prompts: Sequence[Chat],
-        completions: Sequence[Chat],
-        columns: Mapping[str, Any],
-        log_extra: Callable[[str, list[Any]], None] | None,
-    ) -> list[float | None]:
+        self, prompts: Sequence[Chat], completions: Sequence[Chat], columns: Mapping[str, Any]
+    ) -> tuple[list[float | None], list[str | None]]:
+        """Rewards and reasons."""
         references: Sequence[str | None] = [None] * len(prompts)
         asked = list(range(len(prompts)))
         if self._mode == "reference":
@@ -143,10 +138,7 @@ class JudgeReward:
             asked = [number for number in asked if references[number] is not None]
         requests = [
             self._request(
-                PointwiseRequest,
-                question=_question(prompts[number]),
-                answer=_answer(completions[number]),
-                reference=references[number],
+                PointwiseRequest, prompts[number], answer=_answer(completions[number]), reference=references[number]
             )
             for number in asked
         ]
@@ -156,17 +148,16 @@ class JudgeReward:
             if isinstance(found, PointwiseResponse):
                 rewards[number] = found.score
                 reasons[number] = found.judgments[0].reason if found.judgments else None
-        if log_extra is not None:
-            log_extra("judge_reason", reasons)
-        return rewards
+        return rewards, reasons
 
-    def _request(self, record: type[Any], **fields: Any) -> Any:
+    def _request(self, record: type[Any], prompt: Chat, **fields: Any) -> Any:
+        question = (
+            prompt if isinstance(prompt, str) else [{"role": one["role"], "content": _text(one)} for one in prompt]
+        )
         try:
-            return record(**fields, **self._options)
+            return record(question=question, **fields, **self._options)
         except ValidationError as error:
-            raise ValueError(
-                f"the judge cannot be asked about this data: {mistake_in(error)}. Change the data."
-            ) from error
+            raise ValueError(f"the judge cannot be asked about this data: {mistake_in(error)}. Change it.") from error
 
     async def _ask(self, requests: Sequence[Any]) -> list[Any]:
         # A pool for each batch: the loop that a trainer calls this in may be another one the next time.
@@ -176,10 +167,6 @@ class JudgeReward:
             if isinstance(one, JudgeRequestError):
                 logger.warning("no reward: %s", one)
         return found
-
-
-def _question(prompt: Chat) -> Any:
-    return prompt if isinstance(prompt, str) else [{"role": turn["role"], "content": _text(turn)} for turn in prompt]
 
 
 def _answer(completion: Chat) -> str:

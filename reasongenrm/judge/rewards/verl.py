@@ -24,9 +24,7 @@ from reasongenrm.judge.client.client import DEFAULT_TIMEOUT_SECONDS, AsyncJudge
 UNREAD_SCORE = 0.5  # neither better nor worse
 
 # One pool of connections a loop and judge: verl awaits one rollout at a time, thousands of times.
-_judges: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Any, ...], AsyncJudge]]" = (
-    weakref.WeakKeyDictionary()
-)
+_judges: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Any, AsyncJudge]] = weakref.WeakKeyDictionary()
 
 
 async def compute_score(

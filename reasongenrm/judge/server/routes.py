@@ -4,9 +4,8 @@ Every error has the same shape (`api.ErrorResponse`). docs/judge.md shows the ro
 """
 
 import asyncio
-import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
 import aiohttp
@@ -28,11 +27,11 @@ from reasongenrm.judge.api import (
     ErrorResponse,
     ListwiseRequest,
     ListwiseResponse,
-    OrderJudgment,
     PairwiseRequest,
     PairwiseResponse,
     PointwiseRequest,
     PointwiseResponse,
+    ReasonDelta,
 )
 from reasongenrm.judge.predictor import RETRY_AFTER_SECONDS, Predictor
 from reasongenrm.judge.refusals import JudgeError, PredictorUnavailableError
@@ -43,6 +42,7 @@ from reasongenrm.processes.gathering import gather_or_cancel
 logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer", bound=BaseModel)
+FAILED = "The judge failed; its log says why."
 
 _MEANINGS = {
     400: "The body is not JSON, or not what this protocol expects.",
@@ -52,7 +52,7 @@ _MEANINGS = {
     413: "The body is too long.",
     422: "The request does not fit the schema, or its texts do not fit into the model's context.",
     429: "Too much is under way; Retry-After says when to ask again.",
-    500: "The judge failed; its log says why.",
+    500: FAILED,
     502: "The predictor answered something that is no completion.",
     503: "The predictor cannot be reached; Retry-After says when to ask again.",
     504: "It took too long.",
@@ -71,6 +71,18 @@ _EVENT = {
         "data": {"type": "string", "description": "JSON."},
     },
     "required": ["event", "data"],
+}
+_EVENTS = {
+    "description": "The judgment; with `stream`, server-sent events `reason`, `judgment`, and `result` or `error`.",
+    "content": {"text/event-stream": {"schema": _EVENT}},
+}
+_OBJECT = {"application/json": {"schema": {"type": "object"}}}
+_CHAT: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "As the predictor answers; with `stream`, server-sent events.",
+        "content": {**_OBJECT, "text/event-stream": {}},
+    },
+    "4XX": {"description": "The predictor's own refusal, in OpenAI's shape, or the judge's.", "content": _OBJECT},
 }
 JUDGING = errors(400, 401, 408, 413, 422, 429, 500, 502, 503, 504)
 
@@ -96,21 +108,30 @@ def request_id(request: Request) -> str:
 
 
 def error_response(
-    request: Request, status: int, error: ErrorDetail, headers: dict[str, str] | None = None
+    request: Request,
+    status: int,
+    code: str,
+    message: str,
+    *,
+    param: str | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
     """An answer that is an error."""
-    body = error_body(error.message, error.code, request_id(request), error.param)
-    return Response(body, status, headers, media_type="application/json")
+    detail = ErrorDetail(message=message, code=code, param=param, request_id=request_id(request))
+    return Response(error_body(detail), status, headers, media_type="application/json")
 
 
 def not_ready(request: Request) -> Response:
     """The predictor does not answer now."""
-    detail = ErrorDetail(message="The predictor does not answer yet. Ask again later.", code="predictor_unavailable")
-    return error_response(request, 503, detail, {"Retry-After": str(RETRY_AFTER_SECONDS)})
+    message = "The predictor does not answer yet. Ask again later."
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    return error_response(request, 503, "predictor_unavailable", message, headers=headers)
 
 
-def detail_of(error: JudgeError, of_request: str) -> ErrorDetail:
-    """A judge's error as part of an answer."""
+def detail_of(error: Exception, of_request: str) -> ErrorDetail:
+    """An error as part of an answer; what is no `JudgeError` is for the log, not for the client."""
+    if not isinstance(error, JudgeError):
+        return ErrorDetail(message=FAILED, code="internal", request_id=of_request)
     return ErrorDetail(message=str(error), code=error.code, param=error.param, request_id=of_request)
 
 
@@ -119,30 +140,28 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(JudgeError)
     async def judge_error(request: Request, error: JudgeError) -> Response:
-        headers = {} if error.retry_after_seconds is None else {"Retry-After": str(error.retry_after_seconds)}
-        return error_response(request, error.status, detail_of(error, request_id(request)), headers)
+        after = error.retry_after_seconds
+        headers = None if after is None else {"Retry-After": str(after)}
+        return error_response(request, error.status, error.code, str(error), param=error.param, headers=headers)
 
     @app.exception_handler(RequestValidationError)
     async def not_as_described(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
         if first["type"] == "json_invalid":
-            detail = ErrorDetail(message="The body is not JSON; expected an object.", code="not_json")
-            return error_response(request, 422, detail)
+            return error_response(request, 422, "not_json", "The body is not JSON; expected an object.")
+        where = ".".join(str(part) for part in first["loc"] if part != "body")
         message = f"{where or 'the body'}: {first['msg']}. See /docs for what is expected."
-        return error_response(request, 422, ErrorDetail(message=message, code="invalid", param=where or None))
+        return error_response(request, 422, "invalid", message, param=where or None)
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:
         message = f"{request.method} {request.url.path}: {error.detail}. See /docs for what there is."
-        codes = {400: "not_json", 404: "not_found", 405: "wrong_method"}
-        detail = ErrorDetail(message=message, code=codes.get(error.status_code, "refused"))
-        return error_response(request, error.status_code, detail, dict(error.headers or {}))
+        code = {400: "not_json", 404: "not_found", 405: "wrong_method"}.get(error.status_code, "refused")
+        return error_response(request, error.status_code, code, message, headers=error.headers)
 
     @app.exception_handler(Exception)
     async def failed(request: Request, _: Exception) -> Response:
-        # The traceback goes to the log (Starlette raises the error again), not to the client.
-        return error_response(request, 500, ErrorDetail(message="The judge failed; its log says why.", code="internal"))
+        return error_response(request, 500, "internal", FAILED)  # Starlette raises the error again, for the log
 
 
 def judge_router(service: Callable[[], JudgeService], log_text: bool = False) -> APIRouter:
@@ -156,22 +175,10 @@ def judge_router(service: Callable[[], JudgeService], log_text: bool = False) ->
 
     def note(request: Request, asked: BaseModel, answer: Answer) -> Answer:
         if log_text:
-            both = {"asked": asked.model_dump(mode="json"), "answered": answer.model_dump(mode="json")}
-            request.state.log = both
+            request.state.log = {"asked": asked.model_dump(mode="json"), "answered": answer.model_dump(mode="json")}
         return answer
 
-    @router.post(
-        "/v1/pairwise",
-        response_model=PairwiseResponse,
-        responses={
-            **JUDGING,
-            200: {
-                "description": "The judgment; with `stream`, server-sent events `reason`, `judgment`, and `result` or `error`.",
-                "content": {"text/event-stream": {"schema": _EVENT}},
-            },
-        },
-        tags=["judge"],
-    )
+    @router.post("/v1/pairwise", response_model=PairwiseResponse, responses={**JUDGING, 200: _EVENTS}, tags=["judge"])
     async def pairwise(body: PairwiseRequest, request: Request) -> Any:
         """Which of two answers is better: judged in both orders, with a reason for each."""
         if body.stream:
@@ -202,17 +209,7 @@ def judge_router(service: Callable[[], JudgeService], log_text: bool = False) ->
 
     @router.post(
         "/v1/chat/completions",
-        responses={
-            **errors(401, 408, 413, 429, 500, 502, 503, 504),
-            200: {
-                "description": "As the predictor answers; with `stream`, server-sent events.",
-                "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
-            },
-            "4XX": {
-                "description": "The predictor's own refusal, in OpenAI's shape, or the judge's.",
-                "content": {"application/json": {"schema": {"type": "object"}}},
-            },
-        },
+        responses={**errors(401, 408, 413, 429, 500, 502, 503, 504), **_CHAT},
         tags=["openai"],
     )
     async def chat_completions(body: ChatBody, request: Request) -> Response:  # noqa: ARG001 - checked, then passed on as it is
@@ -245,7 +242,7 @@ class _Forwarded(Response):
                 try:
                     response = Response(await answer.read(), answer.status, kept)
                 except aiohttp.ClientError as error:
-                    raise self._broke_off(error) from error
+                    raise _broke_off(error) from error
             await response(scope, receive, send)
 
     async def _pieces(self, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
@@ -253,33 +250,29 @@ class _Forwarded(Response):
             async for piece in answer.content.iter_any():
                 yield piece
         except aiohttp.ClientError as error:
-            broken = self._broke_off(error)
+            broken = _broke_off(error)
             logger.warning("%s", broken, extra={"fields": {"request_id": request_id(self._request)}})
-            yield _last_chunk(error_body(str(broken), broken.code, request_id(self._request)))
-
-    def _broke_off(self, error: aiohttp.ClientError) -> PredictorUnavailableError:
-        return PredictorUnavailableError(
-            f"the predictor broke off ({type(error).__name__}: {error}). Ask again.",
-            retry_after_seconds=RETRY_AFTER_SECONDS,
-        )
+            yield _last_chunk(detail_of(broken, request_id(self._request)))
 
 
-def _last_event(error: bytes) -> bytes:
+def _broke_off(error: aiohttp.ClientError) -> PredictorUnavailableError:
+    message = f"the predictor broke off ({type(error).__name__}: {error}). Ask again."
+    return PredictorUnavailableError(message, retry_after_seconds=RETRY_AFTER_SECONDS)
+
+
+def _last_event(error: ErrorDetail) -> bytes:
     """An error as our streams end with it."""
-    return _event("error", ErrorResponse.model_validate_json(error).error).encode()
+    return _event("error", error).encode()
 
 
-def _last_chunk(error: bytes) -> bytes:
+def _last_chunk(error: ErrorDetail) -> bytes:
     """An error as OpenAI's clients expect it in a stream, which may have stopped in the middle of a line."""
-    return b"\n\ndata: " + error + b"\n\n"
+    return b"\n\ndata: " + error_body(error) + b"\n\n"
 
 
 async def _item(service: JudgeService, asked: BatchPair | BatchList | BatchPoint, own_id: str) -> BatchItem:
-    judges: dict[str, Callable[..., Any]] = {
-        "pairwise": service.pairwise,
-        "listwise": service.listwise,
-        "pointwise": service.pointwise,
-    }
+    judges: dict[str, Callable[..., Any]]
+    judges = {"pairwise": service.pairwise, "listwise": service.listwise, "pointwise": service.pointwise}
     try:
         return BatchItem(result=await judges[asked.kind](asked, own_id))
     except JudgeError as error:
@@ -296,19 +289,17 @@ async def _events(
         if event.judgment is not None:
             events.put_nowait(_event("judgment", event.judgment))
         else:
-            piece = {"order": event.order, "vote": event.vote, "delta": event.reason_delta}
-            events.put_nowait(_event("reason", piece))
+            delta = ReasonDelta(order=event.order, vote=event.vote, delta=event.reason_delta)
+            events.put_nowait(_event("reason", delta))
 
     async def work() -> None:
         try:
             events.put_nowait(_event("result", note(await service.pairwise(asked, own_id, tell))))
-        except JudgeError as error:
+        except Exception as error:
             events.put_nowait(_event("error", detail_of(error, own_id)))
-        except Exception:
-            logger.exception("a streamed judgment failed", extra={"fields": {"request_id": own_id}})
-            failure = ErrorDetail(message="The judge failed; its log says why.", code="internal", request_id=own_id)
-            events.put_nowait(_event("error", failure))
-            raise
+            if not isinstance(error, JudgeError):
+                logger.exception("a streamed judgment failed", extra={"fields": {"request_id": own_id}})
+                raise
         finally:
             events.put_nowait(None)
 
@@ -321,9 +312,8 @@ async def _events(
         await asyncio.wait([working])
 
 
-def _event(name: str, data: OrderJudgment | PairwiseResponse | ErrorDetail | dict[str, Any]) -> str:
-    text = json.dumps(data) if isinstance(data, dict) else data.model_dump_json()
-    return f"event: {name}\ndata: {text}\n\n"
+def _event(name: str, data: BaseModel) -> str:
+    return f"event: {name}\ndata: {data.model_dump_json()}\n\n"
 
 
 def as_json(answer: BaseModel) -> Response:

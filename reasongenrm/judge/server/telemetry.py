@@ -16,27 +16,23 @@ from reasongenrm.judge.pairwise import Observed, PairResult
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 
+def _nothing() -> Tally[str]:
+    return Tally(generations=0, prompt_tokens=0, output_tokens=0)
+
+
 @dataclass
 class RequestWork:
     """What one request had the judge do, for its line in the log, whichever route it came by."""
 
-    num_generations: int = 0
-    num_prompt_tokens: int = 0
-    num_output_tokens: int = 0
+    counts: Tally[str] = field(default_factory=_nothing)
     verdicts: Tally[str] = field(default_factory=Tally)
     pairs: Tally[str] = field(default_factory=Tally)
 
     def fields(self) -> dict[str, Any]:
         """As the log has it; nothing if nothing was judged."""
-        if not self.num_generations and not self.pairs:
+        if not self.counts["generations"] and not self.pairs:
             return {}
-        return {
-            "generations": self.num_generations,
-            "prompt_tokens": self.num_prompt_tokens,
-            "output_tokens": self.num_output_tokens,
-            "verdicts": dict(self.verdicts),
-            "pairs": dict(self.pairs),
-        }
+        return {**self.counts, "verdicts": dict(self.verdicts), "pairs": dict(self.pairs)}
 
 
 _work: ContextVar[RequestWork | None] = ContextVar("work", default=None)
@@ -54,34 +50,20 @@ class Telemetry:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        name = "reasongenrm_judge"
-        self.requests = Counter(f"{name}_requests", "Requests answered.", ["route", "status"], registry=self.registry)
-        self.refused = Counter(f"{name}_refused", "Requests not let in.", ["cause"], registry=self.registry)
-        self.abandoned = Counter(
-            f"{name}_abandoned", "Requests whose client went away before the answer.", registry=self.registry
-        )
-        self.in_flight = Gauge(f"{name}_in_flight", "Requests under way.", registry=self.registry)
-        self.seconds = Histogram(
-            f"{name}_request_seconds", "Time to answer.", ["route"], buckets=_SECONDS, registry=self.registry
-        )
-        self.generation_seconds = Histogram(
-            f"{name}_generation_seconds", "Time of one generation.", buckets=_SECONDS, registry=self.registry
-        )
-        self.verdicts = Counter(
-            f"{name}_verdicts",
-            "Verdicts as the model wrote them, A, B or unparsed, by the order of the answers.",
-            ["order", "verdict"],
-            registry=self.registry,
-        )
-        self.pairs = Counter(
-            f"{name}_pairs",
-            "Pairs judged: consistent, flipped (the orders disagree), equal answers, one_sided, unread.",
-            ["outcome"],
-            registry=self.registry,
-        )
-        self.truncated = Counter(f"{name}_truncated", "Generations cut off.", registry=self.registry)
-        self.cuts = Counter(f"{name}_cut_texts", "Texts whose middle was left out.", registry=self.registry)
-        self.tokens = Counter(f"{name}_tokens", "Tokens of prompts and outputs.", ["kind"], registry=self.registry)
+        own: dict[str, Any] = {"namespace": "reasongenrm", "subsystem": "judge", "registry": self.registry}
+        self.requests = Counter("requests", "Requests answered.", ["route", "status"], **own)
+        self.refused = Counter("refused", "Requests not let in.", ["cause"], **own)
+        self.abandoned = Counter("abandoned", "Requests whose client went away before the answer.", **own)
+        self.in_flight = Gauge("in_flight", "Requests under way.", **own)
+        self.seconds = Histogram("request_seconds", "Time to answer.", ["route"], buckets=_SECONDS, **own)
+        self.generation_seconds = Histogram("generation_seconds", "Time of one generation.", buckets=_SECONDS, **own)
+        as_written = "Verdicts as the model wrote them, A, B or unparsed, by the order of the answers."
+        self.verdicts = Counter("verdicts", as_written, ["order", "verdict"], **own)
+        outcomes = "Pairs judged: consistent, flipped (the orders disagree), equal answers, one_sided, unread."
+        self.pairs = Counter("pairs", outcomes, ["outcome"], **own)
+        self.truncated = Counter("truncated", "Generations cut off.", **own)
+        self.cuts = Counter("cut_texts", "Texts whose middle was left out.", **own)
+        self.tokens = Counter("tokens", "Tokens of prompts and outputs.", ["kind"], **own)
 
     def generation(self, observed: Observed) -> None:
         """See `pairwise.Observer`."""
@@ -90,12 +72,10 @@ class Telemetry:
         self.generation_seconds.observe(observed.seconds)
         self.tokens.labels("prompt").inc(observed.num_prompt_tokens)
         self.tokens.labels("output").inc(observed.num_output_tokens)
-        if observed.truncated:
-            self.truncated.inc()
+        self.truncated.inc(observed.truncated)
         if (work := _work.get()) is not None:
-            work.num_generations += 1
-            work.num_prompt_tokens += observed.num_prompt_tokens
-            work.num_output_tokens += observed.num_output_tokens
+            used = {"prompt_tokens": observed.num_prompt_tokens, "output_tokens": observed.num_output_tokens}
+            work.counts.update(generations=1, **used)
             work.verdicts[verdict] += 1
 
     def pair(self, result: PairResult) -> None:

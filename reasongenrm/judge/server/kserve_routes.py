@@ -1,42 +1,30 @@
-"""The judge as a KServe model: Open Inference Protocol v2 and v1 predict over the same service.
+"""KServe's protocols over the judge: v1 predict, and the Open Inference Protocol, version 2.
 
-`JudgeModel` is registered in KServe's model repository and asked through KServe's data plane. The routes are declared here
-and not by KServe's `register_v1_endpoints` and `register_v2_endpoints`, because these describe no bodies and no errors,
-and let anybody load and unload models.
+The records are KServe's where it has some. Its model server is not used: its routes describe no bodies and no errors, and
+let anybody load and unload models.
 """
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from reasongenrm import __version__
 from reasongenrm.errors import mistake_in
-from reasongenrm.judge.api import ErrorDetail, NoGuess, PairwiseRequest, PairwiseResponse, Text
+from reasongenrm.judge.api import NoGuess, PairwiseRequest, PairwiseResponse, Text
 from reasongenrm.judge.refusals import JudgeError
-from reasongenrm.judge.server.routes import JUDGING, as_json, error_response, errors, not_ready, request_id
+from reasongenrm.judge.server.routes import JUDGING, as_json, errors, not_ready, request_id
 from reasongenrm.judge.service import JudgeService
 from reasongenrm.processes.gathering import gather_or_cancel
 
-
-@contextlib.contextmanager
-def _without_arguments() -> Iterator[None]:
-    """KServe reads the command line while it is imported, and would take our options for abbreviations of its own."""
-    argv, sys.argv = sys.argv, sys.argv[:1]
-    try:
-        yield
-    finally:
-        sys.argv = argv
-
-
-with _without_arguments():
-    from kserve import Model, ModelServer
-    from kserve.errors import ModelNotFound
+# KServe reads the command line while it is imported, and would take our options for abbreviations of its own.
+_ARGV, sys.argv = sys.argv, sys.argv[:1]
+try:
     from kserve.protocol.rest.v2_datamodels import (
         InferenceResponse,
+        MetadataTensor,
         ModelMetadataResponse,
         ModelReadyResponse,
         RequestOutput,
@@ -45,9 +33,11 @@ with _without_arguments():
         ServerMetadataResponse,
         ServerReadyResponse,
     )
+finally:
+    sys.argv = _ARGV
 
 MAX_PAIRS = 256  # of one predict or infer call
-TEXTS = ("question", "answer_a", "answer_b")
+TEXTS: tuple[Literal["question", "answer_a", "answer_b"], ...] = ("question", "answer_a", "answer_b")
 OUTPUTS = {"preferred": "BYTES", "p_a": "FP64", "consistent": "BYTES", "reason": "BYTES"}
 
 
@@ -55,6 +45,12 @@ class BadInputError(JudgeError):
     """An inference request that is not about pairs."""
 
     status, code = 400, "invalid"
+
+
+class NoModelError(JudgeError):
+    """Another model than the judge is asked for."""
+
+    status, code = 404, "no_model"
 
 
 class V1Request(BaseModel):
@@ -100,64 +96,18 @@ class V2Request(BaseModel):
                     f"input '{tensor.name}' has shape {tensor.shape} and {len(tensor.data)} elements; expected "
                     f"shape [{len(tensor.data)}]."
                 )
-        columns: dict[str, list[Text]] = {tensor.name: tensor.data for tensor in self.inputs}
-        lengths = {name: len(columns.get(name, [])) for name in TEXTS}
+        columns = {tensor.name: tensor.data for tensor in self.inputs}
+        lengths = {name: len(columns.get(name, ())) for name in TEXTS}
         if len(set(lengths.values())) != 1:
             raise BadInputError(
                 f"the inputs have {', '.join(f'{n} of {name}' for name, n in lengths.items())}; expected as many of each, "
                 f"from 1 to {MAX_PAIRS}."
             )
-        rows = zip(*(columns[name] for name in TEXTS), strict=True)
+        rows = [{name: columns[name][number] for name in TEXTS} for number in range(lengths["question"])]
         try:
-            return [
-                PairwiseRequest.model_validate({**(self.parameters or {}), **dict(zip(TEXTS, row, strict=True))})
-                for row in rows
-            ]
+            return [PairwiseRequest.model_validate({**(self.parameters or {}), **row}) for row in rows]
         except ValidationError as error:
             raise BadInputError(str(mistake_in(error))) from error
-
-
-class JudgeModel(Model):
-    """The service behind KServe's `Model` interface.
-
-    Args:
-        name: under which it is registered.
-        service: gives the service, which exists once the app has started.
-    """
-
-    def __init__(self, name: str, service: Callable[[], JudgeService]) -> None:
-        super().__init__(name)
-        self._service = service
-        self.ready = True
-
-    async def healthy(self) -> bool:
-        """Whether the predictor answers."""
-        return await self._service().ready()
-
-    def get_input_types(self) -> list[dict[str, Any]]:
-        """Three tensors of texts."""
-        return [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in TEXTS]
-
-    def get_output_types(self) -> list[dict[str, Any]]:
-        """What comes back of each pair."""
-        return [{"name": name, "datatype": datatype, "shape": [-1]} for name, datatype in OUTPUTS.items()]
-
-    async def predict(
-        self,
-        payload: Mapping[str, list[PairwiseRequest]],
-        headers: Mapping[str, str] | None = None,
-        response_headers: Mapping[str, str] | None = None,  # noqa: ARG002 - KServe's signature
-    ) -> dict[str, list[PairwiseResponse]]:
-        """Judge the pairs {"instances": [...]}, all at once; {"predictions": [...]}.
-
-        Raises:
-            JudgeError: the judge failed.
-        """
-        own_id = (headers or {}).get("x-request-id", "kserve")
-        judging = (
-            self._service().pairwise(pair, f"{own_id}-{number}") for number, pair in enumerate(payload["instances"])
-        )
-        return {"predictions": await gather_or_cancel(judging)}
 
 
 def _columns(answers: list[PairwiseResponse]) -> dict[str, list[Any]]:
@@ -170,27 +120,30 @@ def _columns(answers: list[PairwiseResponse]) -> dict[str, list[Any]]:
     }
 
 
-def kserve_router(server: ModelServer, service: Callable[[], JudgeService]) -> APIRouter:
+def kserve_router(name: str, service: Callable[[], JudgeService]) -> APIRouter:
     """KServe's routes v1 and v2, and the list of models in OpenAI's shape and KServe's at once.
 
     Args:
-        server: its data plane and repository know the model.
+        name: of the judge as a model.
+        service: gives the service, which exists once the app has started.
     """
     router = APIRouter(tags=["kserve"])
-    plane = server.dataplane
+
+    def check_name(asked: str) -> None:
+        if asked != name:
+            raise NoModelError(f"Model with name {asked} does not exist. GET /v1/models lists them.")
 
     async def judge(model_name: str, pairs: list[PairwiseRequest], request: Request) -> list[PairwiseResponse]:
-        headers = {**request.headers, "x-request-id": request_id(request)}
-        found, _ = await plane.infer(model_name, {"instances": pairs}, headers)
-        predictions: list[PairwiseResponse] = found["predictions"]
-        return predictions
+        check_name(model_name)
+        judging = (service().pairwise(pair, f"{request_id(request)}-{number}") for number, pair in enumerate(pairs))
+        return await gather_or_cancel(judging)
 
     @router.get("/v1/models", responses=errors(401, 502, 503), tags=["openai"])
     async def models() -> dict[str, Any]:
         """The predictor's model as OpenAI lists it, and the judge's as KServe's v1 does."""
         card = await service().predictor.card()
         listed = {"id": card.name, "object": "model", "owned_by": "reasongenrm", "max_model_len": card.max_model_len}
-        return {"object": "list", "data": [listed], "models": list(plane.model_registry.get_models())}
+        return {"object": "list", "data": [listed], "models": [name]}
 
     # Before the route below, whose pattern its path fits too.
     @router.post("/v1/models/{model_name}:predict", response_model=V1Response, responses={**JUDGING, **errors(404)})
@@ -204,8 +157,8 @@ def kserve_router(server: ModelServer, service: Callable[[], JudgeService]) -> A
     )
     async def model_ready(model_name: str, request: Request) -> Any:
         """Whether the model can judge now."""
-        ready = await plane.model_ready(model_name)
-        return ModelReadyResponse(name=model_name, ready=True) if ready else not_ready(request)
+        check_name(model_name)
+        return ModelReadyResponse(name=name, ready=True) if await service().ready() else not_ready(request)
 
     @router.get("/v2", response_model=ServerMetadataResponse)
     async def v2_server() -> Any:
@@ -220,8 +173,7 @@ def kserve_router(server: ModelServer, service: Callable[[], JudgeService]) -> A
     @router.get("/v2/health/ready", response_model=ServerReadyResponse, responses=errors(503))
     async def v2_ready(request: Request) -> Any:
         """Whether the server can judge now."""
-        ready = await plane.ready() and await service().ready()
-        return ServerReadyResponse(ready=True) if ready else not_ready(request)
+        return ServerReadyResponse(ready=True) if await service().ready() else not_ready(request)
 
     @router.get(
         "/v2/models/{model_name}",
@@ -231,7 +183,10 @@ def kserve_router(server: ModelServer, service: Callable[[], JudgeService]) -> A
     )
     async def v2_model(model_name: str) -> Any:
         """What the model takes and gives."""
-        return await plane.model_metadata(model_name)
+        check_name(model_name)
+        inputs = [MetadataTensor(name=text, datatype="BYTES", shape=[-1]) for text in TEXTS]
+        outputs = [MetadataTensor(name=output, datatype=kind, shape=[-1]) for output, kind in OUTPUTS.items()]
+        return ModelMetadataResponse(name=name, platform="", inputs=inputs, outputs=outputs)
 
     @router.post(
         "/v2/models/{model_name}/infer",
@@ -251,8 +206,3 @@ def kserve_router(server: ModelServer, service: Callable[[], JudgeService]) -> A
         return InferenceResponse(model_name=model_name, id=body.id or request_id(request), outputs=outputs)
 
     return router
-
-
-def unknown_model(request: Request, error: ModelNotFound) -> Response:
-    """KServe's error in our shape."""
-    return error_response(request, 404, ErrorDetail(message=f"{error}; GET /v1/models lists them.", code="no_model"))
