@@ -11,7 +11,6 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import wraps
-from types import TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
 
 import anyio
@@ -30,7 +29,7 @@ from reasongenrm.judge.api import (
     QuestionTurn,
     ReasonDelta,
 )
-from reasongenrm.judge.client.client_errors import JudgeClientError, JudgeRequestError, NotAJudgeError
+from reasongenrm.judge.client.client_errors import JudgeClientError, JudgeRequestError
 from reasongenrm.judge.client.client_http import JudgeHttp
 
 __all__ = ["AsyncJudge", "Judge", "Options"]
@@ -49,7 +48,7 @@ _Record = TypeVar("_Record", bound=BaseModel)
 _Result = TypeVar("_Result")
 _P = ParamSpec("_P")
 
-_ROUTES: dict[type[BaseModel], tuple[str, type[BaseModel]]] = {
+_ROUTES: dict[type[Request], tuple[str, type[JudgeAnswer]]] = {
     PairwiseRequest: ("/v1/pairwise", PairwiseResponse),
     ListwiseRequest: ("/v1/listwise", ListwiseResponse),
     PointwiseRequest: ("/v1/pointwise", PointwiseResponse),
@@ -109,13 +108,14 @@ class AsyncJudge:
         **options: Unpack[Options],
     ) -> ListwiseResponse:
         """Rank 2 to 32 answers by a tournament of pairs (see `compare`)."""
-        return await self.ask(_list(question, answers, max_comparisons, options))
+        fields = {"answers": list(answers), "max_comparisons": max_comparisons}
+        return await self.ask(_checked(ListwiseRequest, question, fields, options))
 
     async def score(
         self, question: Question, answer: str, reference: str | None = None, **options: Unpack[Options]
     ) -> PointwiseResponse:
         """Score one answer in [0, 1] against a reference answer, or against the server's anchor (see `compare`)."""
-        return await self.ask(_point(question, answer, reference, options))
+        return await self.ask(_checked(PointwiseRequest, question, {"answer": answer, "reference": reference}, options))
 
     @overload
     async def ask(self, request: PairwiseRequest, request_id: str | None = None) -> PairwiseResponse: ...
@@ -127,11 +127,9 @@ class AsyncJudge:
         """Send a request of `api` as it is; `request_id` comes back as the answer's id and stands in the server's log."""
         path, record = _ROUTES[type(request)]
         if isinstance(request, PairwiseRequest) and request.stream:
-            raise JudgeRequestError(
-                "stream is true; expected false. Use `stream` for a stream of events.", code="invalid"
-            )
-        reply = await self._http.post(path, request.model_dump(mode="json", exclude_unset=True), request_id)
-        return _parsed(record, reply)  # type: ignore[return-value]
+            message = "stream is true; expected false. Use `stream` for a stream of events."
+            raise JudgeRequestError(message, code="invalid")
+        return await self._http.post(path, request, record, request_id)
 
     async def ask_many(
         self,
@@ -202,7 +200,7 @@ class AsyncJudge:
             JudgeClientError: also in the middle, if the judge gives up or the connection is lost.
         """
         request = _pair(question, answer_a, answer_b, options).model_copy(update={"stream": True})
-        async for event in self._http.stream("/v1/pairwise", request.model_dump(mode="json", exclude_unset=True)):
+        async for event in self._http.stream("/v1/pairwise", request):
             yield event
 
     async def ready(self) -> bool:
@@ -216,9 +214,7 @@ class AsyncJudge:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
 
@@ -289,9 +285,7 @@ class Judge:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _run(self, call: Callable[[], Any]) -> Any:
@@ -312,49 +306,17 @@ class Judge:
             raise
 
 
-def _checked(record: type[_Record], **fields: Any) -> _Record:
+def _checked(
+    record: type[_Record], question: Question, fields: Mapping[str, Any], options: Mapping[str, Any]
+) -> _Record:
     """A request; what it may not hold is refused here, in the words of the client's other errors."""
     try:
-        return record(**fields)
+        return record(question=question if isinstance(question, str) else list(question), **fields, **options)
     except ValidationError as error:
         mistake = mistake_in(error)
-        raise JudgeRequestError(
-            f"the request cannot be sent: {mistake}. See reasongenrm.judge.api for what it may hold.",
-            code="invalid",
-            param=mistake.field,
-        ) from error
-
-
-def _asked(question: Question) -> Any:
-    return question if isinstance(question, str) else list(question)
+        message = f"the request cannot be sent: {mistake}. See reasongenrm.judge.api for what it may hold."
+        raise JudgeRequestError(message, code="invalid", param=mistake.field) from error
 
 
 def _pair(question: Question, answer_a: str, answer_b: str, options: Mapping[str, Any]) -> PairwiseRequest:
-    return _checked(PairwiseRequest, question=_asked(question), answer_a=answer_a, answer_b=answer_b, **options)
-
-
-def _list(
-    question: Question, answers: Sequence[str], max_comparisons: int | None, options: Mapping[str, Any]
-) -> ListwiseRequest:
-    return _checked(
-        ListwiseRequest,
-        question=_asked(question),
-        answers=list(answers),
-        max_comparisons=max_comparisons,
-        **options,
-    )
-
-
-def _point(question: Question, answer: str, reference: str | None, options: Mapping[str, Any]) -> PointwiseRequest:
-    return _checked(PointwiseRequest, question=_asked(question), answer=answer, reference=reference, **options)
-
-
-def _parsed(record: type[_Record], reply: Any) -> _Record:
-    try:
-        return record.model_validate(reply)
-    except ValidationError as error:
-        raise NotAJudgeError(
-            f"the reply is no {record.__name__}: {mistake_in(error)}. Expected a judge of this version of reasongenrm; "
-            "check the URL and the server's version.",
-            code="not_a_judge",
-        ) from error
+    return _checked(PairwiseRequest, question, {"answer_a": answer_a, "answer_b": answer_b}, options)

@@ -35,10 +35,7 @@ class JudgeClientError(EngineError):
         request_id: str | None = None,
     ) -> None:
         super().__init__(message)
-        self.code = code
-        self.status = status
-        self.param = param
-        self.request_id = request_id
+        self.code, self.status, self.param, self.request_id = code, status, param, request_id
 
 
 class JudgeKeyError(JudgeClientError):
@@ -81,13 +78,11 @@ def error_of_reply(where: str, response: httpx.Response) -> JudgeClientError:
     if detail is None and status not in (401, 403, 429) and status < 500:
         to = response.headers.get("location")
         found = f"a redirect to {to}" if to else f"HTTP {status}: {_excerpt(response)}"
-        return NotAJudgeError(
+        message = (
             f"{where}: {found}; expected a judge service (`reasongenrm judge-server`). Check the URL: "
-            "it is the judge's root, without /v1, and not the predictor's.",
-            code="not_a_judge",
-            status=status,
-            request_id=request_id,
+            "it is the judge's root, without /v1, and not the predictor's."
         )
+        return NotAJudgeError(message, code="not_a_judge", status=status, request_id=request_id)
     said = detail or ErrorDetail(message=_excerpt(response), code=f"http_{status}")
     return error_of_detail(where, said, status, request_id)
 
@@ -95,16 +90,13 @@ def error_of_reply(where: str, response: httpx.Response) -> JudgeClientError:
 def error_of_detail(where: str, detail: ErrorDetail, status: int | None, request_id: str | None) -> JudgeClientError:
     """The error for what a judge said."""
     kind = _kind(status, detail.code)
-    parts = [f"{where}: {f'HTTP {status}: ' if status else ''}{detail.message.rstrip()}"]
-    if detail.param:
-        parts.append(f" (in {detail.param})")
-    if not parts[-1].endswith((".", "!")):
-        parts.append(".")
+    said = f"{detail.message.rstrip()} (in {detail.param})" if detail.param else detail.message.rstrip()
+    message = f"{where}: {f'HTTP {status}: ' if status else ''}{said}{'' if said.endswith(('.', '!')) else '.'}"
     if kind in _ADVICE:
-        parts.append(f" {_ADVICE[kind]}")
+        message += f" {_ADVICE[kind]}"
     if request_id:
-        parts.append(f" Request {request_id}.")
-    return kind("".join(parts), code=detail.code, status=status, param=detail.param, request_id=request_id)
+        message += f" Request {request_id}."
+    return kind(message, code=detail.code, status=status, param=detail.param, request_id=request_id)
 
 
 def _kind(status: int | None, code: str) -> type[JudgeClientError]:

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import httpx
@@ -29,6 +29,7 @@ JITTER = 0.25  # of a wait: clients that were refused together do not come back 
 CONNECT_SECONDS = 10.0
 MAX_CONNECTIONS = 512
 
+_Record = TypeVar("_Record", bound=BaseModel)
 _EVENTS: dict[str, type[BaseModel]] = {
     "reason": ReasonDelta,
     "judgment": OrderJudgment,
@@ -57,13 +58,17 @@ class JudgeHttp:
         self._headers = bearer(key, f"the judge's key (api_key or {KEY_VARIABLE})")
         self._client: httpx.AsyncClient | None = None
 
-    async def post(self, path: str, body: Mapping[str, Any], request_id: str | None = None) -> Any:
-        """POST with retries; the JSON of the reply."""
-        return await self._retrying(self._post, path, body, request_id)
+    async def post(self, path: str, request: BaseModel, kind: type[_Record], request_id: str | None) -> _Record:
+        """POST with retries; the record that the reply is."""
+        reply: bytes = await self._retrying(self._post, path, _json(request), request_id)
+        try:
+            return kind.model_validate_json(reply)
+        except ValidationError as error:
+            raise _not_a_judge(self.url + path, f"the reply is no {kind.__name__}: {mistake_in(error)}") from error
 
-    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[Any]:
+    async def stream(self, path: str, request: BaseModel) -> AsyncIterator[Any]:
         """POST, retried until the stream begins; the records of its events, up to and including the result."""
-        response = await self._retrying(self._open_stream, path, body)
+        response = await self._retrying(self._open_stream, path, _json(request))
         where = self.url + path
         request_id = response.headers.get("x-request-id")
         try:
@@ -89,10 +94,9 @@ class JudgeHttp:
     async def ready(self) -> bool:
         """GET /readyz, once."""
         try:
-            response = await self._opened().get("/readyz")
+            return (await self._opened().get("/readyz")).status_code == 200
         except httpx.RequestError:
             return False
-        return response.status_code == 200
 
     async def aclose(self) -> None:
         """Close the connections; the next request opens new ones."""
@@ -117,7 +121,7 @@ class JudgeHttp:
         except _Transient as failure:
             raise failure.error from failure.__cause__
 
-    async def _post(self, path: str, body: Mapping[str, Any], request_id: str | None) -> Any:
+    async def _post(self, path: str, body: Mapping[str, Any], request_id: str | None) -> bytes:
         where = self.url + path
         headers = {"X-Request-ID": request_id} if request_id else None
         try:
@@ -126,19 +130,15 @@ class JudgeHttp:
         except TimeoutError:
             raise _unavailable(where, f"no reply within {self._timeout:g} s", request_id) from None
         _raise_for_status(where, response)
-        try:
-            return response.json()
-        except ValueError as error:
-            raise _not_a_judge(where, f"the reply is not JSON: {response.text[:200]!r}") from error
+        return response.content
 
     async def _open_stream(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
         where = self.url + path
         client = self._opened()
         with _lost_connections(where):
             response = await client.send(client.build_request("POST", path, json=body), stream=True)
-            if response.status_code != 200 or not response.headers.get("content-type", "").startswith(
-                "text/event-stream"
-            ):
+            kind = response.headers.get("content-type", "")
+            if response.status_code != 200 or not kind.startswith("text/event-stream"):
                 try:
                     await response.aread()
                 finally:
@@ -147,6 +147,10 @@ class JudgeHttp:
         if response.is_closed:
             raise _not_a_judge(where, "the reply is no stream of events")
         return response
+
+
+def _json(request: BaseModel) -> dict[str, Any]:
+    return request.model_dump(mode="json", exclude_unset=True)
 
 
 @contextmanager
@@ -174,18 +178,15 @@ def _raise_for_status(where: str, response: httpx.Response) -> None:
 
 
 def _unavailable(where: str, what: str, request_id: str | None = None) -> JudgeUnavailableError:
-    return JudgeUnavailableError(
-        f"{where}: {what}. Is the judge running (`reasongenrm judge-server`), and is this its address?",
-        code="unavailable",
-        request_id=request_id,
-    )
+    message = f"{where}: {what}. Is the judge running (`reasongenrm judge-server`), and is this its address?"
+    return JudgeUnavailableError(message, code="unavailable", request_id=request_id)
 
 
 def _not_a_judge(where: str, what: str) -> NotAJudgeError:
-    return NotAJudgeError(
-        f"{where}: {what}; expected a judge of this version of reasongenrm. Check the URL and the server's version.",
-        code="not_a_judge",
+    message = (
+        f"{where}: {what}; expected a judge of this version of reasongenrm. Check the URL and the server's version."
     )
+    return NotAJudgeError(message, code="not_a_judge")
 
 
 def _root(url: str) -> str:

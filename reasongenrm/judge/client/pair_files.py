@@ -13,13 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from reasongenrm.errors import EmptyStageError, InputError, validated
 from reasongenrm.judge.api import AnswerPair, ErrorDetail, PairwiseRequest, PairwiseResponse
 from reasongenrm.judge.client.client import Judge
 from reasongenrm.judge.client.client_errors import JudgeClientError, JudgeRequestError
 from reasongenrm.progress import track
+from reasongenrm.records import Record, dump_records
 
 logger = logging.getLogger(__name__)
 
@@ -28,15 +29,13 @@ class _PairLine(AnswerPair):
     id: str | int | None = None
 
 
-class JudgedPair(BaseModel):
+class JudgedPair(Record):
     """One line of the output: a judgment, or why there is none.
 
     Attributes:
         id: the pair's own, or "line N".
         asked: SHA-256 of the request: a judgment of an earlier run is used again only for the same one.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str
     asked: str
@@ -90,24 +89,17 @@ def judge_file(judge: Judge, pairs: Path, output: Path, options: Mapping[str, An
 
         def keep(number: int, answer: Any) -> None:
             name = left[number]
-            refused = isinstance(answer, JudgeClientError)
-            line = JudgedPair(
-                id=name,
-                asked=_digest(asked[name]),
-                result=None if refused else answer,
-                error=_detail(answer) if refused else None,
-            )
-            judged[name] = line
-            file.write(line.model_dump_json().encode() + b"\n")
+            outcome = {"error": _detail(answer)} if isinstance(answer, JudgeClientError) else {"result": answer}
+            judged[name] = JudgedPair(id=name, asked=_digest(asked[name]), **outcome)
+            file.write(dump_records([judged[name]]))
             file.flush()
             tracker.advance()
 
-        judge.ask_many(
-            [asked[name] for name in left], concurrency=concurrency, return_errors=JudgeRequestError, on_done=keep
-        )
+        requests = [asked[name] for name in left]
+        judge.ask_many(requests, concurrency=concurrency, return_errors=JudgeRequestError, on_done=keep)
     lines = [judged[name] for name in asked]
     whole = output.with_name(output.name + ".new")
-    whole.write_bytes(b"".join(line.model_dump_json().encode() + b"\n" for line in lines))
+    whole.write_bytes(dump_records(lines))
     whole.replace(output)
     partial.unlink()
     summary = _summary(lines)
@@ -156,8 +148,7 @@ def _read_partial(path: Path, digests: Mapping[str, str]) -> dict[str, JudgedPai
 
 
 def _digest(request: PairwiseRequest) -> str:
-    text = json.dumps(request.model_dump(mode="json"), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(json.dumps(request.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
 def _detail(error: JudgeClientError) -> ErrorDetail:
