@@ -163,14 +163,14 @@ def _try_winner(
     from reasongenrm.evaluation.calibration import load_calibration
     from reasongenrm.judge.api import PairwiseRequest
     from reasongenrm.judge.service import JudgeSettings, judge_once
-    from reasongenrm.serving.started import served
+    from reasongenrm.serving.started import served, wait_for_stop
     from reasongenrm.variants import VARIANTS, variant_label
 
     row = finished.first_row
     asked = {"question": question_text(row.question), "answer_a": row.chosen, "answer_b": row.rejected}
-    with served(model_folder, port) as endpoint:
+    with served(model_folder, port) as (address, server):
         settings = JudgeSettings(
-            predictor_url=endpoint.address,
+            predictor_url=address,
             style=VARIANTS[finished.winner].style,
             max_tokens=config.max_tokens,
             timeout_seconds=config.engine.timeout_seconds,
@@ -178,11 +178,9 @@ def _try_winner(
             calibration=load_calibration(model_folder),
         )
         judgment = judge_once(settings, PairwiseRequest(**asked))
-        title = f"{variant_label(finished.winner)} judges {row.row_id} at {endpoint.address}"
+        title = f"{variant_label(finished.winner)} judges {row.row_id} at {address}"
         out.print(judgment_panel(asked, judgment, title))
         if keep_up:
-            print_note(f"serving {model_folder} at {endpoint.address} until Ctrl-C; judge a pair of your own:")
-            print_note(
-                f"  reasongenrm judge --endpoint {endpoint.address} --question ... --answer-a ... --answer-b ..."
-            )
-            endpoint.wait_for_stop()
+            print_note(f"serving {model_folder} at {address} until Ctrl-C; judge a pair of your own:")
+            print_note(f"  reasongenrm judge --endpoint {address} --question ... --answer-a ... --answer-b ...")
+            wait_for_stop(server)

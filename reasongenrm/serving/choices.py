@@ -77,11 +77,15 @@ class HeldRow:
         if not self._choices.ids:
             return None
         written = len(self._answer)
-        begun = [ids for ids in self._choices.ids if ids[:written] == self._answer]
-        following = {ids[written] for ids in begun if len(ids) > written}
-        if len(following) < len(begun) and self._answer in begun:
+        following = {ids[written] for ids in self._longer_choices()}
+        if self._answer in self._choices.ids:
             following.add(self._choices.turn_end)  # a whole choice that is the beginning of another
         return sorted(following)
+
+    def _longer_choices(self) -> list[tuple[int, ...]]:
+        """Those that the answer so far is the beginning of, and that go on."""
+        written = len(self._answer)
+        return [ids for ids in self._choices.ids if len(ids) > written and ids[:written] == self._answer]
 
     def limit(self, logits_V: torch.Tensor) -> torch.Tensor:
         """Logits of all tokens, shape (V,), as those that may be drawn: -inf for what is not allowed.
@@ -89,15 +93,15 @@ class HeldRow:
         With choices, markup that does not close a reason is not allowed in it: it would end the generation.
         """
         allowed = self.allowed()
-        if allowed is None and not self._choices.ids:
-            return logits_V
-        if allowed is None:
-            limited_V = logits_V.clone()
-            limited_V[self._choices.markup] = -torch.inf
-        else:
+        if allowed is not None:
             limited_V = torch.full_like(logits_V, -torch.inf)
             limited_V[allowed] = logits_V[allowed]
-        return limited_V
+            return limited_V
+        if not self._choices.ids:
+            return logits_V
+        without_markup_V = logits_V.clone()
+        without_markup_V[self._choices.markup] = -torch.inf
+        return without_markup_V
 
     def add(self, token: int) -> None:
         """Take one more token, one of the allowed."""
@@ -113,7 +117,4 @@ class HeldRow:
             self.done = True
         else:
             self._answer += (token,)
-            longer = any(
-                len(ids) > len(self._answer) and ids[: len(self._answer)] == self._answer for ids in self._choices.ids
-            )
-            self.done = not longer
+            self.done = not self._longer_choices()

@@ -9,12 +9,13 @@ more tokens were left than the choices need.
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from reasongenrm.errors import mistake_in
-from reasongenrm.records import OpeningRole
+from reasongenrm.records import OpeningRole, Record
 
 if TYPE_CHECKING:
     from reasongenrm.serving.live import Delta, LiveRequest, TokenLogprob
@@ -22,44 +23,33 @@ if TYPE_CHECKING:
 MAX_CHOICES = 64
 MAX_TOP_LOGPROBS = 20  # OpenAI's limit
 MAX_STOP_STRINGS = 4  # OpenAI's limit
+NotEmpty = Annotated[str, Field(min_length=1)]
 
 
+@dataclass(eq=False)
 class APIError(Exception):
     """An answer that is an error, in OpenAI's shape."""
 
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        param: str | None = None,
-        code: str | None = None,
-        *,
-        kind: str = "invalid_request_error",
-        headers: dict[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status, self.param, self.code, self.kind, self.headers = status, param, code, kind, headers
+    status: int
+    message: str
+    param: str | None = None
+    code: str | None = None
+    kind: str = "invalid_request_error"
+    headers: dict[str, str] | None = None
+
+    def body(self) -> dict[str, Any]:
+        """As the client gets it."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
-def error_body(error: APIError) -> dict[str, Any]:
-    """{"error": {"message", "type", "param", "code"}}."""
-    return {"error": {"message": str(error), "type": error.kind, "param": error.param, "code": error.code}}
-
-
-class _Part(BaseModel):
-    """Unknown fields are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TextPart(_Part):
+class TextPart(Record):
     """A piece of a message's content."""
 
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(_Part):
+class ChatMessage(Record):
     """One turn; its content is a text or pieces of it."""
 
     role: Literal["system", "user", "reason", "assistant"]
@@ -71,25 +61,25 @@ class ChatMessage(_Part):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class TemplateArguments(_Part):
+class TemplateArguments(Record):
     """What the chat template takes."""
 
     opening_role: OpeningRole | None = None
 
 
-class StructuredOutputs(_Part):
+class StructuredOutputs(Record):
     """What the content is held to; the reason before it is free."""
 
-    choice: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MAX_CHOICES)]
+    choice: Annotated[list[NotEmpty], Field(min_length=1, max_length=MAX_CHOICES)]
 
 
-class StreamOptions(_Part):
+class StreamOptions(Record):
     """What a stream has at its end."""
 
     include_usage: bool = False
 
 
-class ChatRequest(_Part):
+class ChatRequest(Record):
     """The body of POST /v1/chat/completions."""
 
     model: str
@@ -100,11 +90,7 @@ class ChatRequest(_Part):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     seed: int | None = None
-    stop: (
-        Annotated[str, Field(min_length=1)]
-        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOP_STRINGS)]
-        | None
-    ) = None
+    stop: NotEmpty | Annotated[list[NotEmpty], Field(max_length=MAX_STOP_STRINGS)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     logprobs: bool = False
@@ -166,14 +152,9 @@ def completion(chat: ChatRequest, live: "LiveRequest", deltas: Sequence["Delta"]
         message |= {"refusal": None, "reasoning": reasoning, "reasoning_content": reasoning}
         if any(delta.reasoning_truncated for delta in own):
             message["reasoning_truncated"] = True
-        choices.append(
-            {
-                "index": index,
-                "message": message,
-                "logprobs": _logprobs([delta.logprob for delta in own]) if chat.logprobs else None,
-                "finish_reason": own[-1].finish_reason,
-            }
-        )
+        logprobs = _logprobs([delta.logprob for delta in own]) if chat.logprobs else None
+        finish = own[-1].finish_reason
+        choices.append({"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish})
     return _head(chat, "chat.completion") | {"choices": choices, "usage": _usage(live, len(deltas))}
 
 
@@ -185,11 +166,8 @@ async def chunks(
     if chat.stream_options is not None and chat.stream_options.include_usage:
         head["usage"] = None
 
-    def chunk(
-        index: int, delta: dict[str, Any], logprobs: Any = None, finish_reason: str | None = None
-    ) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
-        return head | {"choices": [choice]}
+    def chunk(index: int, delta: dict[str, Any], logprobs: Any = None, finish: str | None = None) -> dict[str, Any]:
+        return head | {"choices": [{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}]}
 
     for index in range(chat.n):
         yield chunk(index, {"role": "assistant", "content": ""})
@@ -206,7 +184,7 @@ async def chunks(
         if new or delta.logprob:
             yield chunk(delta.choice, new, _logprobs([delta.logprob]) if chat.logprobs else None)
         if delta.finish_reason:
-            yield chunk(delta.choice, {}, finish_reason=delta.finish_reason)
+            yield chunk(delta.choice, {}, finish=delta.finish_reason)
     if "usage" in head:
         yield head | {"choices": [], "usage": _usage(live, num_tokens)}
 

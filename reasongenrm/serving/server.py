@@ -29,7 +29,7 @@ from starlette.exceptions import HTTPException
 from reasongenrm.config import EngineConfig
 from reasongenrm.data.chat import REASONING_PARSER_FILE
 from reasongenrm.generation.seam import GenerationRequest, sample_seed
-from reasongenrm.serving.openai_api import APIError, ChatRequest, chunks, completion, error_body, parse_chat_request
+from reasongenrm.serving.openai_api import APIError, ChatRequest, chunks, completion, parse_chat_request
 
 if TYPE_CHECKING:
     from reasongenrm.serving.live import Delta, LiveModel, LiveRequest
@@ -60,13 +60,9 @@ class _Line:
             APIError: 429, too many are in the line already.
         """
         if self._num_inside > self._max_waiting:
-            raise APIError(
-                429,
-                f"{self._num_inside} requests are under way or waiting, and no more are taken. Try again later.",
-                kind="rate_limit_error",
-                code="rate_limit_exceeded",
-                headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
-            )
+            message = f"{self._num_inside} requests are under way or waiting, and no more are taken. Try again later."
+            after = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+            raise APIError(429, message, code="rate_limit_exceeded", kind="rate_limit_error", headers=after)
         loop = asyncio.get_running_loop()
         arrived: asyncio.Queue[Delta | None] = asyncio.Queue()
         left = threading.Event()
@@ -134,7 +130,7 @@ def create_app(
 
     @app.exception_handler(APIError)
     async def refuse(_: Request, error: APIError) -> Response:
-        return JSONResponse(error_body(error), status_code=error.status, headers=error.headers)
+        return JSONResponse(error.body(), error.status, error.headers)
 
     @app.exception_handler(HTTPException)
     async def refuse_route(request: Request, error: HTTPException) -> Response:
@@ -144,17 +140,13 @@ def create_app(
     @app.exception_handler(Exception)
     async def fail(_: Request, __: Exception) -> Response:
         # The traceback goes to the server's log (Starlette raises the error again), not to the client.
-        return JSONResponse(error_body(_failure()), status_code=500)
+        return JSONResponse(_failure().body(), 500)
 
     def admit(request: Request) -> None:
         sent = request.headers.get("authorization", "")
         if api_key is not None and not hmac.compare_digest(sent.encode(), f"Bearer {api_key}".encode()):
-            raise APIError(
-                401,
-                "The API key is missing or wrong; expected 'Authorization: Bearer KEY' with this server's key.",
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
+            message = "The API key is missing or wrong; expected 'Authorization: Bearer KEY' with this server's key."
+            raise APIError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -171,12 +163,8 @@ def create_app(
         admit(request)
         chat = parse_chat_request(await _body(request, max_request_bytes), request.headers.get("content-type", ""))
         if chat.model != model_name:
-            raise APIError(
-                404,
-                f"The model '{chat.model}' does not exist; this server has '{model_name}'.",
-                "model",
-                "model_not_found",
-            )
+            message = f"The model '{chat.model}' does not exist; this server has '{model_name}'."
+            raise APIError(404, message, "model", "model_not_found")
         live = _live_request(chat, model)
         deltas = line.enter(live)
         if chat.stream:
@@ -232,8 +220,7 @@ def _live_request(chat: ChatRequest, model: "LiveModel") -> "LiveRequest":
         prompt = model.turns.encode(GenerationRequest("", messages, chat.chat_template_kwargs.opening_role))
     except jinja2.TemplateError as error:
         raise APIError(422, f"The model's chat template refuses these messages: {error}.", "messages") from error
-    choices = None
-    num_needed = 1
+    choices, num_needed = None, 1
     if chat.structured_outputs is not None:
         try:
             choices = Choices(model.turns, chat.structured_outputs.choice)
@@ -244,21 +231,18 @@ def _live_request(chat: ChatRequest, model: "LiveModel") -> "LiveRequest":
         choices = Choices(model.turns, ())
     room = model.max_model_len - len(prompt.ids)
     if room < num_needed:
-        raise APIError(
-            400,
+        message = (
             f"This model's maximum context length is {model.max_model_len} tokens; the messages have {len(prompt.ids)} "
-            f"and the answer needs {num_needed}. Send fewer.",
-            "messages",
-            "context_length_exceeded",
+            f"and the answer needs {num_needed}. Send fewer."
         )
+        raise APIError(400, message, "messages", "context_length_exceeded")
     limit = chat.token_limit() or room
     if limit < num_needed:
-        raise APIError(
-            400,
+        message = (
             f"max_tokens is {limit}; the answer alone needs {num_needed} (its longest choice, and what stands between it "
-            "and the reason). Send more.",
-            "max_tokens" if chat.max_tokens else "max_completion_tokens",
+            "and the reason). Send more."
         )
+        raise APIError(400, message, "max_tokens" if chat.max_tokens else "max_completion_tokens")
     seed = chat.seed if chat.seed is not None else secrets.randbits(31)
     return LiveRequest(
         prompt=prompt,
@@ -288,7 +272,7 @@ async def _events(chat: ChatRequest, live: "LiveRequest", deltas: AsyncIterator[
             yield f"data: {json.dumps(chunk)}\n\n"
     except RuntimeError:
         logger.exception("a streamed generation failed")
-        yield f"data: {json.dumps(error_body(_failure()))}\n\n"
+        yield f"data: {json.dumps(_failure().body())}\n\n"
         return
     yield "data: [DONE]\n\n"
 

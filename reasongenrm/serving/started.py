@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
 from reasongenrm.errors import ConfigError, InputError
 from reasongenrm.evaluation.judge_style import style_of
@@ -44,41 +44,32 @@ class ServedCheckpoint:
     is_trained: bool = True
 
 
-@dataclass(frozen=True)
-class LocalEndpoint:
-    """A running endpoint; `address` ends in /v1."""
-
-    address: str
-    server: Child
-
-    def wait_for_stop(self) -> None:
-        """Wait until Ctrl-C.
-
-        Raises:
-            EngineError: the server ended by itself.
-        """
-        with contextlib.suppress(KeyboardInterrupt):
-            self.server.wait()
-            self.server.check()
-
-
 @contextmanager
-def served(folder: Path, port: int = 0) -> Iterator[LocalEndpoint]:
-    """Serve a checkpoint on loopback, from a process of its own, while the context lasts.
+def served(folder: Path, port: int = 0) -> Iterator[tuple[str, Child]]:
+    """Serve a checkpoint on loopback while the context lasts: its address, which ends in /v1, and its process.
 
     Raises:
         EngineError: the server ended before it answered, or did not answer in time.
     """
     port = port or _free_port()
-    with Child(
-        f"the endpoint for {folder}",
-        [sys.executable, "-m", "reasongenrm", "serve", "--model", str(folder), "--port", str(port)],
-        death_signal=signal.SIGTERM,  # vLLM has children of its own to end
-        log_path=folder.parent / "endpoint.log",
-        env={name: value for name, value in os.environ.items() if name != "VLLM_API_KEY"},  # nobody but this run asks
-    ) as server:
+    command = ["serve", "--model", str(folder), "--port", str(port)]
+    env = {name: value for name, value in os.environ.items() if name != "VLLM_API_KEY"}  # nobody but this run asks
+    with _start(f"the endpoint for {folder}", command, folder.parent / "endpoint.log", env=env) as server:
         server.wait_until_up(f"http://127.0.0.1:{port}/health")
-        yield LocalEndpoint(f"http://127.0.0.1:{port}/v1", server)
+        yield f"http://127.0.0.1:{port}/v1", server
+
+
+def wait_for_stop(*servers: Child) -> None:
+    """Wait until Ctrl-C.
+
+    Raises:
+        EngineError: one of the servers ended by itself.
+    """
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            for server in servers:
+                server.check()
+            time.sleep(0.2)
 
 
 def _free_port() -> int:
@@ -128,17 +119,15 @@ def serve_with_judge(
         judge += ["--max-tokens", str(SMALL_SERVER_TOKENS)]
     if (folder / CALIBRATION_FILE).is_file():
         judge += ["--calibration", str(folder)]
-    with _ending_at_sigterm(), _start("predictor", predictor, log_dir) as serving:
+    # In groups of their own: Ctrl-C is for us, and we stop them.
+    log = log_dir / "predictor.log"
+    with _ending_at_sigterm(), _start("the predictor", predictor, log, own_group=True) as serving:
         serving.wait_until_up(f"{address}/health", waiting=_waiting("predictor", say))
-        with _start("judge", judge, log_dir) as judging:
+        with _start("the judge", judge, log_dir / "judge.log", own_group=True) as judging:
             local = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{judge_port}"
             judging.wait_until_up(f"{local}/readyz", waiting=_waiting("judge", say))
             say(_ready(address, local))
-            with contextlib.suppress(KeyboardInterrupt):
-                while True:
-                    serving.check()
-                    judging.check()
-                    time.sleep(0.2)
+            wait_for_stop(serving, judging)
     say("stopped")
 
 
@@ -158,20 +147,14 @@ def _check_port(port: int, option: str) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise ConfigError(
-                f"port {port} is taken ({error.strerror}). End what listens there, or give {option}."
-            ) from error
+            message = f"port {port} is taken ({error.strerror}). End what listens there, or give {option}."
+            raise ConfigError(message) from error
 
 
-def _start(name: str, arguments: Sequence[str], log_dir: Path) -> Child:
-    """A command of ours, out of the terminal's reach: Ctrl-C is for us, and we stop it."""
-    return Child(
-        f"the {name}",
-        [sys.executable, "-m", "reasongenrm", *arguments],
-        death_signal=signal.SIGTERM,  # vLLM, which the predictor may have become, has children of its own to end
-        own_group=True,
-        log_path=log_dir / f"{name}.log",
-    )
+def _start(name: str, arguments: Sequence[str], log_path: Path, **options: Any) -> Child:
+    """Start a command of ours. What it may become, vLLM, has children of its own to end: it gets SIGTERM."""
+    command = [sys.executable, "-m", "reasongenrm", *arguments]
+    return Child(name, command, death_signal=signal.SIGTERM, log_path=log_path, **options)
 
 
 def _waiting(name: str, say: Callable[[str], None]) -> Callable[[float], None]:
@@ -190,11 +173,7 @@ def _waiting(name: str, say: Callable[[str], None]) -> Callable[[float], None]:
 @contextmanager
 def _ending_at_sigterm() -> Iterator[None]:
     """SIGTERM ends the context as Ctrl-C does."""
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
