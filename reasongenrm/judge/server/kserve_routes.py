@@ -38,7 +38,13 @@ finally:
 
 MAX_PAIRS = 256  # of one predict or infer call
 TEXTS: tuple[Literal["question", "answer_a", "answer_b"], ...] = ("question", "answer_a", "answer_b")
-OUTPUTS = {"preferred": "BYTES", "p_a": "FP64", "consistent": "BYTES", "reason": "BYTES"}
+# OIP v2's outputs, their datatypes, and how a judgment becomes an element.
+OUTPUTS: dict[str, tuple[str, Callable[[PairwiseResponse], Any]]] = {
+    "preferred": ("BYTES", lambda found: found.preferred or "none"),  # "A", "B", "tie", "none"
+    "p_a": ("FP64", lambda found: -1.0 if found.p_a is None else found.p_a),  # -1: none
+    "consistent": ("BYTES", lambda found: str(found.consistent).lower()),  # "true", "false", "none"
+    "reason": ("BYTES", lambda found: found.judgments[0].reason or "" if found.judgments else ""),
+}
 
 
 class BadInputError(JudgeError):
@@ -110,16 +116,6 @@ class V2Request(BaseModel):
             raise BadInputError(str(mistake_in(error))) from error
 
 
-def _columns(answers: list[PairwiseResponse]) -> dict[str, list[Any]]:
-    """OIP v2's outputs: preferred ("A", "B", "tie", "none"), p_a (-1: none), consistent ("true", "false", "none"), reason."""
-    return {
-        "preferred": [answer.preferred or "none" for answer in answers],
-        "p_a": [-1.0 if answer.p_a is None else answer.p_a for answer in answers],
-        "consistent": [str(answer.consistent).lower() for answer in answers],
-        "reason": [answer.judgments[0].reason or "" if answer.judgments else "" for answer in answers],
-    }
-
-
 def kserve_router(name: str, service: Callable[[], JudgeService]) -> APIRouter:
     """KServe's routes v1 and v2, and the list of models in OpenAI's shape and KServe's at once.
 
@@ -185,7 +181,7 @@ def kserve_router(name: str, service: Callable[[], JudgeService]) -> APIRouter:
         """What the model takes and gives."""
         check_name(model_name)
         inputs = [MetadataTensor(name=text, datatype="BYTES", shape=[-1]) for text in TEXTS]
-        outputs = [MetadataTensor(name=output, datatype=kind, shape=[-1]) for output, kind in OUTPUTS.items()]
+        outputs = [MetadataTensor(name=output, datatype=kind, shape=[-1]) for output, (kind, _) in OUTPUTS.items()]
         return ModelMetadataResponse(name=name, platform="", inputs=inputs, outputs=outputs)
 
     @router.post(
@@ -199,8 +195,8 @@ def kserve_router(name: str, service: Callable[[], JudgeService]) -> APIRouter:
         answers = await judge(model_name, body.pairs(), request)
         wanted = {output.name for output in body.outputs} if body.outputs else set(OUTPUTS)
         outputs = [
-            ResponseOutput(name=name, shape=[len(answers)], datatype=OUTPUTS[name], data=data)
-            for name, data in _columns(answers).items()
+            ResponseOutput(name=name, shape=[len(answers)], datatype=kind, data=[read(found) for found in answers])
+            for name, (kind, read) in OUTPUTS.items()
             if name in wanted
         ]
         return InferenceResponse(model_name=model_name, id=body.id or request_id(request), outputs=outputs)
