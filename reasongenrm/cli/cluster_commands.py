@@ -1,6 +1,7 @@
 """submit, logs, cancel, and the runs of a cluster: Kubeflow Pipelines from the command line."""
 
 import signal
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,20 +10,26 @@ import typer
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+from typer import Argument, Option
 
-from reasongenrm.cli.console import err, out, print_json, print_note, print_table
+from reasongenrm.cli.console import err, out, plain_table, print_json, print_line, print_note, print_table
 from reasongenrm.cli.settings import (
     BenchmarkOption,
     ConfigOption,
+    HostOption,
     JsonOption,
+    LimitOption,
     ModelOption,
+    NamespaceOption,
     PreferencesOption,
     RegistryOption,
     SetOption,
+    SharedStore,
+    TeacherOption,
     images_of,
     make_config,
 )
-from reasongenrm.errors import ConfigError, ReasonGenRMError
+from reasongenrm.errors import ConfigError, InputError, ReasonGenRMError
 
 if TYPE_CHECKING:
     from reasongenrm.kubernetes.cluster import Cluster
@@ -33,23 +40,7 @@ EXPERIMENT = "reasongenrm"
 _NUM_SHOWN = 20
 _STYLES = {"succeeded": "green", "failed": "red", "running": "cyan", "canceled": "yellow", "canceling": "yellow"}
 
-HostOption = Annotated[
-    str | None,
-    typer.Option(
-        "--host",
-        metavar="URL",
-        help="Kubeflow Pipelines: the address of its API or its UI. Default: KF_PIPELINES_ENDPOINT. Token: KF_PIPELINES_TOKEN.",
-    ),
-]
-NamespaceOption = Annotated[
-    str | None,
-    typer.Option(
-        "--namespace", "-n", help="Where runs and their pods are: a profile, or kubeflow where KFP has one user only."
-    ),
-]
-RunArgument = Annotated[
-    str, typer.Argument(metavar="RUN", help="The run's name or id, as `reasongenrm runs --host` lists it.")
-]
+RunArgument = Annotated[str, Argument(metavar="RUN", help="Name or id, as `reasongenrm runs --host` lists it.")]
 
 
 class RunFailedError(ReasonGenRMError):
@@ -59,41 +50,22 @@ class RunFailedError(ReasonGenRMError):
 
 
 def submit(
-    store: Annotated[
-        str, typer.Option("--store", metavar="URI", help="s3://bucket/prefix, in an object store that pods reach.")
-    ],
+    store: SharedStore,
     preferences: PreferencesOption = None,
     benchmark: BenchmarkOption = None,
     model: ModelOption = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URI|URL",
-            help="Who writes the reasons: a model, or an endpoint that pods reach. Default: inputs.teacher, else the base model.",
-        ),
-    ] = None,
+    teacher: TeacherOption = None,
     config: ConfigOption = None,
-    assignments: SetOption = [],  # noqa: B006
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Take at most this number of preference pairs, and of benchmark rows.")
-    ] = None,
+    assignments: SetOption = [],
+    limit: LimitOption = None,
     registry: RegistryOption = None,
     host: HostOption = None,
     namespace: NamespaceOption = None,
-    name: Annotated[str | None, typer.Option(help="The run's name; default: one with the time in it.")] = None,
-    upload: Annotated[
-        bool, typer.Option("--upload", help="Put inputs that are local files or folders into the store first.")
-    ] = False,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Follow the run to its end; the exit code says how it went.")
-    ] = False,
-    as_job: Annotated[
-        bool,
-        typer.Option("--as-job", help="Start nothing: print a Job for `kubectl apply` that submits from the cluster."),
-    ] = False,
-    service_account: Annotated[
-        str, typer.Option(help="Of the Job; default-editor where KFP has several users.")
-    ] = "pipeline-runner",
+    name: Annotated[str | None, Option(help="The run's name; default: one with the time in it.")] = None,
+    upload: Annotated[bool, Option("--upload", help="Put local inputs into the store first.")] = False,
+    wait: Annotated[bool, Option("--wait", help="Follow the run to its end; the exit code says how it went.")] = False,
+    as_job: Annotated[bool, Option("--as-job", help="Only print a Job that submits from inside the cluster.")] = False,
+    service_account: Annotated[str, Option(help="Of the Job; default-editor in profiles.")] = "pipeline-runner",
     as_json: JsonOption = False,
 ) -> None:
     """Start a run on a cluster with Kubeflow Pipelines.
@@ -148,7 +120,7 @@ def submit(
     if as_json:
         print_json({"run_id": run_id, "name": name, "version": version.name, "link": server.link(run_id)})
     else:
-        out.print(f"run {name} has started: {server.link(run_id)}", markup=False, soft_wrap=True)
+        print_line(f"run {name} has started: {server.link(run_id)}")
         print_note(f"pipeline version {version.name}, run id {run_id}")
     if wait:
         _follow(server, run_id)
@@ -156,13 +128,8 @@ def submit(
 
 def logs(
     run: RunArgument,
-    task: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[TASK]", help="As `reasongenrm runs --run` names it; default: the one that failed or runs."
-        ),
-    ] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the task ends.")] = False,
+    task: Annotated[str | None, Argument(metavar="[TASK]", help="By name; default: the failed or running one.")] = None,
+    follow: Annotated[bool, Option("--follow", "-f", help="Go on until the task ends.")] = False,
     host: HostOption = None,
     namespace: NamespaceOption = None,
 ) -> None:
@@ -182,7 +149,7 @@ def logs(
     server = PipelineServer.connect(host, namespace)
     found = server.run(run)
     for line in task_log(server, lambda: _cluster(namespace), found, _choose_task(found, task), follow):
-        out.print(line, markup=False, soft_wrap=True)
+        print_line(line)
 
 
 def _cluster(namespace: str | None) -> "Cluster":
@@ -194,27 +161,22 @@ def _cluster(namespace: str | None) -> "Cluster":
 
 
 def _choose_task(run: "ClusterRun", wanted: str | None) -> "ClusterTask":
-    """The task by its name or its key; without one, the first that failed, else the newest that runs or has run.
+    """The task by its name or its key; without one, the first that failed, else one that runs, else the newest.
 
     Raises:
         InputError: there is no such task, or none has started.
     """
-    from reasongenrm.errors import InputError
-
     if wanted is not None:
-        chosen = [task for task in run.tasks if wanted in (task.name, task.key)]
-        if not chosen:
-            names = ", ".join(f'"{task.name}"' for task in run.tasks)
-            raise InputError(f"run {run.name}: no task '{wanted}'. Give one of {names}.")
-        return chosen[0]
+        for task in run.tasks:
+            if wanted in (task.name, task.key):
+                return task
+        names = ", ".join(f'"{task.name}"' for task in run.tasks)
+        raise InputError(f"run {run.name}: no task '{wanted}'. Give one of {names}.")
     started = [task for task in run.tasks if task.started_at]
-    for state in ("failed", "running"):
-        chosen = [task for task in started if task.state == state]
-        if chosen:
-            return chosen[0]
     if not started:
         raise InputError(f"run {run.name}: no task has started yet; it is {run.state}. Look again in a while.")
-    return started[-1]
+    of_state = {task.state: task for task in reversed(started)}
+    return of_state.get("failed") or of_state.get("running") or started[-1]
 
 
 def cancel(run: RunArgument, host: HostOption = None, namespace: NamespaceOption = None) -> None:
@@ -254,38 +216,27 @@ def show_runs(host: str | None, namespace: str | None, run: str | None, as_json:
     if as_json:
         print_json([{**to_jsonable_python(one), "link": server.link(one.run_id)} for one in found])
     elif run is not None:
-        out.print(_headline(found[0]))
-        print_table(_tasks_table(found[0]))
-        out.print(server.link(found[0].run_id), markup=False, soft_wrap=True)
+        shown = found[0]
+        out.print(
+            Text.assemble((shown.name, "bold"), "  ", _state(shown.state), f"  {_took(shown)}  {shown.error or ''}")
+        )
+        print_table(_tasks_table(shown))
+        print_line(server.link(shown.run_id))
     elif not found:
         print_note(f"no runs at {server.host} yet; `reasongenrm submit` starts one")
     else:
-        print_table(_runs_table(found))
+        columns = ("run", "state", "started", "took", "preferences", "benchmark", "model")
+        print_table(plain_table(columns, map(_run_cells, found)))
 
 
-def _runs_table(found: list["ClusterRun"]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in ("run", "state", "started", "took", "preferences", "benchmark", "model"):
-        table.add_column(column, no_wrap=column == "run", overflow="fold")
-    for run in found:
-        uris = (str(run.arguments.get(f"{name}_uri", "")) for name in ("preferences", "benchmark", "model"))
-        names = [Path(uri).name for uri in uris]
-        started = f"{run.started_at:%Y-%m-%d %H:%M}" if run.started_at else ""
-        table.add_row(run.name, _state(run.state), started, _took(run), *map(Text, names))
-    return table
-
-
-def _headline(run: "ClusterRun") -> Text:
-    return Text.assemble((run.name, "bold"), "  ", _state(run.state), f"  {_took(run)}  {run.error or ''}")
+def _run_cells(run: "ClusterRun") -> "tuple[str | Text, ...]":
+    uris = (str(run.arguments.get(f"{name}_uri", "")) for name in ("preferences", "benchmark", "model"))
+    started = f"{run.started_at:%Y-%m-%d %H:%M}" if run.started_at else ""
+    return run.name, _state(run.state), started, _took(run), *(Path(uri).name for uri in uris)
 
 
 def _tasks_table(run: "ClusterRun") -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in ("task", "state", "took"):
-        table.add_column(column, no_wrap=True)
-    for task in run.tasks:
-        table.add_row(Text(task.name), _state(task.state), _took(task))
-    return table
+    return plain_table(("task", "state", "took"), ((task.name, _state(task.state), _took(task)) for task in run.tasks))
 
 
 def _state(state: str) -> Text:
@@ -306,31 +257,22 @@ def _follow(server: "PipelineServer", run_id: str) -> None:
     Raises:
         RunFailedError: it failed; says which task, and what it said.
     """
-    run = _watch(server, run_id)
-    if run.state == "succeeded":
-        print_note(f"run {run.name} succeeded in {_took(run)}")
-        return
-    if run.state == "canceled":
-        print_note(f"run {run.name} was cancelled; what is finished is kept, submit again to go on")
-        raise typer.Exit(128 + signal.SIGINT)
-    raise RunFailedError(_failure(server, run))
-
-
-def _watch(server: "PipelineServer", run_id: str) -> "ClusterRun":
-    last: ClusterRun | None = None
-    if err.is_terminal:
-        with Live(console=err, transient=False) as live:
-            for last in server.follow(run_id):
-                live.update(_tasks_table(last))
-    else:
-        states: dict[str, str] = {}
-        for last in server.follow(run_id):
-            for task in last.tasks:
+    states: dict[str, str] = {}
+    with Live(console=err) if err.is_terminal else nullcontext() as live:
+        for run in server.follow(run_id):
+            if live:
+                live.update(_tasks_table(run))
+                continue
+            for task in run.tasks:
                 if states.get(task.key, "pending") != task.state:
                     states[task.key] = task.state
                     print_note(f"{task.name}: {task.state} {_took(task)}".rstrip())
-    assert last, "a run is followed to its end"
-    return last
+    if run.state == "canceled":
+        print_note(f"run {run.name} was cancelled; what is finished is kept, submit again to go on")
+        raise typer.Exit(128 + signal.SIGINT)
+    if run.state != "succeeded":
+        raise RunFailedError(_failure(server, run))
+    print_note(f"run {run.name} succeeded in {_took(run)}")
 
 
 def _failure(server: "PipelineServer", run: "ClusterRun") -> str:

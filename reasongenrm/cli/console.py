@@ -1,6 +1,7 @@
 """What the commands print: results on stdout, progress and errors on stderr."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
@@ -14,11 +15,26 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
+def plain_table(columns: Iterable[str], rows: Iterable[Iterable[str | Text]]) -> Table:
+    """Columns without lines between them. A string is text, not markup."""
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    return table
+
+
 def print_table(table: Table) -> None:
     """A table whole, also where the lines of a narrow terminal or of a log are shorter."""
     needed = table.__rich_measure__(out, out.options.update(width=1000)).maximum
     # A console of its own: to set the width of `out` would keep it for all that follows.
     Console(highlight=False, width=max(out.width, needed)).print(table)
+
+
+def print_line(text: str) -> None:
+    """One line on stdout as it is, however long."""
+    out.print(Text(text), soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 from rich.text import Text
+from typer import Option
 
 from reasongenrm import __version__
-from reasongenrm.cli.console import out, print_json
+from reasongenrm.cli.console import out, plain_table, print_json
 from reasongenrm.cli.settings import JsonOption
 from reasongenrm.errors import ConfigError, ReasonGenRMError
 from reasongenrm.processes.extras import how_to_install, missing_packages, unfit_packages
@@ -76,11 +76,8 @@ IMAGES = {
         extras=("data", "pipeline", "cluster", "judge", "web"),
         foreign=("torch", "vllm"),
         stages=(
-            "data.pairs.prepare_pairs",
-            "reasons.select.select_reasons",
-            "reasons.select.select_preferences",
-            "evaluation.gate.select_winner",
-            "deploy.manifest.deploy_kserve",
+            *("data.pairs.prepare_pairs", "reasons.select.select_reasons", "reasons.select.select_preferences"),
+            *("evaluation.gate.select_winner", "deploy.manifest.deploy_kserve"),
         ),
         commands=("judge-server", "web"),
         lazy=(
@@ -94,10 +91,8 @@ IMAGES = {
         extras=("data", "train", "deepspeed", "pipeline", "cluster", "serve"),
         foreign=("vllm",),
         stages=(
-            "data.import_model.import_model",
-            "reasons.score.score_reasons",
-            "training.sft.train_sft",
-            "training.dpo.train_dpo",
+            *("data.import_model.import_model", "reasons.score.score_reasons"),
+            *("training.sft.train_sft", "training.dpo.train_dpo"),
         ),
         commands=("serve",),
         lazy=(
@@ -111,8 +106,7 @@ IMAGES = {
         extras=("data", "vllm", "pipeline"),
         foreign=("trl", "deepspeed"),
         stages=(
-            "reasons.write.distill_reasons",
-            "reasons.write.sample_reasons",
+            *("reasons.write.distill_reasons", "reasons.write.sample_reasons"),
             "evaluation.evaluate.evaluate_rewardbench",
         ),
         commands=(),
@@ -146,12 +140,8 @@ def _finding(name: str, ok: bool, found: str, advice: str, *, needed: bool = Tru
 
 def doctor(
     context: typer.Context,
-    store: Annotated[
-        str | None, typer.Option("--store", metavar="FOLDER|URI", help="Also see whether this store can be reached.")
-    ] = None,
-    image: Annotated[
-        str | None, typer.Option("--image", metavar="cpu|train|vllm", help="Inside this image: is it as it should be?")
-    ] = None,
+    store: Annotated[str | None, Option(metavar="FOLDER|URI", help="Also see whether it can be reached.")] = None,
+    image: Annotated[str | None, Option(metavar="cpu|train|vllm", help="Check this image, from inside.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what is missing on this machine and how to get it; exit code 1 if the loop cannot run.
@@ -175,17 +165,14 @@ def doctor(
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
-        table = Table(box=None, pad_edge=False)
-        for column in ("", "what", "found", "what to do"):
-            table.add_column(column, overflow="fold")
-        for finding in findings:
-            mark, style = ("ok", "green") if finding.ok else ("!!", "red") if finding.needed else ("--", "yellow")
-            table.add_row(
-                Text(mark, style=style), *(Text(text) for text in (finding.name, finding.found, finding.advice))
-            )
-        out.print(table)
+        out.print(plain_table(("", "what", "found", "what to do"), map(_cells, findings)))
     if any(finding.needed and not finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+def _cells(finding: Finding) -> tuple[Text | str, ...]:
+    mark, style = ("ok", "green") if finding.ok else ("!!", "red") if finding.needed else ("--", "yellow")
+    return Text(mark, style=style), finding.name, finding.found, finding.advice
 
 
 def examine(store: str | None = None) -> list[Finding]:
@@ -252,19 +239,11 @@ def examine_image(name: str, commands: Collection[str]) -> list[Finding]:
         commands: that this program has.
     """
     image = IMAGES[name]
-    foreign_advice = "It belongs into another image: build this one from its own lock file."
     user_advice = "Run as 65532, the image's own user (securityContext.runAsUser)."
     return [
         _image_version(name),
-        *(
-            _extra(extra, "Write the lock files again (make lock-images) and rebuild the image")
-            for extra in image.extras
-        ),
-        *(
-            _finding(f"no {package}", not there, _installed(there), foreign_advice)
-            for package in image.foreign
-            for there in [find_spec(package) is not None]
-        ),
+        *(_extra(extra, "Lock again (make lock-images) and rebuild the image") for extra in image.extras),
+        *(_absent(package) for package in image.foreign),
         *(_imports(f"stage {stage}", *f"reasongenrm.{stage}".rsplit(".", 1)) for stage in image.stages),
         *(_command(command, commands) for command in image.commands),
         *(_imports(f"import {module}", module) for module in image.lazy),
@@ -276,6 +255,12 @@ def examine_image(name: str, commands: Collection[str]) -> list[Finding]:
         *(_cache(variable) for variable in image.caches),
         _cuda(),
     ]
+
+
+def _absent(package: str) -> Finding:
+    there = find_spec(package) is not None
+    advice = "It belongs into another image: build this one from its own lock file."
+    return _finding(f"no {package}", not there, _installed(there), advice)
 
 
 def _image_version(name: str) -> Finding:
@@ -290,9 +275,9 @@ def _image_version(name: str) -> Finding:
 
 def _imports(what: str, module: str, function: str | None = None) -> Finding:
     try:
-        found = importlib.import_module(module)
-        if function is not None:
-            vars(found)[function]
+        found = vars(importlib.import_module(module))
+        if function:
+            found[function]
     except (ImportError, KeyError, OSError) as error:  # OSError: a shared library that is not there
         return _finding(what, False, f"{type(error).__name__}: {error}", "A package is missing: rebuild the image.")
     return _finding(what, True, "works", "")

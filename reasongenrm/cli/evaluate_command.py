@@ -9,13 +9,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from typer import Option
 
 from reasongenrm.cli.console import print_json, print_note, print_table
 from reasongenrm.cli.settings import (
     DEFAULT_STORE,
     ConfigOption,
+    EndpointOption,
     JsonOption,
+    ServedModelOption,
     SetOption,
     StoreOption,
     absolute,
@@ -23,56 +25,31 @@ from reasongenrm.cli.settings import (
 )
 from reasongenrm.errors import ConfigError
 
-EndpointOption = Annotated[
-    str | None,
-    typer.Option(
-        "--endpoint", metavar="URL", help="An OpenAI-compatible endpoint, http(s)://.../v1; its key: OPENAI_API_KEY."
-    ),
-]
-ServedModelOption = Annotated[
-    str | None,
-    typer.Option("--served-model", metavar="NAME", help="Which of an endpoint's models; needed if it has several."),
-]
 StyleOption = Annotated[
     Literal["plain", "verdict", "reason"] | None,
-    typer.Option(
-        "--style",
-        help="How the judge is asked: plain chat, for the verdict at once, for reason and verdict. A checkpoint's chat "
-        "template tells; an endpoint is asked for reason and verdict.",
+    Option(
+        help="Asked in plain chat, for the verdict at once, for reason and verdict. Default: as trained, else reason."
     ),
 ]
 
 
 def evaluate(
-    benchmark: Annotated[
-        str,
-        typer.Option(
-            metavar="URI", help="RewardBench or a benchmark in its schema: JSON Lines file, s3:// or hub name."
-        ),
-    ],
+    benchmark: Annotated[str, Option(metavar="URI", help="RewardBench or its schema: JSON Lines, s3:// or hub name.")],
     model: Annotated[
-        str | None,
-        typer.Option(metavar="URI", help="A checkpoint: a folder, or s3://... as `reasongenrm models` shows it."),
+        str | None, Option(metavar="URI", help="A checkpoint: a folder, or s3://... of the store.")
     ] = None,
     endpoint: EndpointOption = None,
     served_model: ServedModelOption = None,
     style: StyleOption = None,
-    keep_markup: Annotated[
-        bool,
-        typer.Option(
-            "--keep-markup", help="For a judge behind a plain vLLM: ask it to leave the turns' markup in its text."
-        ),
-    ] = False,
+    keep_markup: Annotated[bool, Option("--keep-markup", help="For plain vLLM: leave the turns' markup in.")] = False,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Gets report.html and the figures as JSON.")
+        Path, Option("--output", "-o", metavar="FOLDER", help="Gets report.html and the figures as JSON.")
     ] = Path("report"),
-    name: Annotated[str, typer.Option("--name", help="What the report calls the judge.")] = "judge",
+    name: Annotated[str, Option(help="What the report calls the judge.")] = "judge",
     store: StoreOption = DEFAULT_STORE,
     config: ConfigOption = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Judge at most this number of rows, spread over the subsets.")
-    ] = None,
-    assignments: SetOption = [],  # noqa: B006
+    limit: Annotated[int | None, Option(min=1, help="The most rows, spread over the subsets.")] = None,
+    assignments: SetOption = [],
     as_json: JsonOption = False,
 ) -> None:
     """Have a judge judge a benchmark in both orders, print its figures and write a report.

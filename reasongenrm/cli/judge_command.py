@@ -7,46 +7,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
-from reasongenrm.cli.console import out, print_json, print_note
-from reasongenrm.cli.evaluate_command import EndpointOption, ServedModelOption, StyleOption
-from reasongenrm.cli.settings import JsonOption
+from reasongenrm.cli.console import out, print_json, print_line, print_note
+from reasongenrm.cli.evaluate_command import StyleOption
+from reasongenrm.cli.settings import EndpointOption, JsonOption, ServedModelOption
 from reasongenrm.errors import ConfigError
 
 TIMEOUT_SECONDS = 600.0  # of one generation of --endpoint: a small server on a laptop writes some ten tokens per second
 
 
 def judge(
-    question: Annotated[str | None, typer.Option(help="The question.")] = None,
-    answer_a: Annotated[str | None, typer.Option(help="The first answer.")] = None,
-    answer_b: Annotated[str | None, typer.Option(help="The second answer.")] = None,
-    url: Annotated[
-        str | None,
-        typer.Option(
-            "--url",
-            metavar="URL",
-            help="A judge service (judge-server), such as http://127.0.0.1:8080; its key: JUDGE_API_KEY.",
-        ),
-    ] = None,
+    question: Annotated[str | None, Option(help="The question.")] = None,
+    answer_a: Annotated[str | None, Option(help="The first answer.")] = None,
+    answer_b: Annotated[str | None, Option(help="The second answer.")] = None,
+    url: Annotated[str | None, Option(metavar="URL", help="A judge service; its key: JUDGE_API_KEY.")] = None,
     endpoint: EndpointOption = None,
     served_model: ServedModelOption = None,
     style: StyleOption = None,
     file: Annotated[
-        Path | None,
-        typer.Option(
-            "--file",
-            metavar="PAIRS",
-            help="JSON Lines with question, answer_a, answer_b and optionally id; needs --url.",
-        ),
+        Path | None, Option(metavar="PAIRS", help="JSON Lines: question, answer_a, answer_b, perhaps id; needs --url.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="JUDGED", help="Gets a line for each line of --file.")
+        Path | None, Option("--output", "-o", metavar="JUDGED", help="A line per line of --file.")
     ] = None,
-    rubric: Annotated[str | None, typer.Option(help="What to judge by, in words.")] = None,
-    votes: Annotated[int | None, typer.Option(min=1, max=16, help="Reasons per order. Default: 1.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Limit of one reason with its verdict.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Pairs of --file under way at once.")] = 16,
+    rubric: Annotated[str | None, Option(help="What to judge by, in words.")] = None,
+    votes: Annotated[int | None, Option(min=1, max=16, help="Reasons per order. Default: 1.")] = None,
+    max_tokens: Annotated[int | None, Option(min=1, help="Limit of one reason with its verdict.")] = None,
+    concurrency: Annotated[int, Option(min=1, help="Pairs of --file under way at once.")] = 16,
     as_json: JsonOption = False,
 ) -> None:
     """Judge one pair, or a file of pairs, in both orders: reasons, verdicts, probability, and whether the orders agree.
@@ -123,5 +111,5 @@ def _judge_file(
     if as_json:
         print_json(summary.model_dump(mode="json"))
     else:
-        out.print(summary.line(), markup=False)
+        print_line(summary.line())
     print_note(f"judgments: {output.resolve()}")

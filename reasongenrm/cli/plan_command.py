@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-from rich.table import Table
-from rich.text import Text
+from typer import Option
 
-from reasongenrm.cli.console import out, print_json, print_table
+from reasongenrm.cli.console import plain_table, print_json, print_line, print_table
 from reasongenrm.cli.settings import ConfigOption, JsonOption, SetOption, make_config
 from reasongenrm.errors import ConfigError
 
@@ -18,42 +16,26 @@ ENDPOINT = "endpoint"
 
 
 def plan(
-    pairs: Annotated[int, typer.Option(min=1, help="Preference pairs; the config's pairs.limit is kept.")] = 80_000,
+    pairs: Annotated[int, Option(min=1, help="Preference pairs; the config's pairs.limit is kept.")] = 80_000,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Reasons per prompt, of teacher and policy. Default: the config's.")
+        int | None, Option(min=1, help="Reasons per prompt, of teacher and policy; else the config's.")
     ] = None,
     model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE|FOLDER|NAME",
-            help="Judge: 135M, 0.5B, 1.5B, 3B, 7B, 8B, 14B, 32B, 70B, a folder with a config.json, or a hub name of one "
-            "of these. Default: the config's inputs.model.",
-        ),
+        str | None, Option(metavar="SIZE|FOLDER|NAME", help="Judge: 135M, 0.5B to 70B, a folder, or a hub name of one.")
     ] = None,
     teacher: Annotated[
         str | None,
-        typer.Option(
-            metavar="SIZE|FOLDER|NAME|endpoint",
-            help="Teacher; an endpoint (also http://...) takes none of these GPUs. Default: the config's inputs.teacher, "
-            "else the judge itself.",
-        ),
+        Option(metavar="SIZE|FOLDER|NAME|endpoint", help="An endpoint takes no GPUs here. Default: the judge."),
     ] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs that are available.  [default: 8]")] = None,
-    gpu: Annotated[
-        str, typer.Option(metavar="MACHINE", help="h100, h200, cpu, or a machine of --measurements.")
-    ] = "h100",
-    price: Annotated[float | None, typer.Option(min=0.0, help="Money per GPU-hour; adds the cost.")] = None,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a judge prompt, on average.")] = 1_000,
-    reason_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a reason, on average.")] = 500,
-    kept: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of the prompts that get an R*, and that get a DPO pair.")
-    ] = 0.5,
+    gpus: Annotated[int | None, Option(min=1, help="GPUs that are available.  [default: 8]")] = None,
+    gpu: Annotated[str, Option(metavar="MACHINE", help="h100, h200, cpu, or a machine of --measurements.")] = "h100",
+    price: Annotated[float | None, Option(min=0.0, help="Money per GPU-hour; adds the cost.")] = None,
+    prompt_tokens: Annotated[int, Option(min=1, help="Tokens of a judge prompt, on average.")] = 1_000,
+    reason_tokens: Annotated[int, Option(min=1, help="Tokens of a reason, on average.")] = 500,
+    kept: Annotated[float, Option(min=0.0, max=1.0, help="Share of prompts that get an R*, and a DPO pair.")] = 0.5,
     config: ConfigOption = None,
-    assignments: SetOption = [],  # noqa: B006 - typer copies it
-    measurements: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Measurements or machines of your own, besides the shipped ones."),
-    ] = None,
+    assignments: SetOption = [],
+    measurements: Annotated[Path | None, Option(metavar="FILE", help="Measurements or machines of your own.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Hours, GPU-hours, storage and money of every stage, from measured throughputs.
@@ -82,9 +64,7 @@ def plan(
         raise ConfigError("plan: no model; expected --model, such as 8B, or a --config with inputs.model.")
     judge = find_shape(named)
     taught_by = teacher or settings.inputs.teacher
-    measured = read_measurements()
-    if measurements is not None:
-        measured += read_measurements(measurements)
+    measured = read_measurements() + read_measurements(measurements) if measurements else read_measurements()
     machine = measured.machine(gpu)
     if gpus is not None and machine.memory_bytes is None:
         raise ConfigError(f"plan: --gpus {gpus} has no effect on {machine.title}. Leave it out.")
@@ -102,14 +82,12 @@ def plan(
         print_json(estimate.model_dump(mode="json"))
         return
     head, rows = stage_table(estimate)
-    table = Table(box=None, pad_edge=False)
-    for place, name in enumerate(head):
-        table.add_column(Text(name), justify="left" if place in (0, len(head) - 1) else "right")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    out.print(Text("\n".join(answer(estimate)) + "\n"), soft_wrap=True)
+    table = plain_table(head, rows)
+    for column in table.columns[1:-1]:
+        column.justify = "right"
+    print_line("\n".join(answer(estimate)) + "\n")
     print_table(table)
-    out.print(Text("\n" + "\n".join(basis_lines(estimate, measured))), soft_wrap=True)
+    print_line("\n" + "\n".join(basis_lines(estimate, measured)))
 
 
 def _teacher(name: str) -> "ModelShape | None":

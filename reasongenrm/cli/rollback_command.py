@@ -2,31 +2,25 @@
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-from rich.table import Table
+from typer import Argument, Option
 
-from reasongenrm.cli.console import out, print_json, print_note, print_table
-from reasongenrm.cli.settings import ConfigOption, JsonOption, SetOption, make_config
+from reasongenrm.cli.console import out, plain_table, print_json, print_note, print_table
+from reasongenrm.cli.settings import ConfigOption, JsonOption, SetOption, SharedStore, make_config
 
 if TYPE_CHECKING:
     from reasongenrm.deploy.rollback import Choice
 
 
 def rollback(
-    store: Annotated[
-        str, typer.Option("--store", metavar="URI", help="s3://bucket/prefix of the runs that deployed the judges.")
-    ],
-    name: Annotated[str | None, typer.Argument(help="Of the InferenceService; default: deploy.name.")] = None,
-    namespace: Annotated[str | None, typer.Option(help="Its namespace; default: deploy.namespace.")] = None,
-    to: Annotated[
-        str | None,
-        typer.Option("--to", metavar="NUMBER|DIGEST", help="Which judge, as --list shows it; default: the one before."),
-    ] = None,
-    show: Annotated[bool, typer.Option("--list", help="List the judges that were served, and change nothing.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be served, and change nothing.")] = False,
-    context: Annotated[str | None, typer.Option(help="Context of the kubeconfig.")] = None,
+    store: SharedStore,
+    name: Annotated[str | None, Argument(help="Of the InferenceService; default: deploy.name.")] = None,
+    namespace: Annotated[str | None, Option(help="Its namespace; default: deploy.namespace.")] = None,
+    to: Annotated[str | None, Option(metavar="NUMBER|DIGEST", help="As in --list; default: the one before.")] = None,
+    show: Annotated[bool, Option("--list", help="List the judges that were served, and change nothing.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Say what would be served, and change nothing.")] = False,
+    context: Annotated[str | None, Option(help="Context of the kubeconfig.")] = None,
     config: ConfigOption = None,
-    assignments: SetOption = [],  # noqa: B006
+    assignments: SetOption = [],
     as_json: JsonOption = False,
 ) -> None:
     """Go back to the judge that was served before, wait for its pods, and check its judgments.
@@ -45,8 +39,8 @@ def rollback(
     from reasongenrm.kubernetes.cluster import Cluster
     from reasongenrm.store.artifacts import Store
 
-    changes = {key: value for key, value in (("name", name), ("namespace", namespace)) if value is not None}
-    assignments = [*assignments, *(f"deploy.{key}={value}" for key, value in changes.items())]
+    given = {"name": name, "namespace": namespace}
+    assignments = [*assignments, *(f"deploy.{key}={value}" for key, value in given.items() if value is not None)]
     settings = make_config(config, assignments).deploy
     opened = Store(store)
     cluster = Cluster.connect(context)
@@ -56,7 +50,8 @@ def rollback(
         if as_json:
             print_json([choice.as_json() for choice in found])
         elif found:
-            print_table(_table(found))
+            columns = ("number", "now", "variant", "since", "cause", "digest", "model")
+            print_table(plain_table(columns, map(_cells, found)))
         else:
             print_note(f"no judge was ever served as {where} from {store}")
         return
@@ -76,26 +71,11 @@ def rollback(
         out.print(f"{where} {what}: {_line(choice)} ({deployed.timeline.seconds:.0f} s)")
 
 
-def _table(found: "list[Choice]") -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in ("number", "now", "variant", "since", "cause", "digest", "model"):
-        table.add_column(column, no_wrap=True)
-    for choice in found:
-        shown = choice.as_json()
-        digest = choice.digest.removeprefix("sha256:")[:12]
-        since = (shown["served_since"] or "")[:19]
-        now = "served" if choice.is_served else ""
-        cells = (
-            str(choice.number),
-            now,
-            shown["variant"] or "",
-            since,
-            shown["cause"],
-            digest,
-            shown["model_uri"] or "",
-        )
-        table.add_row(*cells)
-    return table
+def _cells(choice: "Choice") -> tuple[str, ...]:
+    shown = choice.as_json()
+    now, since = "served" if choice.is_served else "", (shown["served_since"] or "")[:19]
+    digest = choice.digest.removeprefix("sha256:")[:12]
+    return str(choice.number), now, shown["variant"] or "", since, shown["cause"], digest, shown["model_uri"] or ""
 
 
 def _line(choice: "Choice") -> str:

@@ -6,19 +6,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.text import Text
+from typer import Option
 
-from reasongenrm.cli.console import err, out, print_json, print_note, print_table
+from reasongenrm.cli.console import err, out, print_json, print_line, print_note, print_table
 from reasongenrm.cli.settings import (
     DEFAULT_STORE,
     BenchmarkOption,
     ConfigOption,
     JsonOption,
+    LimitOption,
     ModelOption,
     PreferencesOption,
     SetOption,
     StoreOption,
+    TeacherOption,
     absolute,
     make_config,
 )
@@ -35,25 +37,14 @@ def run(
     preferences: PreferencesOption = None,
     benchmark: BenchmarkOption = None,
     model: ModelOption = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URI|URL",
-            help="Who writes the reasons: a model, or an OpenAI-compatible endpoint (http://.../v1; key: OPENAI_API_KEY). "
-            "Default: the base model itself. 'demo': the demo's own program, which knows the demo's data only.",
-        ),
-    ] = None,
+    teacher: TeacherOption = None,
     config: ConfigOption = None,
-    assignments: SetOption = [],  # noqa: B006
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Take at most this number of preference pairs, and of benchmark rows.")
-    ] = None,
+    assignments: SetOption = [],
+    limit: LimitOption = None,
     store: StoreOption = DEFAULT_STORE,
-    try_it: Annotated[
-        bool, typer.Option("--try/--no-try", help="At the end, serve the winner and judge one pair.")
-    ] = True,
-    serve: Annotated[bool, typer.Option("--serve", help="Keep the endpoint up until Ctrl-C.")] = False,
-    port: Annotated[int, typer.Option(help="Port of the endpoint on 127.0.0.1; 0: any free one.")] = 0,
+    try_it: Annotated[bool, Option("--try/--no-try", help="At the end, serve the winner and judge one pair.")] = True,
+    serve: Annotated[bool, Option("--serve", help="Keep the endpoint up until Ctrl-C.")] = False,
+    port: Annotated[int, Option(help="Port of the endpoint on 127.0.0.1; 0: any free one.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Run the whole pipeline on this machine.
@@ -146,12 +137,10 @@ def _teacher(teacher: str) -> Iterator[str]:
 
 
 def _print_decision(finished: "FinishedRun") -> None:
-    """The gate's decision and where the files are."""
     style = "bold green" if finished.decision.metrics["passed"] else "bold yellow"
     out.print(Text(str(finished.decision.metrics["summary"]), style=style))
-    out.print(f"report: {finished.folder / 'report.html'}", markup=False, soft_wrap=True)
-    service = finished.service_path or "none, see decision.md"
-    out.print(f"InferenceService: {service}", markup=False, soft_wrap=True)
+    print_line(f"report: {finished.folder / 'report.html'}")
+    print_line(f"InferenceService: {finished.service_path or 'none, see decision.md'}")
 
 
 def _try_winner(

@@ -6,43 +6,30 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from typer import Option
 
 from reasongenrm.cli.console import print_note
-from reasongenrm.cli.settings import DEFAULT_STORE, StoreOption
+from reasongenrm.cli.settings import DEFAULT_STORE, ListenOption, PortOption, ServedModelOption, StoreOption
 from reasongenrm.errors import ConfigError
 
 
 def serve(
     model: Annotated[
         str | None,
-        typer.Option(
-            "--model",
-            metavar="URI",
-            help="A checkpoint: a folder, s3://... as `reasongenrm models` shows it, or a .gguf file. Default: the winner of the "
-            "store's last run; without one, SmolLM2 as it is, untrained.",
-        ),
+        Option(metavar="URI", help="A folder, s3:// or .gguf file; else the last run's winner, else SmolLM2."),
     ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; the key that clients must send: VLLM_API_KEY.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    max_model_len: Annotated[
-        int | None, typer.Option(min=1, help="Longest context in tokens; default: the model's own.")
-    ] = None,
-    name: Annotated[str, typer.Option("--name", help="The model's name in requests.")] = "reasongenrm",
-    judge: Annotated[
-        bool,
-        typer.Option(
-            "--judge", help="Serve the judge in front of it too; --host is the judge's then, its key JUDGE_API_KEY."
-        ),
-    ] = False,
-    judge_port: Annotated[int, typer.Option(help="Port of the judge.")] = 8080,
+    host: ListenOption = "127.0.0.1",
+    port: PortOption = 8000,
+    max_model_len: Annotated[int | None, Option(min=1, help="Longest context; default: the model's own.")] = None,
+    name: Annotated[str, Option(help="The model's name in requests.")] = "reasongenrm",
+    judge: Annotated[bool, Option("--judge", help="Serve the judge in front of it too, on --host.")] = False,
+    judge_port: Annotated[int, Option(help="Port of the judge.")] = 8080,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Serve a checkpoint behind an OpenAI-compatible endpoint until Ctrl-C.
 
-    vLLM serves it where it is installed; else a small server on transformers does, one generation at a time.
+    vLLM serves it where it is installed; else a small server on transformers does, one generation at a time. Clients send
+    the key VLLM_API_KEY, those of the judge JUDGE_API_KEY, if these are set.
 
     [bold]Examples[/bold]
 
@@ -76,58 +63,40 @@ def serve(
 
 def judge_server(
     predictor: Annotated[
-        str | None,
-        typer.Option(
-            "--predictor",
-            metavar="URL",
-            help="The OpenAI-compatible endpoint that serves the checkpoint, http(s)://.../v1; its key: VLLM_API_KEY.",
-        ),
+        str | None, Option(metavar="URL", help="What serves the checkpoint, http(s)://.../v1.")
     ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; the key that clients must send: JUDGE_API_KEY.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", "--http_port", help="Port to listen on.")] = 8080,
+    host: ListenOption = "127.0.0.1",
+    port: Annotated[int, Option("--port", "--http_port", help="Port to listen on.")] = 8080,
     name: Annotated[
-        str, typer.Option("--name", "--model_name", help="The judge's name in KServe's protocols.")
+        str, Option("--name", "--model_name", help="The judge's name in KServe's protocols.")
     ] = "reasongenrm",
-    served_model: Annotated[
-        str | None,
-        typer.Option("--served-model", metavar="NAME", help="Which of the predictor's models; default: its only one."),
-    ] = None,
+    served_model: ServedModelOption = None,
     style: Annotated[
         Literal["plain", "verdict", "reason"],
-        typer.Option("--style", help="How the checkpoint is asked: plain chat, verdict at once, reason and verdict."),
+        Option(help="Asked in plain chat, for the verdict, for reason and verdict."),
     ] = "reason",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of one generation, unless a request says otherwise.")] = 2048,
-    max_chars: Annotated[int, typer.Option(min=1000, help="Of question and answers together.")] = 400_000,
-    max_concurrency: Annotated[int, typer.Option(min=1, help="Generations under way at the predictor.")] = 64,
-    max_requests: Annotated[int, typer.Option(min=1, help="Requests under way; more get 429.")] = 256,
-    generation_seconds: Annotated[float, typer.Option(min=0.1, help="Time limit of one generation.")] = 120.0,
-    request_seconds: Annotated[float, typer.Option(min=0.1, help="Time limit of one request.")] = 600.0,
-    constrained: Annotated[
-        bool, typer.Option(help="Let the predictor allow nothing but [[A]] and [[B]] as the answer.")
-    ] = True,
+    max_tokens: Annotated[int, Option(min=1, help="Of one generation, unless a request says otherwise.")] = 2048,
+    max_chars: Annotated[int, Option(min=1000, help="Of question and answers together.")] = 400_000,
+    max_concurrency: Annotated[int, Option(min=1, help="Generations under way at the predictor.")] = 64,
+    max_requests: Annotated[int, Option(min=1, help="Requests under way; more get 429.")] = 256,
+    generation_seconds: Annotated[float, Option(min=0.1, help="Time limit of one generation.")] = 120.0,
+    request_seconds: Annotated[float, Option(min=0.1, help="Time limit of one request.")] = 600.0,
+    constrained: Annotated[bool, Option(help="Let the predictor allow nothing but [[A]] and [[B]].")] = True,
     anchor: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What a single answer is held against without a reference.")
+        str | None, Option(metavar="TEXT", help="What a single answer without a reference is held against.")
     ] = None,
-    calibration: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="A checkpoint with a judge_calibration.json.")
-    ] = None,
-    calibration_temperature: Annotated[
-        float | None, typer.Option(min=0.001, help="The same as a number, where there is no folder.")
-    ] = None,
-    calibration_bias: Annotated[float, typer.Option(help="Goes with --calibration-temperature.")] = 0.0,
-    log_text: Annotated[bool, typer.Option("--log-text", help="Log questions, answers and reasons too.")] = False,
-    predictor_host: Annotated[
-        str | None, typer.Option("--predictor_host", "--predictor-host", hidden=True, help="As KServe says it.")
-    ] = None,
+    calibration: Annotated[Path | None, Option(metavar="FOLDER", help="With a judge_calibration.json.")] = None,
+    calibration_temperature: Annotated[float | None, Option(min=0.001, help="Instead of a folder.")] = None,
+    calibration_bias: Annotated[float, Option(help="Goes with --calibration-temperature.")] = 0.0,
+    log_text: Annotated[bool, Option("--log-text", help="Log questions, answers and reasons too.")] = False,
+    predictor_host: Annotated[str | None, Option("--predictor_host", hidden=True, help="As KServe says it.")] = None,
     predictor_protocol: Annotated[  # noqa: ARG001
-        str | None, typer.Option("--predictor_protocol", "--predictor-protocol", hidden=True, help="Passed by KServe.")
+        str | None, Option("--predictor_protocol", hidden=True, help="Passed by KServe.")
     ] = None,
 ) -> None:
     """Serve the judge in front of a predictor until Ctrl-C: pairs, lists and single answers, in both orders.
 
-    The API's page is at /docs, metrics at /metrics. Logs go to stderr, one JSON line a request, without the users' text.
+    The API's page is at /docs, metrics at /metrics. Keys: JUDGE_API_KEY of clients, VLLM_API_KEY of the predictor. Logs go to stderr, one JSON line per request, without the users' text.
 
     [bold]Examples[/bold]
 
@@ -173,19 +142,12 @@ def judge_server(
 
 
 def web(
-    judge: Annotated[
-        str,
-        typer.Option("--judge", metavar="URL", help="The judge's root; its key: JUDGE_API_KEY."),
-    ] = "http://127.0.0.1:8080",
+    judge: Annotated[str, Option(metavar="URL", help="Its root; its key: JUDGE_API_KEY.")] = "http://127.0.0.1:8080",
     store: StoreOption = DEFAULT_STORE,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 7860,
-    root_path: Annotated[
-        str, typer.Option(metavar="PATH", help="Path below which an ingress shows the page, such as /judge.")
-    ] = "",
-    max_per_visitor: Annotated[
-        int, typer.Option(min=1, help="Judgments and chats that one address may have under way.")
-    ] = 4,
+    host: ListenOption = "127.0.0.1",
+    port: PortOption = 7860,
+    root_path: Annotated[str, Option(metavar="PATH", help="Below which an ingress shows the page: /judge.")] = "",
+    max_per_visitor: Annotated[int, Option(min=1, help="Judgments and chats at a time per address.")] = 4,
 ) -> None:
     """Show a page in the browser: judge a pair, chat, and the leaderboard of a store's runs. Ctrl-C stops it.
 

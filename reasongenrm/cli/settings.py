@@ -6,7 +6,7 @@ Every command's help imports this module, so the config's models (a quarter of a
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
 from reasongenrm.errors import ConfigError
 
@@ -16,56 +16,44 @@ if TYPE_CHECKING:
 DEFAULT_STORE = ".reasongenrm"
 
 StoreOption = Annotated[
-    str,
-    typer.Option(
-        "--store",
-        metavar="FOLDER|URI",
-        help="Where everything is kept: a folder with a server of its own, or s3://bucket/prefix (the AWS variables say "
-        "where and who).",
-    ),
+    str, Option(metavar="FOLDER|URI", help="A folder with a server of its own, or s3://bucket/prefix (AWS variables).")
 ]
+SharedStore = Annotated[str, Option("--store", metavar="URI", help="s3://bucket/prefix that the cluster reaches.")]
 PreferencesOption = Annotated[
     str | None,
-    typer.Option(
-        "--preferences",
-        metavar="URI",
-        help="Preference pairs: a JSON Lines file, s3:// or a hub name. Default: the config's inputs.preferences.",
-    ),
+    Option(metavar="URI", help="Preference pairs: JSON Lines, s3:// or hub name; else the config's."),
 ]
 BenchmarkOption = Annotated[
     str | None,
-    typer.Option(
-        "--benchmark",
+    Option(
         metavar="URI",
-        help="RewardBench or a benchmark in its schema: JSON Lines file, s3:// or hub name. Default: the config's "
-        "inputs.benchmark.",
+        help="RewardBench or its schema: JSON Lines, s3:// or hub name; else the config's.",
     ),
 ]
 ModelOption = Annotated[
     str | None,
-    typer.Option(
-        "--model",
-        metavar="URI",
-        help="Base model: a folder, GGUF file, s3:// or hub name. Default: the config's inputs.model.",
-    ),
+    Option(metavar="URI", help="Base model: a folder, GGUF file, s3:// or hub name; else the config's."),
 ]
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", metavar="FILE", help="The run's YAML file; without it the reference's numbers are used."),
-]
-SetOption = Annotated[
-    list[str],
-    typer.Option(
-        "--set", metavar="SECTION.KEY=VALUE", help="Change one value of the config; may be given several times."
-    ),
-]
-RegistryOption = Annotated[
+TeacherOption = Annotated[
     str | None,
-    typer.Option(
-        metavar="REGISTRY", help="Take our images from here, such as registry.example/team, under the same names."
-    ),
+    Option(metavar="URI|URL", help="Who writes the reasons: a model, or an OpenAI-compatible endpoint; else --model."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+ConfigOption = Annotated[Path | None, Option(metavar="FILE", help="The run's YAML file; else the reference's numbers.")]
+SetOption = Annotated[list[str], Option("--set", metavar="SECTION.KEY=VALUE", help="Set a config value; repeatable.")]
+LimitOption = Annotated[int | None, Option(min=1, help="The most preference pairs, and the most benchmark rows.")]
+RegistryOption = Annotated[str | None, Option(metavar="REGISTRY", help="Where our images are, under the same names.")]
+JsonOption = Annotated[bool, Option("--json", help="Print JSON, for programs.")]
+HostOption = Annotated[
+    str | None,
+    Option(metavar="URL", help="KFP's API or UI. Default: KF_PIPELINES_ENDPOINT. Token: KF_PIPELINES_TOKEN."),
+]
+NamespaceOption = Annotated[str | None, Option("--namespace", "-n", help="Of runs and pods: a profile, or kubeflow.")]
+EndpointOption = Annotated[
+    str | None, Option(metavar="URL", help="An OpenAI-compatible endpoint, http(s)://.../v1; its key: OPENAI_API_KEY.")
+]
+ServedModelOption = Annotated[str | None, Option(metavar="NAME", help="Which of an endpoint's several models.")]
+ListenOption = Annotated[str, Option("--host", help="Address to listen on.")]
+PortOption = Annotated[int, Option(help="Port to listen on.")]
 
 
 def make_config(path: Path | None, assignments: list[str], limit: int | None = None) -> "RunConfig":

@@ -1,13 +1,12 @@
 """prepare, distill, sample, score, train: one stage by itself, with the pipeline's own stage functions."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from typer import Argument, Option
 
-from reasongenrm.cli.console import out, print_json
+from reasongenrm.cli.console import print_json, print_line
 from reasongenrm.cli.settings import (
     DEFAULT_STORE,
     ConfigOption,
@@ -22,23 +21,47 @@ if TYPE_CHECKING:
     from reasongenrm.config import RunConfig
     from reasongenrm.store.artifacts import ArtifactRef, Store
 
-ModelUri = Annotated[
-    str, typer.Option("--model", metavar="URI", help="A model in the store, as `reasongenrm models` shows it.")
-]
-PromptsUri = Annotated[str, typer.Option("--prompts", metavar="URI", help="What `reasongenrm prepare` printed.")]
+ModelUri = Annotated[str, Option("--model", metavar="URI", help="In the store, as `reasongenrm models` shows it.")]
+PromptsUri = Annotated[str, Option("--prompts", metavar="URI", help="What `reasongenrm prepare` printed.")]
 
 
+def _stage(work: "Callable[..., dict[str, ArtifactRef]]") -> Callable[..., None]:
+    """A command with the options of `work` besides --store, --config, --set and --json; prints what `work` made."""
+
+    def command(
+        store: StoreOption = DEFAULT_STORE,
+        config: ConfigOption = None,
+        assignments: SetOption = [],
+        as_json: JsonOption = False,
+        **options: Any,
+    ) -> None:
+        from reasongenrm.processes.cpu_math import configure_cpu_math
+        from reasongenrm.runs.local import open_store
+
+        settings = make_config(config, assignments)
+        configure_cpu_math()
+        with open_store(store) as opened:
+            made = work(opened, settings, **options)
+        if as_json:
+            print_json({name: ref.model_dump(mode="json") for name, ref in made.items()})
+            return
+        for name, ref in made.items():
+            print_line(f"{name}: {ref.uri}")
+
+    _, _, *own = inspect.signature(work).parameters.values()
+    *shared, _ = inspect.signature(command).parameters.values()
+    command.__name__, command.__doc__, command.__annotations__ = work.__name__, work.__doc__, {}
+    command.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]  # typer reads it
+    return command
+
+
+@_stage
 def prepare(
-    preferences: Annotated[
-        str, typer.Option(metavar="URI", help="Preference pairs: a JSON Lines file, s3:// or a hub name.")
-    ],
-    model: Annotated[str, typer.Option(metavar="URI", help="Base model: a folder, GGUF file, s3:// or hub name.")],
-    store: StoreOption = DEFAULT_STORE,
-    config: ConfigOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Take at most this number of pairs.")] = None,
-    assignments: SetOption = [],  # noqa: B006 - typer copies it
-    as_json: JsonOption = False,
-) -> None:
+    store: "Store",
+    settings: "RunConfig",
+    preferences: Annotated[str, Option(metavar="URI", help="Preference pairs: JSON Lines, s3:// or a hub name.")],
+    model: Annotated[str, Option(metavar="URI", help="Base model: a folder, GGUF file, s3:// or a hub name.")],
+) -> "dict[str, ArtifactRef]":
     """Import the base model and turn preference pairs into judge prompts.
 
     [bold]Example[/bold]
@@ -48,22 +71,19 @@ def prepare(
     from reasongenrm.data.import_model import import_model
     from reasongenrm.data.pairs import prepare_pairs
 
-    with _opened(store, config, assignments, limit) as (opened, settings):
-        base = import_model(opened, settings.model, absolute(model))
-        prompts = prepare_pairs(opened, settings.pairs, absolute(preferences), base)
-    _print({"model": base, "prompts": prompts}, as_json)
+    base = import_model(store, settings.model, absolute(model))
+    return {"model": base, "prompts": prepare_pairs(store, settings.pairs, absolute(preferences), base)}
 
 
+@_stage
 def distill(
+    store: "Store",
+    settings: "RunConfig",
     prompts: PromptsUri,
     teacher: Annotated[
-        str, typer.Option(metavar="URI|URL", help="A model, or an OpenAI-compatible endpoint (http://.../v1).")
+        str, Option(metavar="URI|URL", help="A model, or an OpenAI-compatible endpoint (http://.../v1).")
     ],
-    store: StoreOption = DEFAULT_STORE,
-    config: ConfigOption = None,
-    assignments: SetOption = [],  # noqa: B006
-    as_json: JsonOption = False,
-) -> None:
+) -> "dict[str, ArtifactRef]":
     """Let a teacher, who is told the verdicts, write reasons.
 
     An endpoint's key is read from OPENAI_API_KEY.
@@ -74,19 +94,11 @@ def distill(
     """
     from reasongenrm.reasons.write import distill_reasons
 
-    with _opened(store, config, assignments) as (opened, settings):
-        reasons = distill_reasons(opened, settings.distill, _ref(prompts), absolute(teacher))
-    _print({"reasons": reasons}, as_json)
+    return {"reasons": distill_reasons(store, settings.distill, _ref(prompts), absolute(teacher))}
 
 
-def sample(
-    prompts: PromptsUri,
-    model: ModelUri,
-    store: StoreOption = DEFAULT_STORE,
-    config: ConfigOption = None,
-    assignments: SetOption = [],  # noqa: B006
-    as_json: JsonOption = False,
-) -> None:
+@_stage
+def sample(store: "Store", settings: "RunConfig", prompts: PromptsUri, model: ModelUri) -> "dict[str, ArtifactRef]":
     """Let an SFT model write reasons without seeing the verdicts (on-policy).
 
     [bold]Example[/bold]
@@ -95,24 +107,20 @@ def sample(
     """
     from reasongenrm.reasons.write import sample_reasons
 
-    with _opened(store, config, assignments) as (opened, settings):
-        reasons = sample_reasons(opened, settings.sample, _ref(model), _ref(prompts))
-    _print({"reasons": reasons}, as_json)
+    return {"reasons": sample_reasons(store, settings.sample, _ref(model), _ref(prompts))}
 
 
+@_stage
 def score(
+    store: "Store",
+    settings: "RunConfig",
     purpose: Annotated[
-        Literal["sft", "dpo"],
-        typer.Argument(help="sft: keep the best reason of a prompt (R*). dpo: choose a chosen and a rejected one."),
+        Literal["sft", "dpo"], Argument(help="sft: keep a prompt's best reason (R*). dpo: one chosen, one rejected.")
     ],
     model: ModelUri,
     prompts: PromptsUri,
-    reasons: Annotated[str, typer.Option(metavar="URI", help="What `reasongenrm distill` or `sample` printed.")],
-    store: StoreOption = DEFAULT_STORE,
-    config: ConfigOption = None,
-    assignments: SetOption = [],  # noqa: B006
-    as_json: JsonOption = False,
-) -> None:
+    reasons: Annotated[str, Option(metavar="URI", help="What `reasongenrm distill` or `sample` printed.")],
+) -> "dict[str, ArtifactRef]":
     """Score reasons under a model and select what is trained on.
 
     [bold]Examples[/bold]
@@ -124,30 +132,24 @@ def score(
     from reasongenrm.reasons.score import score_reasons
     from reasongenrm.reasons.select import select_preferences, select_reasons
 
-    with _opened(store, config, assignments) as (opened, settings):
-        model_ref, prompts_ref, reasons_ref = map(_ref, (model, prompts, reasons))
-        scored = score_reasons(opened, settings.score, model_ref, prompts_ref, reasons_ref)
-        if purpose == "sft":
-            selected = {"examples": select_reasons(opened, settings.select, prompts_ref, scored)}
-        else:
-            selected = {"preferences": select_preferences(opened, settings.preferences, prompts_ref, scored)}
-    _print({"scored": scored, **selected}, as_json)
+    judged = _ref(prompts)
+    scored = score_reasons(store, settings.score, _ref(model), judged, _ref(reasons))
+    if purpose == "sft":
+        return {"scored": scored, "examples": select_reasons(store, settings.select, judged, scored)}
+    return {"scored": scored, "preferences": select_preferences(store, settings.preferences, judged, scored)}
 
 
+@_stage
 def train(
+    store: "Store",
+    settings: "RunConfig",
     variant: Annotated[
         Literal["genrm", "sft", "dpo"],
-        typer.Argument(help="genrm: verdicts alone. sft: reasons and verdicts. dpo: the SFT model's reasoning."),
+        Argument(help="genrm: verdicts alone. sft: reasons and verdicts. dpo: the SFT model's reasoning."),
     ],
     model: ModelUri,
-    data: Annotated[
-        str, typer.Option(metavar="URI", help="Examples or preferences: what `reasongenrm score` printed.")
-    ],
-    store: StoreOption = DEFAULT_STORE,
-    config: ConfigOption = None,
-    assignments: SetOption = [],  # noqa: B006
-    as_json: JsonOption = False,
-) -> None:
+    data: Annotated[str, Option(metavar="URI", help="Examples or preferences: what `reasongenrm score` printed.")],
+) -> "dict[str, ArtifactRef]":
     """Train one variant; a training that was killed goes on from its last checkpoint.
 
     [bold]Examples[/bold]
@@ -158,39 +160,14 @@ def train(
     """
     from reasongenrm.trainjob.launch import train_where_configured
 
-    with _opened(store, config, assignments) as (opened, settings):
-        model_ref, data_ref = _ref(model), _ref(data)
-        if variant == "dpo":
-            trained = train_where_configured(opened, settings.dpo, model=model_ref, preferences=data_ref)
-        else:
-            section = settings.genrm if variant == "genrm" else settings.sft
-            trained = train_where_configured(opened, section, variant, model=model_ref, examples=data_ref)
-    _print({"model": trained}, as_json)
-
-
-@contextmanager
-def _opened(
-    store: str, config: "Path | None", assignments: list[str], limit: int | None = None
-) -> "Iterator[tuple[Store, RunConfig]]":
-    """The store and the run's configuration, for one stage on this machine."""
-    from reasongenrm.processes.cpu_math import configure_cpu_math
-    from reasongenrm.runs.local import open_store
-
-    settings = make_config(config, assignments, limit)
-    configure_cpu_math()
-    with open_store(store) as opened:
-        yield opened, settings
+    inputs = {"model": _ref(model), "preferences" if variant == "dpo" else "examples": _ref(data)}
+    if variant == "dpo":
+        return {"model": train_where_configured(store, settings.dpo, **inputs)}
+    section = settings.genrm if variant == "genrm" else settings.sft
+    return {"model": train_where_configured(store, section, variant, **inputs)}
 
 
 def _ref(uri: str) -> "ArtifactRef":
     from reasongenrm.store.artifacts import open_artifact
 
     return open_artifact(uri).ref()
-
-
-def _print(refs: "dict[str, ArtifactRef]", as_json: bool) -> None:
-    if as_json:
-        print_json({name: ref.model_dump(mode="json") for name, ref in refs.items()})
-        return
-    for name, ref in refs.items():
-        out.print(f"{name}: {ref.uri}", markup=False, soft_wrap=True)

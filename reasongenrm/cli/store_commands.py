@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
+from typer import Option
 
-from reasongenrm.cli.cluster_commands import HostOption, NamespaceOption, show_runs
-from reasongenrm.cli.console import out, print_json, print_note
-from reasongenrm.cli.settings import DEFAULT_STORE, JsonOption, StoreOption
+from reasongenrm.cli.cluster_commands import show_runs
+from reasongenrm.cli.console import out, plain_table, print_json, print_note, print_table
+from reasongenrm.cli.settings import DEFAULT_STORE, HostOption, JsonOption, NamespaceOption, StoreOption
+from reasongenrm.errors import InputError
 
 if TYPE_CHECKING:
     from reasongenrm.store.artifacts import Manifest
@@ -64,8 +64,7 @@ def describe(manifest: "Manifest") -> str:
 def runs(
     store: StoreOption = DEFAULT_STORE,
     run_id: Annotated[
-        str | None,
-        typer.Option("--run", metavar="ID", help="Show one run with all its tasks; of a cluster, by name or id."),
+        str | None, Option("--run", metavar="ID", help="Show this run; a cluster's also by name.")
     ] = None,
     host: HostOption = None,
     namespace: NamespaceOption = None,
@@ -86,40 +85,33 @@ def runs(
     if host is not None:
         show_runs(host, namespace, run_id, as_json)
         return
-    from reasongenrm.errors import InputError
     from reasongenrm.runs.local import open_store
     from reasongenrm.store.run_records import list_runs
 
     with open_store(store) as opened:
         found = list_runs(opened)
     if run_id is not None:
-        chosen = [run for run in found if run.run_id == run_id]
-        if not chosen:
-            raise InputError(
-                f"{store}: no run '{run_id}'; it holds {', '.join(run.run_id for run in found) or 'none'}. Give --run one of them."
-            )
-        found = chosen
+        known = ", ".join(run.run_id for run in found) or "none"
+        found = [run for run in found if run.run_id == run_id]
+        if not found:
+            raise InputError(f"{store}: no run '{run_id}'; it holds {known}. Give --run one of them.")
     if as_json:
         print_json([run.model_dump(mode="json") for run in found])
-        return
-    if not found:
+    elif not found:
         print_note(f"no runs in {store} yet; `reasongenrm run` makes one")
-        return
-    out.print(_runs_table(found) if run_id is None else _run_tree(found[0]), soft_wrap=run_id is not None)
+    elif run_id is not None:
+        out.print(_run_tree(found[0]), soft_wrap=True)
+    else:
+        columns = ("run", "state", "tasks", "winner", "gate", "preferences", "benchmark", "model")
+        print_table(plain_table(columns, map(_run_cells, found)))
 
 
-def _runs_table(found: list["RunRecord"]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("run", no_wrap=True)
-    for column in ("state", "tasks", "winner", "gate", "preferences", "benchmark", "model"):
-        table.add_column(column, overflow="fold")
-    for run in found:
-        decision = run.decision.metrics if run.decision else {}
-        gate = {True: "passed", False: "not passed"}.get(decision.get("passed", ""), "")
-        uris = (run.inputs.preferences_uri, run.inputs.benchmark_uri, run.inputs.model_uri)
-        names = [uri.rstrip("/").rpartition("/")[2] for uri in uris]
-        table.add_row(run.run_id, run.state, str(len(run.tasks)), str(decision.get("winner", "")), gate, *names)
-    return table
+def _run_cells(run: "RunRecord") -> tuple[str, ...]:
+    decision = run.decision.metrics if run.decision else {}
+    gate = {True: "passed", False: "not passed"}.get(decision.get("passed", ""), "")
+    uris = (run.inputs.preferences_uri, run.inputs.benchmark_uri, run.inputs.model_uri)
+    names = (uri.rstrip("/").rpartition("/")[2] for uri in uris)
+    return run.run_id, run.state, str(len(run.tasks)), str(decision.get("winner", "")), gate, *names
 
 
 def _run_tree(run: "RunRecord") -> Tree:

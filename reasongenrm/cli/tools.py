@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from reasongenrm import __version__
 from reasongenrm.cli.console import out, print_note
@@ -15,18 +16,11 @@ COMPILED = Path("pipelines/compiled/reason_reward_model.yaml")
 
 def compile_pipeline(
     output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="YAML file to write; <name>.kubernetes.yaml is written next to it."
-        ),
+        Path, Option("--output", "-o", metavar="FILE", help="Pipeline; <name>.kubernetes.yaml goes next to it.")
     ] = COMPILED,
-    namespace: Annotated[
-        str | None, typer.Option(help="Namespace of the Kubernetes objects; default: what `kubectl -n` says.")
-    ] = None,
+    namespace: Annotated[str | None, Option(help="Of the Kubernetes objects; default: `kubectl -n` says.")] = None,
     registry: RegistryOption = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; fail if the files are not what compiling gives.")
-    ] = False,
+    check: Annotated[bool, Option("--check", help="Write nothing; fail if the files are stale.")] = False,
 ) -> None:
     """Compile the pipeline for a cluster.
 

@@ -66,24 +66,7 @@ def chat_tab(chat: ChatClient, visitors: Visitors) -> None:
         return shown
 
     under_way = gr.on(
-        [send.click, text.submit],
-        run,
-        [text, talk],
-        [talk, text, notice, stop],
-        **QUIET,
-        trigger_mode="once",
+        [send.click, text.submit], run, [text, talk], [talk, text, notice, stop], **QUIET, trigger_mode="once"
     )
-    stop.click(
-        lambda: gr.Button(interactive=False),
-        None,
-        stop,
-        cancels=[under_way],
-        **QUIET,
-    )
-    talk.clear(
-        lambda: ([], "", gr.Button(interactive=False)),
-        None,
-        [talk, notice, stop],
-        cancels=[under_way],
-        **QUIET,
-    )
+    stop.click(lambda: gr.Button(interactive=False), None, stop, cancels=[under_way], **QUIET)
+    talk.clear(lambda: ([], "", gr.Button(interactive=False)), None, [talk, notice, stop], cancels=[under_way], **QUIET)
