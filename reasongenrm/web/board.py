@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,18 +112,14 @@ class Shelf:
         runs = list_runs(store)
         reports = [manifest for manifest in artifacts if manifest.stage == "select_winner"]
         self._reports = {_hex(manifest.digest): manifest for manifest in reports}
-        entries = []
-        for manifest in artifacts:
-            if manifest.stage == "evaluate_rewardbench":
-                entries.append(
-                    Entry(
-                        evaluation=self._evaluation(manifest),
-                        created_at=manifest.created_at,
-                        run_ids=_runs_of(manifest, runs),
-                        report=_report_of(manifest, reports),
-                    )
-                )
-        return Board(sections=_by_benchmark(entries))
+        entries = [
+            Entry(
+                self._evaluation(manifest), manifest.created_at, _runs_of(manifest, runs), _report_of(manifest, reports)
+            )
+            for manifest in artifacts
+            if manifest.stage == "evaluate_rewardbench"
+        ]
+        return Board(_by_benchmark(entries))
 
     def _evaluation(self, manifest: Manifest) -> Evaluation:
         if manifest.digest not in self._evaluations:
@@ -138,10 +134,9 @@ def _hex(digest: str) -> str:
     return digest.removeprefix("sha256:")
 
 
-def _runs_of(manifest: Manifest, runs: Iterable[RunRecord]) -> tuple[str, ...]:
-    return tuple(
-        run.run_id for run in reversed([*runs]) if any(task.ref.digest == manifest.digest for task in run.tasks)
-    )
+def _runs_of(manifest: Manifest, runs: Sequence[RunRecord]) -> tuple[str, ...]:
+    made = (run.run_id for run in reversed(runs) if any(task.ref.digest == manifest.digest for task in run.tasks))
+    return tuple(made)
 
 
 def _report_of(manifest: Manifest, reports: Iterable[Manifest]) -> str | None:
@@ -155,10 +150,5 @@ def _by_benchmark(entries: Iterable[Entry]) -> tuple[BoardSection, ...]:
     groups: dict[str, list[Entry]] = {}
     for entry in sorted(entries, key=lambda entry: entry.created_at, reverse=True):
         groups.setdefault(entry.evaluation.benchmark.rows_digest, []).append(entry)
-    return tuple(
-        BoardSection(
-            benchmark=group[0].evaluation.benchmark,
-            entries=tuple(sorted(group, key=lambda entry: -entry.evaluation.accuracy)),
-        )
-        for group in groups.values()
-    )
+    ranked = [tuple(sorted(group, key=lambda entry: -entry.evaluation.accuracy)) for group in groups.values()]
+    return tuple(BoardSection(group[0].evaluation.benchmark, group) for group in ranked)

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from reasongenrm.web.chatting import ChatClient, ChatReply, text_of
+from reasongenrm.web.chatting import ChatClient, text_of
 from reasongenrm.web.guard import TooManyError, Visitors
 from reasongenrm.web.markup import QUIET, show_notice
 from reasongenrm.web.words import TOO_MANY
@@ -51,22 +51,16 @@ def chat_tab(chat: ChatClient, visitors: Visitors) -> None:
                 yield {talk: asked, text: "", notice: "", stop: gr.Button(interactive=True)}
                 async with aclosing(chat.reply(asked)) as replies:
                     async for reply in replies:
-                        yield _shown(reply, message, history, asked)
+                        shown = {talk: [*asked, *reply.messages()], stop: gr.Button(interactive=not reply.ended)}
+                        if reply.notice:
+                            shown[notice] = show_notice(reply.notice)
+                            if not reply.messages():  # what was typed goes back, to be sent again
+                                shown |= {talk: history, text: message}
+                        yield shown
         except TooManyError:
             yield {notice: show_notice(TOO_MANY)}
 
-    def _shown(
-        reply: ChatReply, message: str, history: list[dict[str, Any]], asked: list[dict[str, Any]]
-    ) -> dict[Any, Any]:
-        shown: dict[Any, Any] = {talk: [*asked, *reply.messages()], stop: gr.Button(interactive=not reply.ended)}
-        if reply.notice:
-            shown[notice] = show_notice(reply.notice)
-            if not reply.messages():  # what was typed goes back, to be sent again
-                shown |= {talk: history, text: message}
-        return shown
-
-    under_way = gr.on(
-        [send.click, text.submit], run, [text, talk], [talk, text, notice, stop], **QUIET, trigger_mode="once"
-    )
+    started = [send.click, text.submit]
+    under_way = gr.on(started, run, [text, talk], [talk, text, notice, stop], **QUIET, trigger_mode="once")
     stop.click(lambda: gr.Button(interactive=False), None, stop, cancels=[under_way], **QUIET)
     talk.clear(lambda: ([], "", gr.Button(interactive=False)), None, [talk, notice, stop], cancels=[under_way], **QUIET)

@@ -4,7 +4,7 @@ Gradio's app also has uploads, a proxy, files and more, which an open page witho
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -13,13 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY_BYTES = 8 * 2**20  # three texts of a million letters and JSON around them
 _GET = (
-    "/config",
-    "/favicon.ico",
-    "/gradio_api/queue/data",
-    "/gradio_api/startup-events",
-    "/healthz",
-    "/robots.txt",
-    "/theme.css",
+    *("/", "/config", "/favicon.ico", "/healthz", "/robots.txt", "/theme.css"),
+    *("/gradio_api/queue/data", "/gradio_api/startup-events"),
 )
 _GET_BELOW = ("/assets/", "/gradio_api/heartbeat/", "/reports/", "/static/", "/svelte/")
 _POST = ("/gradio_api/cancel", "/gradio_api/queue/join", "/gradio_api/reset")
@@ -73,24 +68,19 @@ class PageGuard:
 
 
 def _refusal(method: str, path: str, headers: Headers) -> PlainTextResponse | None:
-    if method in ("GET", "HEAD"):
-        if path != "/" and not _is_in(path, _GET, _GET_BELOW):
-            return PlainTextResponse("there is nothing here", 404)
-        return None
-    if method != "POST":
+    if method not in ("GET", "HEAD", "POST"):
         return PlainTextResponse("this page takes GET and POST", 405, {"Allow": "GET, HEAD, POST"})
-    if not _is_in(path, _POST):
+    exact, below = (_POST, ()) if method == "POST" else (_GET, _GET_BELOW)
+    if (path.rstrip("/") or path) not in exact and not path.startswith(below):
         return PlainTextResponse("there is nothing here", 404)
+    if method != "POST":
+        return None
     length = headers.get("content-length", "")
     if not length.isdecimal():
         return PlainTextResponse("say how long the body is", 411)
     if int(length) > MAX_BODY_BYTES:
         return PlainTextResponse(f"at most {MAX_BODY_BYTES:,} bytes", 413)
     return None
-
-
-def _is_in(path: str, exact: Iterable[str], below: tuple[str, ...] = ()) -> bool:
-    return path.rstrip("/") in exact or path.startswith(below)
 
 
 class TooManyError(Exception):

@@ -11,7 +11,7 @@ import gradio as gr
 
 from reasongenrm.judge.client.client import AsyncJudge
 from reasongenrm.web.guard import TooManyError, Visitors
-from reasongenrm.web.judge_pair_view import Asked, Seen, judge_pair
+from reasongenrm.web.judge_pair_view import ORDERS, Asked, Seen, judge_pair
 from reasongenrm.web.markup import QUIET, show_notice, show_order, show_verdict, show_waiting
 from reasongenrm.web.words import STOPPED, TOO_MANY
 
@@ -19,16 +19,15 @@ NUM_EARLIER = 2  # exchanges before the question that the page has fields for
 MAX_VOTES = 8  # of the API's 16: two orders of them are what a visitor waits for
 # After the first lines are there: before, the page is too short to scroll.
 _TO_VERDICT = (
-    """() => { setTimeout(() => document.getElementById('rg-judge').scrollIntoView({behavior: 'smooth'}), 500) }"""
+    "() => { setTimeout(() => document.getElementById('rg-judge').scrollIntoView({behavior: 'smooth'}), 500) }"
 )
 
 
 @cache
 def examples() -> list[dict[str, Any]]:
     """Pairs to try: title, question, two answers; some with a rubric or earlier turns."""
-    found: list[dict[str, Any]] = json.loads(
-        (resources.files("reasongenrm.web") / "examples.json").read_text(encoding="utf-8")
-    )
+    text = (resources.files("reasongenrm.web") / "examples.json").read_text(encoding="utf-8")
+    found: list[dict[str, Any]] = json.loads(text)
     return found
 
 
@@ -46,23 +45,16 @@ def _fields() -> list[Any]:
         answer_b = gr.Textbox(label="Answer B", lines=6, max_lines=16, min_width=280)
     with gr.Accordion("Rubric, votes, long texts", open=False):
         rubric = gr.Textbox(label="Rubric", placeholder="What to judge by; empty: the judge decides", lines=2)
-        votes = gr.Slider(
-            label="Votes in each order",
-            info="1 is the judge's surest reason; more are sampled and counted",
-            minimum=1,
-            maximum=MAX_VOTES,
-            step=1,
-            value=1,
-        )
+        counted = "1 is the judge's surest reason; more are sampled and counted"
+        votes = gr.Slider(1, MAX_VOTES, value=1, step=1, label="Votes in each order", info=counted)
         cut = gr.Checkbox(label="Cut the middle out of what is too long, instead of refusing it")
     return [question, answer_a, answer_b, rubric, votes, cut, system, *earlier]
 
 
 def judge_tab(judge: AsyncJudge, visitors: Visitors) -> None:
     """Build the tab's content."""
-    chosen = gr.Dropdown(
-        label="Examples", choices=[example["title"] for example in examples()], value=None, interactive=True
-    )
+    titles = [example["title"] for example in examples()]
+    chosen = gr.Dropdown(label="Examples", choices=titles, value=None, interactive=True)
     fields = _fields()
     with gr.Row():
         start = gr.Button("Judge", variant="primary", elem_id="rg-judge", scale=1)
@@ -76,59 +68,40 @@ def judge_tab(judge: AsyncJudge, visitors: Visitors) -> None:
 
     async def run(request: gr.Request, *values: Any) -> AsyncIterator[dict[Any, Any]]:
         asked = _asked(values)
-        address = request.client.host if request.client else ""
         try:
-            with visitors.one_more(address):
+            with visitors.one_more(request.client.host if request.client else ""):
                 async with aclosing(judge_pair(judge, asked)) as states:
                     async for seen in states:
-                        yield _shown(seen, asked, verdict, given, swapped, stop)
+                        shown = dict(zip([verdict, given, swapped], _shown(seen, asked.votes), strict=True))
+                        yield shown | {stop: gr.Button(interactive=seen.running)}
         except TooManyError:
             yield {verdict: show_notice(TOO_MANY), stop: gr.Button(interactive=False)}
 
+    def stopped() -> tuple[str, gr.Button]:
+        return show_notice(STOPPED), gr.Button(interactive=False)
+
     start.click(None, js=_TO_VERDICT)
     under_way = start.click(run, fields, [verdict, given, swapped, stop], **QUIET)
-    stop.click(
-        lambda: (show_notice(STOPPED), gr.Button(interactive=False)),
-        None,
-        [verdict, stop],
-        cancels=[under_way],
-        **QUIET,
-    )
+    stop.click(stopped, None, [verdict, stop], cancels=[under_way], **QUIET)
     chosen.input(_example, chosen, fields, **QUIET)
 
 
 def _asked(values: tuple[Any, ...]) -> Asked:
     question, answer_a, answer_b, rubric, votes, cut, system, *earlier = values
-    exchanges = zip(earlier[::2], earlier[1::2], strict=True)
-    return Asked(
-        question=question or "",
-        answer_a=answer_a or "",
-        answer_b=answer_b or "",
-        rubric=rubric or "",
-        votes=int(votes),
-        cut=bool(cut),
-        system=system or "",
-        earlier=[(asked or "", reply or "") for asked, reply in exchanges if asked or reply],
-    )
+    texts = (question or "", answer_a or "", answer_b or "", rubric or "")
+    exchanges = [(asked or "", reply or "") for asked, reply in zip(earlier[::2], earlier[1::2], strict=True)]
+    return Asked(*texts, int(votes), bool(cut), system or "", [exchange for exchange in exchanges if any(exchange)])
 
 
-def _shown(
-    seen: Seen, asked: Asked, verdict: gr.HTML, given: gr.HTML, swapped: gr.HTML, stop: gr.Button
-) -> dict[Any, Any]:
-    num_ended = sum(map(len, seen.judgments.values()))
+def _shown(seen: Seen, votes: int) -> tuple[str, str, str]:
+    """The verdict's place, and the columns of both orders."""
+    given, swapped = (show_order(order, seen.reasons[order], seen.judgments[order], seen.running) for order in ORDERS)
     if seen.notice:
-        top = show_notice(seen.notice)
-    elif seen.response:
-        top = show_verdict(seen.response)
-    else:
-        top = show_waiting(2 * asked.votes, num_ended)
-    orders = {
-        order: show_order(order, seen.reasons[order], seen.judgments[order], seen.running) for order in seen.reasons
-    }
-    if seen.notice and not any(seen.reasons.values()):
-        orders = {"given": "", "swapped": ""}
-    columns = {given: orders["given"], swapped: orders["swapped"]}
-    return {verdict: top, **columns, stop: gr.Button(interactive=seen.running)}
+        told = show_notice(seen.notice)
+        return (told, given, swapped) if any(seen.reasons.values()) else (told, "", "")
+    if seen.response:
+        return show_verdict(seen.response), given, swapped
+    return show_waiting(2 * votes, sum(map(len, seen.judgments.values()))), given, swapped
 
 
 def _example(title: str | None) -> list[Any]:

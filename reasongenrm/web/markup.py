@@ -11,10 +11,8 @@ from reasongenrm.variants import VARIANTS
 from reasongenrm.web.board import Board
 from reasongenrm.web.words import ORDER_NAMES, Notice, explanation, headline
 
-QUIET: dict[str, Any] = {
-    "api_visibility": "private",
-    "show_progress": "hidden",
-}  # a handler without public route or spinner
+# A handler without public route or spinner.
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 def render(template: str, **values: object) -> str:
@@ -39,28 +37,16 @@ def show_verdict(response: PairwiseResponse) -> str:
 
 def show_order(order: CallerOrder, reasons: dict[int, str], judgments: dict[int, OrderJudgment], running: bool) -> str:
     """One order's column: its reasons as far as they are written, by vote, and what each chose."""
-    votes = sorted({*reasons, *judgments})
-    return render(
-        "order.html.j2",
-        order=order,
-        title=ORDER_NAMES[order],
-        votes=votes,
-        reasons=reasons,
-        judgments=judgments,
-        running=running,
-    )
+    texts = {"votes": sorted({*reasons, *judgments}), "reasons": reasons, "judgments": judgments}
+    return render("order.html.j2", order=order, title=ORDER_NAMES[order], running=running, **texts)
 
 
 def show_board(board: Board, root_path: str) -> str:
     """The leaderboard's tables, or why there is none."""
     if board.notice:
         return show_notice(board.notice)
-    return render(
-        "board.html.j2",
-        board=board,
-        names={name: variant.label for name, variant in VARIANTS.items()},
-        root_path=root_path,
-    )
+    names = {name: variant.label for name, variant in VARIANTS.items()}
+    return render("board.html.j2", board=board, names=names, root_path=root_path)
 
 
 @cache

@@ -7,9 +7,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 REDRAW_SECONDS = 0.1  # ten times per second reads as flowing
-IDLE_SECONDS = (
-    1.0  # gradio sees that a visitor has left when the next state comes, so one must come though nothing is new
-)
+IDLE_SECONDS = 1.0  # gradio sees that a visitor has left when the next state comes, so one must come now and then
 
 
 async def paced(
@@ -17,9 +15,7 @@ async def paced(
 ) -> AsyncGenerator[list[T], None]:
     """What came since the last batch, at most once in `seconds`; nothing is held back longer than that.
 
-    While nothing comes there is an empty batch every `idle_seconds`.
-
-    A reader that stops closes the source, too.
+    While nothing comes there is an empty batch every `idle_seconds`. A reader that stops closes the source, too.
     """
     queue: asyncio.Queue[T | None] = asyncio.Queue()
 

@@ -66,12 +66,5 @@ def _board_tab(shelf: Shelf, root_path: str, tab: gr.Tab) -> None:
     gr.HTML(render("board_head.html.j2"), elem_classes="rg-flat")
     refresh = gr.Button("Refresh", elem_id="rg-refresh", size="sm", scale=0)
     table = gr.HTML(elem_id="rg-board", elem_classes="rg-flat")
-    gr.on(
-        [tab.select, refresh.click],
-        lambda: show_board(shelf.board(), root_path),
-        None,
-        table,
-        api_visibility="private",
-        show_progress="minimal",
-        concurrency_limit=1,
-    )
+    one_at_a_time = QUIET | {"show_progress": "minimal", "concurrency_limit": 1}
+    gr.on([tab.select, refresh.click], lambda: show_board(shelf.board(), root_path), None, table, **one_at_a_time)

@@ -11,6 +11,7 @@ from reasongenrm.judge.client.client_errors import (
     JudgeRequestError,
     JudgeTooLongError,
     JudgeUnavailableError,
+    NotAJudgeError,
 )
 
 _WHERE = re.compile(r"^\S+: (HTTP \d+: )?")  # the client's messages begin with the judge's address
@@ -41,41 +42,36 @@ TOO_MANY = Notice(
 )
 
 
+# What a visitor is told, by the error's class.
+_TOLD: dict[type[JudgeClientError], tuple[str, str]] = {
+    JudgeBusyError: ("The judge is busy", "Too many requests are in progress. Try again in a few seconds."),
+    JudgeKeyError: (
+        "The judge refused this page's key",
+        "The operator of this page must set JUDGE_API_KEY to the judge's key.",
+    ),
+    JudgeTooLongError: (
+        "Too long for this judge",
+        "Question and answers do not fit into the model's context. Shorten them, or tick 'Cut what is too long'.",
+    ),
+    JudgeUnavailableError: (
+        "The judge does not answer",
+        "It is starting, restarting or down. Try again in a minute; nothing you wrote is lost.",
+    ),
+    NotAJudgeError: (
+        "This is not a judge",
+        "What answers at the judge's address is another service. The operator of this page must fix --judge.",
+    ),
+}
+
+
 def notice_of(error: JudgeClientError) -> Notice:
     """What a visitor is told about a request that failed. Addresses, keys and server internals stay in the log."""
-    number = f" Request {error.request_id}." if error.request_id else ""
-    match error:
-        case JudgeBusyError():
-            return Notice(
-                "The judge is busy", f"Too many requests are in progress. Try again in a few seconds.{number}"
-            )
-        case JudgeKeyError():
-            return Notice(
-                "The judge refused this page's key",
-                f"The operator of this page must set JUDGE_API_KEY to the judge's key.{number}",
-            )
-        case JudgeTooLongError():
-            return Notice(
-                "Too long for this judge",
-                "Question and answers do not fit into the model's context. Shorten them, or tick 'Cut what is too "
-                f"long'.{number}",
-            )
-        case JudgeRequestError():
-            return Notice("The judge refused this request", _WHERE.sub("", str(error), count=1))
-        case JudgeUnavailableError() if error.code == "predictor_timeout":
-            return Notice(
-                "The model took too long", f"Shorten the texts or ask for fewer votes, and try again.{number}"
-            )
-        case JudgeUnavailableError():
-            return Notice(
-                "The judge does not answer",
-                f"It is starting, restarting or down. Try again in a minute; nothing you wrote is lost.{number}",
-            )
-        case _:
-            return Notice(
-                "This is not a judge",
-                f"What answers at the judge's address is another service. The operator of this page must fix --judge.{number}",
-            )
+    if type(error) is JudgeRequestError:
+        return Notice("The judge refused this request", _WHERE.sub("", str(error), count=1))
+    title, text = _TOLD[type(error)]
+    if error.code == "predictor_timeout":
+        title, text = "The model took too long", "Shorten the texts or ask for fewer votes, and try again."
+    return Notice(title, f"{text} Request {error.request_id}." if error.request_id else text)
 
 
 def headline(response: PairwiseResponse) -> str:
@@ -97,15 +93,8 @@ def explanation(response: PairwiseResponse) -> str:
         return f"Consistent: whichever answer it read first, the judge chose {response.preferred}."
     if response.preferred != "tie":
         return "Only one order ended with a verdict; the place of the answers may have swayed the judge."
-    named = {
-        order: {judgment.preferred for judgment in response.judgments if judgment.order == order} for order in orders
-    }
-    if votes == 1 and named["given"] == {"A"}:
-        return (
-            "Not consistent: in both orders the judge chose the answer that it read first, so neither counts as better."
-        )
-    if votes == 1 and named["given"] == {"B"}:
-        return (
-            "Not consistent: in both orders the judge chose the answer that it read last, so neither counts as better."
-        )
+    named = {judgment.preferred for judgment in response.judgments if judgment.order == "given"}
+    if votes == 1 and named <= {"A", "B"}:
+        read = "first" if named == {"A"} else "last"
+        return f"Not consistent: in both orders the judge chose the answer that it read {read}, so neither counts as better."
     return "The orders or their votes disagree, so neither answer counts as better."
