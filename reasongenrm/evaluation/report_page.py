@@ -140,8 +140,9 @@ def plot(curve: Curve) -> Plot:
 
 
 def nice_ticks(low: float, high: float) -> list[float]:
-    """Three to six round numbers, evenly spaced, that take `low` and `high` in."""
-    span = high - low or abs(high) or 1.0
+    """Up to six round numbers, evenly spaced, that take `low` and `high` in; a label of six digits tells them apart."""
+    size = max(abs(low), abs(high))
+    span = (high - low if high - low > size / 1000 else size) or 1.0  # nearly constant counts as constant
     unit = 10.0 ** math.floor(math.log10(span / 4))
     step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor * 4 >= span * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
