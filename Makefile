@@ -22,6 +22,7 @@ TEACHER ?=
 endif
 MODEL ?= $(shell $(BIN)/python -c 'from reasongenrm.demo.formats import smollm2_path; print(smollm2_path())' 2>/dev/null)
 STORE ?= .reasongenrm
+WORKERS ?= 2 # processes of `make test`, which share its tests and the CPUs
 BENCH ?= # arguments of python -m benchmarks
 
 # The commands' own help as Markdown.
@@ -65,7 +66,7 @@ system:
 	  || echo "make: no chromium here and no right to install it; the browser tests will be skipped, and say so"
 
 test: install system ## all tests but the slow ones
-	$(BIN)/python -m pytest -q -m "not slow and not gpu and not cluster and not container"
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations=20 -m "not slow and not gpu and not cluster and not container"
 
 test-slow: install system ## the slow tests: the whole pipeline killed and resumed, and others
 	$(BIN)/python -m pytest -q -m "slow" --timeout 1800

@@ -2,8 +2,10 @@
 
 import os
 import re
+import signal
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from reasongenrm.kubernetes import connection
@@ -14,6 +16,14 @@ from reasongenrm.store.seaweed import EmbeddedStore, embedded_store
 from tests.kube.fake_api import FakeCluster
 
 configure_cpu_math()  # as every process of ours does, before torch is imported
+# Two workers of `make test` on two CPUs have one for each: their threads would only wait for one another.
+_NUM_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _NUM_WORKERS)))
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background; our children would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from tests.waiting import HANG_SECONDS
+
 Reply = Callable[[dict[str, Any], int], Response | Awaitable[Response]]
 
 
@@ -28,7 +30,7 @@ def serving(app: Any) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(timeout=20)
+        thread.join(HANG_SECONDS)
         assert not thread.is_alive(), "the server did not stop"
 
 

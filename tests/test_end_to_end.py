@@ -31,7 +31,7 @@ def test_run_ends_with_a_judged_pair_and_a_second_run_reuses_every_stage(tmp_pat
     for judge in ("base", "GenRM", "ReasonGenRM-sft", "ReasonGenRM-dpo"):
         assert f"\n {judge} " in first.stdout
     assert f"report: {store / 'report' / 'report.html'}" in first.stdout
-    for part in ("Reason (as given): ", "Verdict (as given): ", "Verdict (answers swapped): "):
+    for part in ("Reason (as given): ", "Reason (answers swapped: its A is your B): ", "Verdict: "):
         assert part in first.stdout
     assert "<html" in (store / "report" / "report.html").read_text(encoding="utf-8")
     service = yaml.safe_load((store / "report" / "inferenceservice.yaml").read_text(encoding="utf-8"))

@@ -13,6 +13,7 @@ from reasongenrm.judge.server.limits import Limits
 from reasongenrm.judge.service import JudgeSettings
 from tests.endpoints import serving
 from tests.predictors import RulePredictor
+from tests.waiting import HANG_SECONDS
 
 PAGES = [Path(__file__).parents[1] / "docs" / "judge.md", Path(__file__).parents[1] / "docs" / "trainers.md"]
 EXAMPLES = [
@@ -38,7 +39,7 @@ def test_example_runs(language: str, code: str, judge_url: str, tmp_path: Path) 
     assert "http://127.0.0.1:8080" in code
     here = code.replace("http://127.0.0.1:8080", judge_url)
     command = ["bash", "-euo", "pipefail", "-c", here] if language == "bash" else [sys.executable, "-c", here]
-    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert found.returncode == 0, found.stderr
     assert found.stdout.strip(), "an example shows something"
     assert '"error":{' not in found.stdout, found.stdout

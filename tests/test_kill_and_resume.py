@@ -15,6 +15,7 @@ import pytest
 from reasongenrm.runs.local import open_store
 from reasongenrm.store.artifacts import list_artifacts, read_file
 from tests.tiny import tiny_checkpoint
+from tests.waiting import HANG_SECONDS
 
 ROOT = Path(__file__).parents[1]
 # Work enough in every stage to be caught in the middle of; checkpoints and parts to go on from.
@@ -80,7 +81,7 @@ def test_run_killed_three_times_ends_like_an_undisturbed_one(tmp_path: Path) -> 
         family = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        _gone, alive = psutil.wait_procs(family, timeout=10)
+        _gone, alive = psutil.wait_procs(family, HANG_SECONDS)
         assert alive == []
     log = tmp_path / "last.log"
     assert start(tmp_path / "killed", model, log).wait() == 0, log.read_text(encoding="utf-8")[-2000:]

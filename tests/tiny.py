@@ -1,11 +1,12 @@
 """Tiny real checkpoints for the tests (reasongenrm/demo/tiny.py), and a way to put words into a model's mouth."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from reasongenrm.demo.tiny import FAMILIES, Family, tiny_checkpoint, tiny_tokenizer
 
-__all__ = ["FAMILIES", "Family", "exact_model", "say", "tiny_checkpoint", "tiny_tokenizer"]
+__all__ = ["FAMILIES", "Family", "exact", "exact_model", "say", "tiny_checkpoint", "tiny_tokenizer"]
 
 
 def say(model: Any, script: list[int]) -> None:
@@ -28,23 +29,40 @@ def say(model: Any, script: list[int]) -> None:
 
 
 def exact_model(folder: Path) -> Any:
-    """A checkpoint in float64 throughout, with weights large enough for attention to matter.
-
-    transformers computes norms in float32 whatever a model's dtype is; their gradients alone would differ by 1e-8.
-    """
+    """A checkpoint in float64 throughout (see `exact`), with weights large enough for attention to matter."""
     import torch
-    from torch.nn.functional import rms_norm
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    model = exact(AutoModelForCausalLM.from_pretrained(folder))
     torch.manual_seed(1)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim == 2:
                 weight.normal_(0, 0.3)
+    return model
+
+
+def exact(model: Any) -> Any:
+    """Make a model compute in float64 throughout, in place.
+
+    transformers computes norms and rotary angles in float32 whatever a model's dtype is. A sum that another order of its
+    terms moves by 1e-16 can then be rounded to the next float32, and logits differ by 1e-8.
+    """
+    import torch
+    from torch.nn.functional import rms_norm
+
+    def rotary(rope: Any, hidden: Any, position_ids: Any) -> Any:
+        angles = position_ids[..., None].to(hidden.dtype) * rope.inv_freq.to(hidden.dtype)
+        angles = torch.cat([angles, angles], dim=-1)
+        return angles.cos() * rope.attention_scaling, angles.sin() * rope.attention_scaling
+
+    model.double()
     for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm"):
+        kind = type(module).__name__
+        if kind.endswith("RMSNorm"):
             module.forward = lambda hidden, norm=module: rms_norm(
                 hidden, norm.weight.shape, norm.weight, norm.variance_epsilon
             )
+        elif kind.endswith("RotaryEmbedding"):
+            module.forward = partial(rotary, module)
     return model

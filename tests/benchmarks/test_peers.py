@@ -11,20 +11,21 @@ from benchmarks.shapes import SHAPES, make_model
 from benchmarks.work import scoring_rows, sft_columns
 from reasongenrm.packing.kernels import prepare_for_packed_rows
 from reasongenrm.reasons.score_batch import probability, score_batch
+from tests.tiny import exact
 
 MICRO = SHAPES["micro"]
 
 
 @pytest.fixture(scope="module")
 def model():
-    return make_model(MICRO, torch.device("cpu"), torch.float32).double().eval()
+    return exact(make_model(MICRO, torch.device("cpu"), torch.float32)).eval()
 
 
 def test_one_at_a_time_a_padded_batch_and_ours_give_the_same_scores(model) -> None:
     (row,) = scoring_rows(MICRO, 1)
     plain = [tuple(map(probability, pair)) for pair in one_at_a_time(model, row)]
     padded = [tuple(map(probability, pair)) for pair in padded_batch(model, row, row.candidates)]
-    packed = make_model(MICRO, torch.device("cpu"), torch.float32).double().eval()
+    packed = exact(make_model(MICRO, torch.device("cpu"), torch.float32)).eval()
     prepare_for_packed_rows(packed)
     ours = [(reason.p_reason, reason.p_verdict) for reason in score_batch(packed, [row])]
     for found in (padded, ours):

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -35,6 +34,7 @@ from tests.endpoints import FakeEndpoint, completion, refusal, serving
 from tests.judges import Judge, benchmark_of, evaluated, judged, oracle, silent
 from tests.kube.fake_api import FakeCluster
 from tests.kube.schemas import check
+from tests.waiting import HANG_SECONDS, wait_until
 
 CONFIG = DeployConfig(
     name="judge", rollout_timeout_seconds=20, num_golden=3, golden_timeout_seconds=5
@@ -325,7 +325,7 @@ def test_change_by_somebody_else_is_left_alone(world: World) -> None:
     other = copy.deepcopy(manifest_of(other))
     other["metadata"]["annotations"]["reasongenrm.io/rollout"] = "f" * 16
     world.kserve.step_seconds = 0.2
-    config = CONFIG.model_copy(update={"rollout_timeout_seconds": 5})
+    config = CONFIG.model_copy(update={"rollout_timeout_seconds": HANG_SECONDS})
     seen: list[str] = []
 
     def interfere(_event: str, service: dict[str, Any]) -> None:
@@ -372,13 +372,9 @@ def test_sigterm_in_the_middle_puts_the_old_judge_back(world: World) -> None:
         *(found.model_dump_json() for found in (CONFIG, world.decision, world.model("stuck"))),
     ]
     process = subprocess.Popen([sys.executable, "-c", program, *arguments], env=dict(os.environ))
-    deadline = time.monotonic() + 30
-    while "stuck" not in str(world.service()):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.02)
+    wait_until(lambda: process.poll() is not None or "stuck" in str(world.service()))
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=20) == 143
+    assert process.wait(HANG_SECONDS) == 143
     now = world.service()
     assert now is not None
     assert now["spec"] == old["spec"]

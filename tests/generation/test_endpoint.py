@@ -21,6 +21,7 @@ from reasongenrm.generation import endpoint, open_engine
 from reasongenrm.generation.endpoint import EndpointEngine
 from reasongenrm.generation.seam import Generation, GenerationRequest, Sampling, sample_seed
 from tests.endpoints import FakeEndpoint, Reply, completion, refusal
+from tests.waiting import HANG_SECONDS
 
 PLAIN = Sampling(max_tokens=9)
 
@@ -226,7 +227,7 @@ def test_retry_after_is_honoured(form: str) -> None:
         return refusal(429, "slow down", {"Retry-After": "1" if form == "seconds" else date})
 
     fake, _ = generate(reply, [ask("q")])
-    assert 0.9 <= fake.times[1] - fake.times[0] < 10
+    assert fake.times[1] - fake.times[0] >= 0.9
 
 
 @pytest.mark.usefixtures("_short_waits")
@@ -317,7 +318,7 @@ def test_key_is_sent_and_a_broken_one_never_printed(monkeypatch: pytest.MonkeyPa
 
 def test_engine_can_be_left_in_the_middle() -> None:
     async def slow_later(body: dict[str, Any], number: int) -> Response:
-        await asyncio.sleep(0 if number < 2 else 1)
+        await asyncio.sleep(0 if number < 2 else 300)
         return echo(body, number)
 
     fake = FakeEndpoint(slow_later)
@@ -328,7 +329,7 @@ def test_engine_can_be_left_in_the_middle() -> None:
         assert [g.request_id for g in next(batches)] == ["q0", "q1"]
         started = time.monotonic()
         batches.close()  # type: ignore[attr-defined]
-        assert time.monotonic() - started < 0.9
+        assert time.monotonic() - started < HANG_SECONDS
 
 
 @pytest.mark.parametrize("batch_size", [1, 16])

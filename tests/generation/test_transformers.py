@@ -15,7 +15,7 @@ from reasongenrm.data.chat import render
 from reasongenrm.errors import InputError
 from reasongenrm.generation.seam import Generation, GenerationRequest, Sampling
 from reasongenrm.generation.transformers import TransformersEngine, load_checkpoint
-from tests.tiny import FAMILIES, Family, say, tiny_checkpoint
+from tests.tiny import FAMILIES, Family, exact, say, tiny_checkpoint
 
 QUESTIONS = [
     "Which?",
@@ -57,9 +57,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TransformersEng
 def double(engine: TransformersEngine, **changes: int | None) -> TransformersEngine:
     """The same model in float64, where padding and batching leave no trace in an argmax."""
     settings = {"batch_size": engine.batch_size, "max_model_len": None, **changes}
-    return TransformersEngine(
-        copy.deepcopy(engine.model).double(), engine.turns.tokenizer, model_name="tiny", **settings
-    )  # type: ignore[arg-type]
+    return TransformersEngine(exact(copy.deepcopy(engine.model)), engine.turns.tokenizer, model_name="tiny", **settings)  # type: ignore[arg-type]
 
 
 def test_greedy_batches_equal_a_plain_loop_over_whole_sequences(engine: TransformersEngine) -> None:

@@ -5,7 +5,14 @@ for each is the same, and the tests beside this file check it: no markup, no par
 the text; swapping the answers swaps the verdict or gives a tie; what is too long is refused or cut, and says so.
 """
 
+import inspect
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import wraps
+from itertools import groupby
+from typing import Any
+
+import pytest
 
 from reasongenrm.data.chat import CONTROL_TOKENS
 
@@ -315,3 +322,32 @@ CASES: tuple[Case, ...] = (
     *_languages(),
     *_lengths(),
 )
+
+
+def each_of(cases: Iterable[Case]) -> Callable[[Callable[..., None]], Any]:
+    """Make a test of one `case` a test per category that tries every case, and names all that fail."""
+    categories = {name: tuple(group) for name, group in groupby(cases, key=lambda case: case.category)}
+
+    def decorate(test: Callable[..., None]) -> Any:
+        @wraps(test)
+        def hold(*, cases: tuple[Case, ...], **fixtures: Any) -> None:
+            failed: dict[str, Exception] = {}
+            for case in cases:
+                try:
+                    test(case=case, **fixtures)
+                except Exception as error:  # noqa: BLE001 - raised below, with what the others raise
+                    error.add_note(f"text: {case.name}")
+                    failed[case.name] = error
+            if failed:
+                raise ExceptionGroup(f"{len(failed)} of {len(cases)} texts: {', '.join(failed)}", [*failed.values()])
+
+        parameters = inspect.signature(test).parameters
+        fixtures = [parameter for name, parameter in parameters.items() if name != "case"]
+        asked = inspect.Parameter("cases", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        hold.__signature__ = inspect.Signature([*fixtures, asked])  # type: ignore[attr-defined]
+        return pytest.mark.parametrize("cases", categories.values(), ids=categories)(hold)
+
+    return decorate
+
+
+every_case = each_of(CASES)

@@ -17,12 +17,11 @@ from reasongenrm.judge.judge_app import ServerSettings, create_app
 from reasongenrm.judge.server.limits import Limits
 from reasongenrm.judge.service import JudgeSettings
 from tests.endpoints import serving
-from tests.hostile.cases import CASES, Case
+from tests.hostile.cases import CASES, Case, each_of, every_case
 from tests.predictors import RulePredictor, first, longer
 
 MAX_CHARS = 8000
 SWAPPED = {"A": "B", "B": "A", "tie": "tie", None: None}
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 @contextmanager
@@ -131,7 +130,7 @@ def test_rule_decides_and_swapping_the_answers_swaps_the_verdict(by_length: http
     assert one["cuts"] == two["cuts"] == []
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if num_chars(case) > MAX_CHARS], ids=lambda case: case.name)
+@each_of(case for case in CASES if num_chars(case) > MAX_CHARS)
 def test_too_long_is_cut_in_the_middle_and_says_so_if_it_may_be(by_length: httpx.Client, case: Case) -> None:
     one, two = (ask(by_length, case, swapped=turn, when_too_long="truncate").json() for turn in (False, True))
     assert one["preferred"] in ("A", "B", "tie")

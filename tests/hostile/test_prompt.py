@@ -11,12 +11,11 @@ from reasongenrm.generation.verdicts import parse_verdict
 from reasongenrm.judge.api import QuestionTurn
 from reasongenrm.judge.prompting import Pair
 from reasongenrm.records import JudgePrompt, Message
-from tests.hostile.cases import CASES, QUESTION
+from tests.hostile.cases import QUESTION, every_case
 from tests.tiny import FAMILIES, tiny_tokenizer
 
 HEADINGS = ["question", "answer a", "answer b", "verdict"]
 HARMLESS = ("Name a river.", "The Nile", "A tree")
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 def pair(question, answer_a, answer_b):

@@ -22,7 +22,7 @@ from reasongenrm.runs.served_checkpoint import find_checkpoint
 from reasongenrm.serving.live import LiveModel
 from reasongenrm.serving.server import create_app as predictor_app
 from tests.endpoints import serving
-from tests.hostile.cases import CASES, Case
+from tests.hostile.cases import Case, every_case
 from tests.hostile.test_judge import SWAPPED, ask
 
 MAX_CHARS = 1000  # long texts lose their middle, or a prompt would take minutes
@@ -46,7 +46,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
             yield client
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@every_case
 def test_small_model_cannot_be_talked_out_of_a_verdict_that_swaps_with_the_answers(
     judge: httpx.Client, case: Case
 ) -> None:

@@ -10,8 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,10 @@ from reasongenrm.judge.server.limits import Limits
 from reasongenrm.judge.service import JudgeSettings
 from tests.endpoints import serving
 from tests.predictors import RulePredictor
+from tests.waiting import HANG_SECONDS, wait_until
 
 PAIR = {"question": "Which is longer?", "answer_a": "a long answer", "answer_b": "short"}
 CHAT = {"model": "rule", "messages": [{"role": "user", "content": "Hello"}]}
-START_SECONDS = 200  # of the program on a busy machine: importing KServe alone is seconds
 KEY = {"Authorization": "Bearer sesame"}
 
 
@@ -36,15 +35,8 @@ KEY = {"Authorization": "Bearer sesame"}
 def judging(predictor: RulePredictor, limits: Limits | None = None, **server: Any) -> Iterator[httpx.Client]:
     with serving(predictor.app) as behind:
         app = create_app(JudgeSettings(f"{behind}/v1"), limits or Limits(), ServerSettings(**server))
-        with serving(app) as address, httpx.Client(base_url=address, timeout=30) as client:
+        with serving(app) as address, httpx.Client(base_url=address, timeout=HANG_SECONDS) as client:
             yield client
-
-
-def soon(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.01)
-    return condition()
 
 
 def events_of(text: str) -> list[tuple[str, Any]]:
@@ -126,8 +118,8 @@ def test_a_client_that_leaves_takes_its_generations_along(path: str, body: dict[
                 asked.cancel()
                 await asyncio.wait([asked])
 
-        asyncio.run(asyncio.wait_for(leave(), 10))
-        assert soon(lambda: predictor.num_open == 0 and predictor.num_abandoned > 0)
+        asyncio.run(asyncio.wait_for(leave(), HANG_SECONDS))
+        wait_until(lambda: predictor.num_open == 0 and predictor.num_abandoned > 0)
         assert metric(client, "reasongenrm_judge_abandoned_total") == 1
         assert metric(client, "reasongenrm_judge_in_flight") == 0
 
@@ -136,7 +128,7 @@ def test_requests_above_the_limit_get_429_and_the_others_an_answer() -> None:
     with judging(RulePredictor(latency=1.0), Limits(max_requests=2, retry_after_seconds=7)) as client:
 
         async def ask_all() -> list[httpx.Response]:
-            async with httpx.AsyncClient(base_url=client.base_url, timeout=30) as many:
+            async with httpx.AsyncClient(base_url=client.base_url, timeout=HANG_SECONDS) as many:
                 return await asyncio.gather(*(many.post("/v1/pairwise", json=PAIR) for _ in range(5)))
 
         answers = asyncio.run(ask_all())
@@ -161,7 +153,7 @@ def test_bodies_are_limited_alone_and_together() -> None:
 def test_a_body_that_trickles_in_gives_its_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits_module, "BODY_SECONDS", 0.2)
     with judging(RulePredictor(), Limits(max_requests=1)) as client:
-        with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=10) as slow:
+        with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=HANG_SECONDS) as slow:
             slow.sendall(b"POST /v1/pairwise HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
             assert slow.recv(4096).startswith(b"HTTP/1.1 408")
         assert client.post("/v1/pairwise", json=PAIR).status_code == 200
@@ -176,7 +168,7 @@ def test_a_request_that_takes_too_long_ends_with_504_or_an_event() -> None:
         chat = client.post("/v1/chat/completions", json={**CHAT, "stream": True}).text
         last = chat.strip().split("\n\n")[-1].removeprefix("data: ")
         assert json.loads(last)["error"]["code"] == "too_slow"
-        assert soon(lambda: predictor.num_open == 0)
+        wait_until(lambda: predictor.num_open == 0)
 
 
 def test_the_key_is_wanted_where_something_can_be_learned_or_done() -> None:
@@ -234,7 +226,7 @@ def test_without_its_predictor_the_judge_lives_and_is_not_ready() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     app = create_app(JudgeSettings(f"http://127.0.0.1:{port}/v1"), Limits(), ServerSettings())
-    with serving(app) as address, httpx.Client(base_url=address, timeout=30) as client:
+    with serving(app) as address, httpx.Client(base_url=address, timeout=HANG_SECONDS) as client:
         assert client.get("/healthz").json() == {"status": "alive"}
         assert is_error(client.get("/readyz"), 503, "predictor_unavailable")
         assert client.get("/v2/health/ready").status_code == 503
@@ -311,17 +303,18 @@ def test_sigterm_lets_a_request_under_way_end(tmp_path: Path) -> None:
         )
         try:
             url = f"http://127.0.0.1:{port}"
-            assert soon(lambda: _answers(f"{url}/readyz"), START_SECONDS), log.read_text()
+            wait_until(lambda: process.poll() is not None or _answers(f"{url}/readyz"))
+            assert process.poll() is None, log.read_text()
             assert httpx.get(f"{url}/v1/models").json()["models"] == ["genrm"]
             answers: list[httpx.Response] = []
             asking = threading.Thread(
-                target=lambda: answers.append(httpx.post(f"{url}/v1/pairwise", json=PAIR, timeout=30))
+                target=lambda: answers.append(httpx.post(f"{url}/v1/pairwise", json=PAIR, timeout=HANG_SECONDS))
             )
             asking.start()
-            assert soon(lambda: predictor.num_open == 2)
+            wait_until(lambda: predictor.num_open == 2)
             process.send_signal(signal.SIGTERM)
-            asking.join(20)
-            assert process.wait(timeout=20) == 128 + signal.SIGTERM  # as a shell says it
+            asking.join(HANG_SECONDS)
+            assert process.wait(HANG_SECONDS) == 128 + signal.SIGTERM  # as a shell says it
         finally:
             process.kill()
             process.wait()

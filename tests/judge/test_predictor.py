@@ -28,6 +28,7 @@ from reasongenrm.judge.refusals import (
 )
 from tests.endpoints import FakeEndpoint, refusal, serving
 from tests.judge.replies import REASON, choice, judged, streamed, whole
+from tests.waiting import HANG_SECONDS
 
 T = TypeVar("T")
 
@@ -57,7 +58,7 @@ def complete(
 
 
 def with_predictor(url: str, work: Callable[[Predictor], Awaitable[T]], **options: Any) -> T:
-    settings = {"model": None, "key": None, "timeout_seconds": 10.0, "max_concurrency": 8} | options
+    settings = {"model": None, "key": None, "timeout_seconds": HANG_SECONDS, "max_concurrency": 8} | options
 
     async def run() -> T:
         async with Predictor(url, **settings) as predictor:
@@ -296,7 +297,7 @@ def test_cancelling_closes_the_connection_at_once(streaming: bool) -> None:
             began.set()
 
         task = asyncio.create_task(predictor.complete(ASK, 0, SAMPLING, CHOICES, on_reason if streaming else None))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANG_SECONDS):
             while not (began.is_set() if streaming else seen):
                 await asyncio.sleep(0.01)
             task.cancel()

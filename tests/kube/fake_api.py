@@ -25,6 +25,7 @@ import yaml
 from tests.kube.handler import CHECK_SECONDS, Fault, Log, Request, Server, cut
 from tests.kube.objects import RESOURCES, Change, Object, Objects, Refusal, by_plural
 from tests.kube.tls import serve_tls
+from tests.waiting import HANG_SECONDS
 
 NAMESPACES = ("default", "kubeflow", "reasongenrm")
 
@@ -100,7 +101,7 @@ class FakeCluster:
         for connection in list(self._sockets):
             cut(connection)
         for thread in self._threads:
-            thread.join(timeout=10)
+            thread.join(HANG_SECONDS)
             assert not thread.is_alive(), "a thread of the fake cluster did not end"
         self._folder.cleanup()
         if self._errors:

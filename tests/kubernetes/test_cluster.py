@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from reasongenrm.kubernetes.cluster import (
 )
 from reasongenrm.kubernetes.kinds import CONFIG_MAP, POD, SECRET, TRAIN_JOB
 from tests.kube.fake_api import FakeCluster
+from tests.waiting import HANG_SECONDS, wait_until
 
 
 def config_map(name: str, **data: str) -> dict[str, Any]:
@@ -36,13 +37,6 @@ def pod(name: str = "worker", phase: str = "Running", **state: Any) -> dict[str,
         "spec": {"restartPolicy": "Never", "containers": [{"name": "node", "image": "x"}]},
         "status": {"phase": phase, "containerStatuses": [{"name": "node", "state": state or {"running": {}}}]},
     }
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "what the test waits for did not happen"
-        time.sleep(0.005)
 
 
 class Collected:
@@ -74,7 +68,7 @@ class Collected:
         return self.items
 
     def join(self) -> list[Any]:
-        self.thread.join(timeout=10)
+        self.thread.join(HANG_SECONDS)
         assert not self.thread.is_alive()
         assert self.error is None, self.error
         return self.items
@@ -235,10 +229,9 @@ def test_server_that_is_too_slow_is_given_up_and_asked_again(
 
 def test_call_within_seconds_ends_within_them(fake: FakeCluster, cluster: Cluster) -> None:
     fake.delay_next("delete", "configmaps", seconds=0.3, times=99)
-    started = time.monotonic()
     with pytest.raises(UnavailableError):
         cluster.within(0.25).delete(CONFIG_MAP, "kubeflow", "a")
-    assert time.monotonic() - started < 1.5
+    assert len(fake.asked("delete", "configmaps")) <= 2  # one reply alone takes longer than all of it may
 
 
 def test_nobody_listening_is_told_with_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from tests.waiting import HANG_SECONDS
+
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "manifests"
 OVERLAYS = sorted(path.parent.name for path in (MANIFESTS / "overlays").glob("*/kustomization.yaml"))
@@ -29,7 +31,9 @@ TRANSFORMER = PREDICTOR | {"app": "isvc.reasongenrm-transformer", "component": "
 def render(folder: Path) -> list[dict[str, Any]]:
     """The objects of one kustomization."""
     kubectl = Path(sys.executable).with_name("kubectl")
-    done = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [kubectl, "kustomize", folder], capture_output=True, text=True, check=False, timeout=HANG_SECONDS
+    )
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr, done.stderr
     return [item for item in yaml.load_all(done.stdout, Loader=yaml.CSafeLoader) if item]

@@ -11,6 +11,7 @@ import pytest
 
 from reasongenrm.errors import EngineError
 from reasongenrm.processes.child import Child, ending_with_us, how_it_ended
+from tests.waiting import HANG_SECONDS
 
 ROOT = Path(__file__).parents[2]
 PARENT = """
@@ -49,7 +50,7 @@ def test_command_gets_its_signal_when_the_one_who_started_it_is_killed(
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    child.wait(timeout=20)
+    child.wait(HANG_SECONDS)
     assert said.exists() is asked
 
 

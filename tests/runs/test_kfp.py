@@ -1,6 +1,5 @@
 """Kubeflow Pipelines over HTTP: versions, runs, tasks, logs, and what goes wrong on the way."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -230,11 +229,9 @@ def test_host_is_asked_for_and_must_be_a_url(monkeypatch: pytest.MonkeyPatch, se
     assert PipelineServer.connect(None).host == server.url
 
 
-def test_nobody_answers_is_said_within_seconds() -> None:
-    before = time.monotonic()
+def test_nobody_answers_is_said_with_the_address() -> None:
     with pytest.raises(UnavailableError, match=r"http://127\.0\.0\.1:9: cannot see whether it is well: .*port-forward"):
         PipelineServer.connect("http://127.0.0.1:9")
-    assert time.monotonic() - before < 5
 
 
 def test_login_page_is_no_api() -> None:

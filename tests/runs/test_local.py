@@ -16,6 +16,7 @@ from reasongenrm.runs import local as local_run
 from reasongenrm.runs.local import TaskFailedError, local_folder, open_store, run_local
 from reasongenrm.store.artifacts import Store
 from reasongenrm.store.run_records import RunInputs, RunRecord, TaskRecord, list_runs
+from tests.waiting import HANG_SECONDS
 
 SCRIPTED = str(Path(__file__).with_name("scripted_pipeline.py"))
 
@@ -165,9 +166,7 @@ def test_store_that_cannot_be_reached_is_an_error_before_anything_starts(monkeyp
 def test_signal_to_the_command_stops_its_tasks_and_its_store(
     tmp_path: Path, stop: signal.Signals, exit_code: int
 ) -> None:
-    # As in a terminal's foreground: what a shell starts in the background inherits an ignored SIGINT.
-    program = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    program += f"from reasongenrm import cli\nfrom reasongenrm.runs import local\nlocal.PIPELINE = ('-u', {SCRIPTED!r})\ncli.main()"
+    program = f"from reasongenrm import cli\nfrom reasongenrm.runs import local\nlocal.PIPELINE = ('-u', {SCRIPTED!r})\ncli.main()"
     demo = Path(__file__).parents[2] / "examples" / "demo"
     command = [sys.executable, "-c", program, "run", "--model", "work hang", "--store", str(tmp_path), "--teacher", "t"]
     command += ["--set", "deploy.apply=false"]
@@ -180,9 +179,9 @@ def test_signal_to_the_command_stops_its_tasks_and_its_store(
     assert len(family) >= 4  # the store's server, the pipeline, a task and its child
     process.send_signal(stop)
     told = process.stderr.read()
-    assert process.wait(timeout=60) == exit_code
+    assert process.wait(HANG_SECONDS) == exit_code
     assert "Traceback" not in told
-    assert psutil.wait_procs(family, timeout=10)[1] == []
+    assert psutil.wait_procs(family, HANG_SECONDS)[1] == []
     process.stderr.close()
 
 

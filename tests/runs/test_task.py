@@ -16,6 +16,7 @@ from reasongenrm.errors import ConfigError, StoreError
 from reasongenrm.runs.task import Task
 from reasongenrm.store.artifacts import ArtifactRef, Store
 from reasongenrm.store.stage import Stage
+from tests.waiting import HANG_SECONDS
 
 
 class Artifact:
@@ -136,7 +137,7 @@ def test_sigterm_unwinds_the_task(tmp_path: Path) -> None:
     assert process.stdout
     assert [process.stdout.readline() for _ in range(2)] == ["reasongenrm task started: toy\n", "working\n"]
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=20) == 128 + signal.SIGTERM
+    assert process.wait(HANG_SECONDS) == 128 + signal.SIGTERM
     process.stdout.close()
     assert (tmp_path / "cleaned").exists()
     assert json.loads((tmp_path / "outcome.json").read_text())["state"] == "running"

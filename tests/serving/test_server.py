@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from reasongenrm.serving.live import LiveModel, _without_unsure_end
 from reasongenrm.serving.server import create_app, serve, vllm_command
 from tests.endpoints import serving
 from tests.tiny import say, tiny_checkpoint
+from tests.waiting import HANG_SECONDS, wait_until
 
 CHATML = BY_NAME["chatml"]
 SCRIPT = f"A is right.{CHATML.turn_end}{CHATML.assistant_header}[[A]]{CHATML.turn_end}{CHATML.sequence_end}"
@@ -57,7 +58,10 @@ def load(checkpoint: Path, script: str | None = None, step_seconds: float = 0.0)
 
 @contextmanager
 def client(model: LiveModel, **settings: Any) -> Iterator[httpx.Client]:
-    with serving(create_app(model, "judge", **settings)) as url, httpx.Client(base_url=url, timeout=60) as opened:
+    with (
+        serving(create_app(model, "judge", **settings)) as url,
+        httpx.Client(base_url=url, timeout=HANG_SECONDS) as opened,
+    ):
         yield opened
 
 
@@ -312,13 +316,6 @@ def test_failure_is_told_without_its_inside(checkpoint: Path, caplog: pytest.Log
         assert opened.get("/health").status_code == 200
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
-
-
 def test_full_line_is_refused_and_the_endpoint_engine_gets_through(checkpoint: Path) -> None:
     with client(load(checkpoint, SCRIPT, step_seconds=0.05), max_waiting=0) as opened:
         first = threading.Thread(target=ask, args=(opened,))
@@ -411,7 +408,7 @@ def test_process_serves_and_ends_on_sigint_amid_a_generation(checkpoint: Path) -
     env = os.environ | {"VLLM_API_KEY": "secret"}
     process = subprocess.Popen([sys.executable, "-c", code, str(checkpoint)], env=env, cwd=Path(__file__).parents[2])
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as opened:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=HANG_SECONDS) as opened:
 
             def healthy() -> bool:
                 assert process.poll() is None
@@ -420,7 +417,7 @@ def test_process_serves_and_ends_on_sigint_amid_a_generation(checkpoint: Path) -
                 except httpx.TransportError:
                     return False
 
-            wait_until(healthy, seconds=250)
+            wait_until(healthy)
             assert opened.get("/v1/models").status_code == 401
             body = QUESTION | RANDOM | {"stream": True, "n": 8}
             headers = {"Authorization": "Bearer secret"}
@@ -428,7 +425,7 @@ def test_process_serves_and_ends_on_sigint_amid_a_generation(checkpoint: Path) -
                 assert response.status_code == 200
                 next(response.iter_lines())
                 process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=60) in (0, -signal.SIGINT)
+            assert process.wait(HANG_SECONDS) in (0, -signal.SIGINT)
     finally:
         process.kill()
         process.wait()

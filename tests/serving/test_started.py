@@ -20,8 +20,7 @@ from reasongenrm.errors import ConfigError, InputError
 from reasongenrm.runs.served_checkpoint import find_checkpoint
 from reasongenrm.serving.started import ServedCheckpoint, serve_with_judge
 from tests.tiny import tiny_checkpoint
-
-START_SECONDS = 120
+from tests.waiting import HANG_SECONDS
 
 
 def free_ports(number: int) -> list[int]:
@@ -59,7 +58,7 @@ class Stack:
             )
 
     def wait_for(self, words: str) -> str:
-        end = time.monotonic() + START_SECONDS
+        end = time.monotonic() + HANG_SECONDS
         while words not in (said := self.said.read_text()):
             assert self.process.poll() is None, said
             assert time.monotonic() < end, said
@@ -86,7 +85,9 @@ def test_one_command_serves_the_winner_with_a_judge_and_sigterm_ends_all_of_it(s
     assert "UNTRAINED" not in said
     found = re.search(r"^curl .*$", said, re.MULTILINE)
     assert found is not None
-    answer = subprocess.run(shlex.split(found[0]), capture_output=True, text=True, check=True, timeout=60).stdout
+    answer = subprocess.run(
+        shlex.split(found[0]), capture_output=True, text=True, check=True, timeout=HANG_SECONDS
+    ).stdout
     assert '"preferred":"' in answer
     assert answer.count('"reason":') == 2
     models = httpx.get(f"http://127.0.0.1:{stack.predictor_port}/v1/models").json()
@@ -94,8 +95,8 @@ def test_one_command_serves_the_winner_with_a_judge_and_sigterm_ends_all_of_it(s
     children = stack.children()
     assert len(children) == 2
     stack.process.send_signal(signal.SIGTERM)
-    assert stack.process.wait(timeout=20) == 0
-    assert psutil.wait_procs(children, timeout=5)[1] == []
+    assert stack.process.wait(HANG_SECONDS) == 0
+    assert psutil.wait_procs(children, HANG_SECONDS)[1] == []
     assert "stopped" in stack.said.read_text()
 
 
@@ -105,7 +106,7 @@ def test_kill_that_cannot_be_caught_ends_all_of_it(stack: Stack) -> None:
     children = stack.children()
     assert len(children) == 2
     stack.process.kill()
-    assert psutil.wait_procs(children, timeout=20)[1] == []
+    assert psutil.wait_procs(children, HANG_SECONDS)[1] == []
 
 
 @pytest.mark.slow
@@ -114,8 +115,8 @@ def test_dead_predictor_ends_the_judge_too_and_its_log_is_shown(stack: Stack) ->
     children = stack.children()
     predictor = next(child for child in children if "judge-server" not in child.cmdline())
     predictor.kill()
-    assert stack.process.wait(timeout=20) == 4
-    assert psutil.wait_procs(children, timeout=5)[1] == []
+    assert stack.process.wait(HANG_SECONDS) == 4
+    assert psutil.wait_procs(children, HANG_SECONDS)[1] == []
     said = stack.said.read_text()
     assert "the predictor was ended by SIGKILL" in said
     assert "predictor.log" in said

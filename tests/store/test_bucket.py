@@ -15,6 +15,7 @@ import yaml
 from reasongenrm.errors import InputError, StoreError
 from reasongenrm.store.bucket import main, make_bucket
 from reasongenrm.store.s3 import make_client
+from tests.waiting import HANG_SECONDS
 
 MANIFEST = Path(__file__).parents[2] / "manifests" / "addons" / "object-store" / "seaweedfs.yaml"
 
@@ -67,12 +68,12 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG_SECONDS
     while True:
         assert process.poll() is None, log.read_text(encoding="utf-8")[-2000:]
         assert time.monotonic() < deadline, log.read_text(encoding="utf-8")[-2000:]
         try:
-            with urllib.request.urlopen(url, timeout=5):
+            with urllib.request.urlopen(url, timeout=HANG_SECONDS):
                 return
         except OSError:
             time.sleep(0.1)

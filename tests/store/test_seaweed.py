@@ -23,6 +23,7 @@ from reasongenrm.errors import StoreError
 from reasongenrm.store import seaweed
 from reasongenrm.store.artifacts import Store
 from reasongenrm.store.seaweed import EmbeddedStore, embedded_store
+from tests.waiting import HANG_SECONDS, wait_until
 
 # Writes objects of changing sizes and says which were acknowledged, with the sizes; begins one upload that it never ends.
 WRITER = """
@@ -79,10 +80,7 @@ def _is_alive(pid: int) -> bool:
 
 def _once_free(port: int) -> int:
     """The port, once the server that was killed has let go of it."""
-    deadline = time.monotonic() + 10
-    while not seaweed._is_free(port):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: seaweed._is_free(port))
     return port
 
 
@@ -203,7 +201,7 @@ def test_full_disk_is_one_clear_error_and_loses_nothing(small_disk: Path) -> Non
             StoreError, match=r"cannot write large \(34\.0 MiB\): the disk of \S+ is full: 34\.0 MiB were needed"
         ):
             store.put_file("large", large)
-        assert time.monotonic() - started < 30
+        assert time.monotonic() - started < HANG_SECONDS
         assert store.list() == ["kept"]
         assert store.get_bytes("kept") == kept
         ballast.unlink()

@@ -15,7 +15,7 @@ from reasongenrm.records import Preference
 from reasongenrm.store.artifacts import Store, download, read_file
 from reasongenrm.training.dpo import encode_preferences, train_dpo
 from reasongenrm.training.job import LOG
-from tests.tiny import FAMILIES, Family, tiny_checkpoint, tiny_tokenizer
+from tests.tiny import FAMILIES, Family, exact, tiny_checkpoint, tiny_tokenizer
 from tests.training_cases import preferences, put_model, put_records
 
 CONFIG = DPOConfig(
@@ -57,11 +57,9 @@ def test_pair_is_the_prompt_and_two_reasons_with_their_closing_token(family: Fam
 
 
 def test_leaving_the_verdict_away_is_masking_it_out_of_the_whole_sequence(tmp_path: Path) -> None:
-    import torch
     from transformers import AutoModelForCausalLM
 
-    tiny_checkpoint(tmp_path, "chatml")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    model = exact(AutoModelForCausalLM.from_pretrained(tiny_checkpoint(tmp_path, "chatml")))
     tokenizer = tokenizer_of("chatml")
     pair = preferences(3)[2]
     columns, _ = encode_preferences([pair], tokenizer, detect_family(tokenizer), 2048)

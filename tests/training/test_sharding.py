@@ -1,7 +1,8 @@
 """Several real processes with DeepSpeed ZeRO-2, ZeRO-3 and FSDP2, on one node and on two: they train as one process does.
 
-They talk over gloo on CPUs (`tests/gloo`). In float32, losses agree with one process's within 1e-5 relative, gradient norms
-within 1e-4, and weights within 1e-4 absolute: Adam divides gradients by their size, so that the last bit of a tiny one counts.
+They talk over gloo on CPUs (`tests/gloo`). In float32, losses agree with one process's within 1e-5 relative and gradient norms
+within 1e-4. Adam divides a gradient by its size, so the sign of one that is all rounding decides where a weight goes: the
+weights are compared as a whole, and differ by less than 1 % of what was learned. Half of the gradients would be tens of percent.
 """
 
 import json
@@ -77,11 +78,14 @@ def assert_agree(one: ArtifactRef, many: ArtifactRef, folder: Path) -> None:
     assert sorted(path.name for path in folders[0].iterdir()) == sorted(path.name for path in folders[1].iterdir())
     with safe_open(folders[1] / "model.safetensors", "pt") as file:
         assert "lm_head.weight" not in file.keys()  # noqa: SIM118 - no mapping
-    models = [AutoModelForCausalLM.from_pretrained(path).state_dict() for path in folders]
-    assert models[0].keys() == models[1].keys()
-    for name, weights in models[0].items():
-        assert weights.dtype == models[1][name].dtype
-        assert float((weights - models[1][name]).abs().max()) < 1e-4, name
+    start, left, right = (
+        AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (folder / "model", *folders)
+    )
+    assert {name: weights.dtype for name, weights in left.items()} == {name: right[name].dtype for name in right}
+    learned, apart = (
+        sum(float((left[name] - from_[name]).square().sum()) for name in left) for from_ in (start, right)
+    )
+    assert math.sqrt(apart) < 1e-2 * math.sqrt(learned)
 
 
 def witnesses(folder: Path) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ from reasongenrm.trainjob import node as train_node
 from reasongenrm.trainjob.launch import run_as_trainjob, train_where_configured
 from reasongenrm.trainjob.spec import KEY_LABEL, STORE_ANNOTATION, render_trainjob, trainjob_name
 from tests.kube.fake_api import FakeCluster
-from tests.kubernetes.test_cluster import wait_until
 from tests.training_cases import put_model, put_records, training_examples
 from tests.trainjob.trainer import Job, ScriptedTrainer
+from tests.waiting import HANG_SECONDS, wait_until
 
 CONFIG = SFTConfig(
     max_length=512,
@@ -409,7 +408,7 @@ def test_queued_trainjob_has_no_time_out_and_says_what_it_waits_for(
                 "message": "insufficient quota for nvidia.com/gpu",
             }
         )
-        time.sleep(1.5)  # more than all other limits of this test together
+        wait_until(lambda: len(fake.asked("list", "events")) >= 4)  # what it waits for is asked for each report
         trainer.condition(job, "Suspended", "Resumed", "TrainJob is resumed", status="False")
         trains(store)(trainer, job)
 
@@ -511,12 +510,15 @@ def test_pod_that_cannot_start_fails_fast_with_its_own_reason(
 
 
 def test_pod_that_finds_no_room_is_only_reported(
-    store: Store, trainer: Callable[[Script], ScriptedTrainer], capfd: pytest.CaptureFixture[str]
+    fake: FakeCluster,
+    store: Store,
+    trainer: Callable[[Script], ScriptedTrainer],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     def script(trainer: ScriptedTrainer, job: Job) -> None:
         condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}
         trainer.pod(job, state={}, conditions=[condition])
-        time.sleep(1.0)
+        wait_until(lambda: len(fake.asked("list", "pods")) >= 12)  # every 0.1 s at the most; it reports every 0.2 s
         trains(store)(trainer, job)
 
     trainer(script)
@@ -638,14 +640,12 @@ def test_stopped_step_takes_its_trainjob_with_it(
     trainer(lambda trainer, job: trainer.log(job, trainer.pod(job), "step 1"))
     with start_step(store, tmp_path / "step") as process:
         try:
-            wait_until(lambda: process.poll() is not None or bool(fake.asked("get", "pods/log")), seconds=60)
-            started = time.monotonic()
+            wait_until(lambda: process.poll() is not None or bool(fake.asked("get", "pods/log")))
             process.send_signal(sent)
-            output, _ = process.communicate(timeout=30)
+            output, _ = process.communicate(timeout=HANG_SECONDS)
         finally:
             process.kill()
     assert process.returncode == code, output
-    assert time.monotonic() - started < 10
     assert "deleted TrainJob kubeflow/" in output
     assert not jobs(fake)
     assert not fake.objects("pods")

@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.kube.fake_api import FakeCluster
 from tests.kube.objects import now
+from tests.waiting import HANG_SECONDS
 
 Job = dict[str, Any]
 RUNNING: Job = {"running": {"startedAt": "2026-11-24T12:00:00Z"}}
@@ -31,7 +32,7 @@ class ScriptedTrainer:
     def finish(self) -> None:
         """Wait for the scripts; raises what one raised."""
         for thread in self.threads:
-            thread.join(timeout=60)
+            thread.join(HANG_SECONDS)
             assert not thread.is_alive(), "a scripted trainer did not end"
         assert not self.errors, self.errors
 

@@ -20,12 +20,11 @@ from reasongenrm.store.artifacts import Store
 from reasongenrm.store.seaweed import EmbeddedStore
 from tests.endpoints import serving
 from tests.evaluation.test_report_page import CHROMIUM, CHROMIUM_FLAGS
+from tests.waiting import HANG_SECONDS
 from tests.web.fake_judge import KEY, FakeJudge
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
-
-START_SECONDS = 60.0
 
 
 @pytest.fixture(scope="session")
@@ -60,14 +59,14 @@ def page_process(folder: Path, *arguments: str, key: str = KEY) -> Iterator[str]
         yield _address(process, log_path)
     finally:
         process.terminate()
-        assert process.wait(timeout=20) in (0, 143), log_path.read_text()
+        assert process.wait(HANG_SECONDS) in (0, 143), log_path.read_text()
     said = log_path.read_text()
     assert "Traceback" not in said, said
     assert "Warning" not in said, said
 
 
 def _address(process: "subprocess.Popen[bytes]", log_path: Path) -> str:
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + HANG_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         for word in log_path.read_text().split():
             if word.startswith("http://") and httpx.get(f"{word}/healthz").text == "ok":
@@ -107,7 +106,7 @@ def browser() -> Iterator["Browser"]:
 def context(browser: "Browser") -> Iterator["BrowserContext"]:
     """One visitor's browser; what the page is made of is loaded once."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(1000 * HANG_SECONDS)
     yield context
     context.close()
 

@@ -2,8 +2,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.waiting import wait_until
 from tests.web.fake_judge import FakeJudge
-from tests.web.test_judge_tab import wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -1,9 +1,8 @@
-import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.waiting import wait_until
 from tests.web.fake_judge import GIVEN, SWAPPED, FakeJudge
 
 if TYPE_CHECKING:
@@ -29,14 +28,6 @@ def side_by_side(page: "Page") -> bool:
     """Whether both orders' columns begin at the same height."""
     left, right = (page.locator(f"#rg-{order} .rg-order").bounding_box() for order in ("given", "swapped"))
     return bool(left and right) and left["y"] == right["y"]
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    """Wait for the other side of a connection."""
-    deadline = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_reasons_of_both_orders_grow_side_by_side_then_the_verdict_comes(page: "Page", judge: FakeJudge) -> None:
