@@ -21,7 +21,7 @@ CALIBRATION = (
 
 _PORT = 8080  # KServe's own: it appends `--http_port 8080`
 _USER = 65532  # of our images
-_GRACE_SECONDS = 40  # requests under way get 30 (judge.server.GRACE_SECONDS); closing takes a moment more
+_GRACE_SECONDS = 40  # requests under way get 30 (judge.judge_app.GRACE_SECONDS); closing takes a moment more
 _START_SECONDS = 120  # importing takes some seconds; a busy node more
 
 

@@ -5,13 +5,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
+from pydantic import BeforeValidator, Field, StrictBool
 
-from reasongenrm.records import Letter
+from reasongenrm.records import Letter, Record
 
-MAX_TEXT_CHARS = (
-    1_000_000  # of one text; what does not fit into the model's context is refused or cut with better words
-)
+MAX_TEXT_CHARS = 1_000_000  # of one text; what exceeds the model's context is refused or cut with better words
 MAX_TURNS = 256
 MAX_ANSWERS = 32  # of a list
 MAX_VOTES = 16  # docs/method.md, section 7: majority vote of k samples
@@ -30,20 +28,14 @@ CallerOrder = Literal["given", "swapped"]
 Text = Annotated[str, Field(max_length=MAX_TEXT_CHARS)]
 
 
-class _Part(BaseModel):
-    """Unknown fields are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class QuestionTurn(_Part):
+class QuestionTurn(Record):
     """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
     content: Text
 
 
-class JudgeOptions(_Part):
+class JudgeOptions(Record):
     """What every kind of judgment takes.
 
     Attributes:
@@ -68,11 +60,8 @@ class JudgeOptions(_Part):
 
     def turns(self) -> list[QuestionTurn]:
         """The question as turns."""
-        return (
-            [QuestionTurn(role="user", content=self.question)]
-            if isinstance(self.question, str)
-            else list(self.question)
-        )
+        asked = self.question
+        return [QuestionTurn(role="user", content=asked)] if isinstance(asked, str) else list(asked)
 
 
 class AnswerPair(JudgeOptions):
@@ -105,7 +94,7 @@ class PointwiseRequest(JudgeOptions):
     reference: Text | None = None
 
 
-class Usage(_Part):
+class Usage(Record):
     """What the predictor counted, over all of its requests."""
 
     num_requests: int
@@ -113,7 +102,7 @@ class Usage(_Part):
     completion_tokens: int
 
 
-class OrderJudgment(_Part):
+class OrderJudgment(Record):
     """One generation of the judge.
 
     Attributes:
@@ -133,7 +122,7 @@ class OrderJudgment(_Part):
     truncated: bool
 
 
-class ReasonDelta(_Part):
+class ReasonDelta(Record):
     """A streamed piece of a reason: which order's, which vote's."""
 
     order: CallerOrder
@@ -141,14 +130,14 @@ class ReasonDelta(_Part):
     delta: str
 
 
-class Cut(_Part):
+class Cut(Record):
     """A text whose middle was left out: which one, and how many of its characters."""
 
     field: str
     num_chars: int
 
 
-class _Answered(_Part):
+class _Answered(Record):
     """What every answer has. `id` is the request's, also in the header X-Request-ID."""
 
     id: str
@@ -177,7 +166,7 @@ class PairwiseResponse(_Answered):
     judgments: list[OrderJudgment]
 
 
-class Comparison(_Part):
+class Comparison(Record):
     """One pair of a list: indices of the two answers, the better one's index (None: tie or unread), P(first better)."""
 
     first: int
@@ -234,7 +223,7 @@ class BatchPoint(PointwiseRequest):
     kind: Literal["pointwise"]
 
 
-class BatchRequest(_Part):
+class BatchRequest(Record):
     """Several judgments; each ends by itself, with an answer or an error."""
 
     requests: Annotated[
@@ -243,7 +232,7 @@ class BatchRequest(_Part):
     ]
 
 
-class ErrorDetail(_Part):
+class ErrorDetail(Record):
     """What went wrong, in words that say what to do; `code` is for programs, `param` the field that is at fault."""
 
     message: str
@@ -252,20 +241,20 @@ class ErrorDetail(_Part):
     request_id: str | None = None
 
 
-class ErrorResponse(_Part):
+class ErrorResponse(Record):
     """The body of every answer that is an error."""
 
     error: ErrorDetail
 
 
-class BatchItem(_Part):
+class BatchItem(Record):
     """One of a batch: an answer or an error."""
 
     result: PairwiseResponse | ListwiseResponse | PointwiseResponse | None = None
     error: ErrorDetail | None = None
 
 
-class BatchResponse(_Part):
+class BatchResponse(Record):
     """In the order of the requests."""
 
     id: str

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from reasongenrm.evaluation.judging import judge_sampling, preferred_answer, probability_of_first
 from reasongenrm.generation.openai_client import ContextExceededError
 from reasongenrm.generation.seam import Generation
-from reasongenrm.judge.api import CallerOrder, Cut, JudgeOptions, OrderJudgment, Usage
+from reasongenrm.judge.api import CallerOrder, Cut, JudgeOptions, OrderJudgment, ReasonDelta, Usage
 from reasongenrm.judge.predictor import OnReason, Predictor
 from reasongenrm.judge.prompting import MIN_CHARS, Pair
 from reasongenrm.judge.refusals import TooLongError
@@ -58,28 +58,7 @@ class JudgeSettings:
     calibration: "PlattScaling | None" = None
 
 
-@dataclass(frozen=True)
-class JudgeEvent:
-    """Something happened to one generation: its reason grew, or its judgment is there."""
-
-    order: CallerOrder
-    vote: int
-    reason_delta: str = ""
-    judgment: OrderJudgment | None = None
-
-
-@dataclass(frozen=True)
-class Observed:
-    """One generation that ended, for metrics; `letter` is the verdict as the model wrote it."""
-
-    order: CallerOrder
-    letter: Letter | None
-    truncated: bool
-    num_prompt_tokens: int
-    num_output_tokens: int
-    seconds: float
-
-
+JudgeEvent = ReasonDelta | OrderJudgment  # one generation's reason grew, or its judgment is there
 OnEvent = Callable[[JudgeEvent], Awaitable[None]]
 
 
@@ -98,8 +77,8 @@ class PairResult:
 class Observer(Protocol):
     """Is told what happens, for metrics."""
 
-    def generation(self, observed: Observed) -> None:
-        """A generation ended."""
+    def generation(self, order: CallerOrder, generation: Generation) -> None:
+        """A generation ended; its verdict is in the terms of its own order."""
 
     def pair(self, result: PairResult) -> None:
         """A pair was judged, wherever it came from."""
@@ -193,23 +172,14 @@ class PairJudge:
             notify = on_event
 
             async def on_reason(piece: str) -> None:
-                await notify(JudgeEvent(order, vote, reason_delta=piece))
+                await notify(ReasonDelta(order=order, vote=vote, delta=piece))
 
         generation = await self._predictor.complete(request, vote, sampling, choices, on_reason)
         judgment = self._judgment(generation, order)
         if self._observer is not None:
-            self._observer.generation(
-                Observed(
-                    order=order,
-                    letter=preferred_answer(generation, is_swapped=False),
-                    truncated=judgment.truncated,
-                    num_prompt_tokens=generation.num_prompt_tokens,
-                    num_output_tokens=generation.num_output_tokens,
-                    seconds=generation.seconds,
-                )
-            )
+            self._observer.generation(order, generation)
         if on_event is not None:
-            await on_event(JudgeEvent(order, vote, judgment=judgment))
+            await on_event(judgment)
         return generation, judgment
 
     def _judgment(self, generation: Generation, order: CallerOrder) -> OrderJudgment:

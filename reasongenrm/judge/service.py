@@ -18,11 +18,11 @@ from reasongenrm.judge.api import (
     PointwiseResponse,
 )
 from reasongenrm.judge.listwise import rank
-from reasongenrm.judge.pairwise import JudgeEvent, JudgeSettings, Observed, Observer, OnEvent, PairJudge, PairResult
+from reasongenrm.judge.pairwise import JudgeEvent, JudgeSettings, Observer, OnEvent, PairJudge, PairResult
 from reasongenrm.judge.predictor import KEY_VARIABLE, Predictor
 from reasongenrm.judge.prompting import Pair
 
-__all__ = ["JudgeEvent", "JudgeService", "JudgeSettings", "Observed", "Observer", "judge_once", "open_judge"]
+__all__ = ["JudgeEvent", "JudgeService", "JudgeSettings", "Observer", "judge_once", "open_judge"]
 
 
 class JudgeService:

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from starlette.responses import Response
 
 from reasongenrm.evaluation.calibration import PlattScaling
+from reasongenrm.evaluation.judging import preferred_answer
+from reasongenrm.generation.seam import Generation
 from reasongenrm.judge.api import (
+    CallerOrder,
     Cut,
     JudgeOptions,
     OrderJudgment,
@@ -20,9 +23,10 @@ from reasongenrm.judge.api import (
     PairwiseResponse,
     PointwiseRequest,
     PointwiseResponse,
+    ReasonDelta,
     Usage,
 )
-from reasongenrm.judge.pairwise import Observed, PairResult, agree, mean_p_a
+from reasongenrm.judge.pairwise import PairResult, agree, mean_p_a
 from reasongenrm.judge.refusals import PredictorRefusedError, TooLongError
 from reasongenrm.judge.service import JudgeEvent, JudgeService, JudgeSettings, open_judge
 from tests.endpoints import FakeEndpoint, refusal
@@ -223,18 +227,18 @@ def test_events_tell_each_piece_of_a_reason_and_then_its_judgment() -> None:
         (found,) = ask(url, pair(), on_event=on_event)
     for judgment in found.judgments:
         own = [event for event in events if event.order == judgment.order]
-        assert "".join(event.reason_delta for event in own) == judgment.reason
-        assert [event.judgment for event in own if event.judgment] == [own[-1].judgment] == [judgment]
+        assert "".join(event.delta for event in own if isinstance(event, ReasonDelta)) == judgment.reason
+        assert [event for event in own if isinstance(event, OrderJudgment)] == [own[-1]] == [judgment]
 
 
 def test_observer_is_told_of_every_generation_and_pair() -> None:
     class Recorder:
         def __init__(self) -> None:
-            self.generations: list[Observed] = []
+            self.generations: list[tuple[CallerOrder, Generation]] = []
             self.pairs: list[PairResult] = []
 
-        def generation(self, observed: Observed) -> None:
-            self.generations.append(observed)
+        def generation(self, order: CallerOrder, generation: Generation) -> None:
+            self.generations.append((order, generation))
 
         def pair(self, result: PairResult) -> None:
             self.pairs.append(result)
@@ -243,7 +247,8 @@ def test_observer_is_told_of_every_generation_and_pair() -> None:
     with FakeEndpoint(by_answer({"good": 0.9, "bad": 0.2})).running() as url:
         ask(url, pair(), observer=recorder)
     told = sorted(
-        (seen.order, seen.letter, seen.num_prompt_tokens, seen.num_output_tokens) for seen in recorder.generations
+        (order, preferred_answer(one, is_swapped=False), one.num_prompt_tokens, one.num_output_tokens)
+        for order, one in recorder.generations
     )
     assert told == [("given", "A", 7, 5), ("swapped", "B", 7, 5)]  # the letter as the model wrote it
     assert [result.preferred for result in recorder.pairs] == ["A"]

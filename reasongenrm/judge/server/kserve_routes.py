@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, Field, JsonValue, ValidationError
 
 from reasongenrm import __version__
 from reasongenrm.errors import mistake_in
@@ -18,6 +18,7 @@ from reasongenrm.judge.refusals import JudgeError
 from reasongenrm.judge.server.routes import JUDGING, as_json, errors, not_ready, request_id
 from reasongenrm.judge.service import JudgeService
 from reasongenrm.processes.gathering import gather_or_cancel
+from reasongenrm.records import Record
 
 # KServe reads the command line while it is imported, and would take our options for abbreviations of its own.
 _ARGV, sys.argv = sys.argv, sys.argv[:1]
@@ -59,10 +60,9 @@ class NoModelError(JudgeError):
     status, code = 404, "no_model"
 
 
-class V1Request(BaseModel):
+class V1Request(Record):
     """v1 predict: pairs as instances."""
 
-    model_config = ConfigDict(extra="forbid")
     instances: list[PairwiseRequest] = Field(min_length=1, max_length=MAX_PAIRS)
 
 

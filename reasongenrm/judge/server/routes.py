@@ -286,11 +286,7 @@ async def _events(
     events: asyncio.Queue[str | None] = asyncio.Queue()
 
     async def tell(event: JudgeEvent) -> None:
-        if event.judgment is not None:
-            events.put_nowait(_event("judgment", event.judgment))
-        else:
-            delta = ReasonDelta(order=event.order, vote=event.vote, delta=event.reason_delta)
-            events.put_nowait(_event("reason", delta))
+        events.put_nowait(_event("reason" if isinstance(event, ReasonDelta) else "judgment", event))
 
     async def work() -> None:
         try:

@@ -11,7 +11,10 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from reasongenrm.judge.pairwise import Observed, PairResult
+from reasongenrm.evaluation.judging import preferred_answer
+from reasongenrm.generation.seam import Generation
+from reasongenrm.judge.api import CallerOrder
+from reasongenrm.judge.pairwise import PairResult
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
@@ -65,16 +68,16 @@ class Telemetry:
         self.cuts = Counter("cut_texts", "Texts whose middle was left out.", **own)
         self.tokens = Counter("tokens", "Tokens of prompts and outputs.", ["kind"], **own)
 
-    def generation(self, observed: Observed) -> None:
+    def generation(self, order: CallerOrder, generation: Generation) -> None:
         """See `pairwise.Observer`."""
-        verdict = observed.letter or "unparsed"
-        self.verdicts.labels(observed.order, verdict).inc()
-        self.generation_seconds.observe(observed.seconds)
-        self.tokens.labels("prompt").inc(observed.num_prompt_tokens)
-        self.tokens.labels("output").inc(observed.num_output_tokens)
-        self.truncated.inc(observed.truncated)
+        verdict = preferred_answer(generation, is_swapped=False) or "unparsed"
+        self.verdicts.labels(order, verdict).inc()
+        self.generation_seconds.observe(generation.seconds)
+        self.tokens.labels("prompt").inc(generation.num_prompt_tokens)
+        self.tokens.labels("output").inc(generation.num_output_tokens)
+        self.truncated.inc(generation.finish_reason == "length")
         if (work := _work.get()) is not None:
-            used = {"prompt_tokens": observed.num_prompt_tokens, "output_tokens": observed.num_output_tokens}
+            used = {"prompt_tokens": generation.num_prompt_tokens, "output_tokens": generation.num_output_tokens}
             work.counts.update(generations=1, **used)
             work.verdicts[verdict] += 1
 
