@@ -119,9 +119,9 @@ def serve_with_judge(
         judge += ["--max-tokens", str(SMALL_SERVER_TOKENS)]
     if (folder / CALIBRATION_FILE).is_file():
         judge += ["--calibration", str(folder)]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends this process as Ctrl-C does
     # In groups of their own: Ctrl-C is for us, and we stop them.
-    log = log_dir / "predictor.log"
-    with _ending_at_sigterm(), _start("the predictor", predictor, log, own_group=True) as serving:
+    with _start("the predictor", predictor, log_dir / "predictor.log", own_group=True) as serving:
         serving.wait_until_up(f"{address}/health", waiting=_waiting("predictor", say))
         with _start("the judge", judge, log_dir / "judge.log", own_group=True) as judging:
             local = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{judge_port}"
@@ -168,13 +168,3 @@ def _waiting(name: str, say: Callable[[str], None]) -> Callable[[float], None]:
             say(f"{name}: loading ({seconds:.0f} s)")
 
     return note
-
-
-@contextmanager
-def _ending_at_sigterm() -> Iterator[None]:
-    """SIGTERM ends the context as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
