@@ -98,7 +98,7 @@ def _put_file(store: Store, uri: str) -> str:
     digest = digest_bytes(path.read_bytes()).removeprefix("sha256:")[:_DIGEST_DIGITS]
     name = f"{UPLOADS}/{digest}/{path.name}"
     if not store.exists(name):
-        store.put_file(name, path)
+        store.put_files({name: path})
     return store.uri_of(name)
 
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -69,15 +69,13 @@ class Store:
         Raises:
             StoreError: no credentials, wrong credentials, no such bucket, or no answer from the endpoint.
         """
-        client = self._client
         with self._s3.errors(self.uri, "list the store"):
-            client.list_objects_v2(Bucket=self.bucket, Prefix=self._key(""), MaxKeys=1)
+            self._client.list_objects_v2(Bucket=self.bucket, Prefix=self._key(""), MaxKeys=1)
 
     def put_bytes(self, name: str, data: bytes) -> None:
         """Write one small object; it is there whole or not at all."""
-        client = self._client
         with self._s3.errors(self.uri, "write", name, len(data)):
-            client.put_object(Bucket=self.bucket, Key=self._key(name), Body=data)
+            self._client.put_object(Bucket=self.bucket, Key=self._key(name), Body=data)
 
     def get_bytes(self, name: str) -> bytes:
         """Read one object whole.
@@ -85,14 +83,9 @@ class Store:
         Raises:
             StoreError: there is no such object.
         """
-        client = self._client
         with self._s3.errors(self.uri, "read", name):
-            body: bytes = client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
+            body: bytes = self._client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
             return body
-
-    def put_file(self, name: str, path: Path) -> None:
-        """Write one file (see `put_files`)."""
-        self.put_files({name: path})
 
     def put_files(self, files: Mapping[str, Path]) -> None:
         """Write files by name, large ones in parallel parts; afterwards the sizes that the store reports are compared.
@@ -100,12 +93,11 @@ class Store:
         Raises:
             StoreError: the store refused, or holds another size than was sent.
         """
-        client = self._client
         sizes = {name: path.stat().st_size for name, path in files.items()}
         with self._s3.errors(self.uri, "write", _few(files), sum(sizes.values())):
-            self._s3.upload(client, self.bucket, {self._key(name): path for name, path in files.items()})
+            self._s3.upload(self._client, self.bucket, {self._key(name): path for name, path in files.items()})
             for name, size in sizes.items():
-                stored = client.head_object(Bucket=self.bucket, Key=self._key(name))["ContentLength"]
+                stored = self._client.head_object(Bucket=self.bucket, Key=self._key(name))["ContentLength"]
                 if stored != size:
                     raise StoreError(
                         f"store {self.uri}: sent {size:,} bytes as {name}, but {stored:,} are there. "
@@ -118,26 +110,22 @@ class Store:
         Raises:
             StoreError: there is no such object, or no room for it.
         """
-        client = self._client
         with self._s3.errors(self.uri, "read", _few(files)):
-            self._s3.download(client, self.bucket, {self._key(name): path for name, path in files.items()})
+            self._s3.download(self._client, self.bucket, {self._key(name): path for name, path in files.items()})
 
     def exists(self, name: str) -> bool:
         """Whether there is an object of exactly this name (by listing: a HEAD cannot tell a missing bucket)."""
-        client = self._client
         with self._s3.errors(self.uri, "look up", name):
-            page = client.list_objects_v2(Bucket=self.bucket, Prefix=self._key(name), MaxKeys=1)
+            page = self._client.list_objects_v2(Bucket=self.bucket, Prefix=self._key(name), MaxKeys=1)
         return any(item["Key"] == self._key(name) for item in page.get("Contents", ()))
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Names that begin with `prefix`, sorted, each with its size in bytes."""
-        client, start = self._client, len(self._key(""))
-        found: dict[str, int] = {}
+        where, start = {"Bucket": self.bucket, "Prefix": self._key(prefix)}, len(self._key(""))
         with self._s3.errors(self.uri, "list", prefix):
-            pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(prefix))
-            for page in pages:
-                found.update((item["Key"][start:], item["Size"]) for item in page.get("Contents", ()))
-        return dict(sorted(found.items()))
+            pages = self._client.get_paginator("list_objects_v2").paginate(**where)
+            items = [item for page in pages for item in page.get("Contents", ())]
+        return dict(sorted((item["Key"][start:], item["Size"]) for item in items))
 
     def list(self, prefix: str = "") -> list[str]:
         """Names that begin with `prefix`, sorted."""
@@ -149,11 +137,11 @@ class Store:
         Raises:
             StoreError: an object could not be deleted.
         """
-        client, names = self._client, [*names]
+        names = [*names]
         with self._s3.errors(self.uri, "delete", _few(names)):
             for start in range(0, len(names), _DELETE_BATCH):
                 objects = [{"Key": self._key(name)} for name in names[start : start + _DELETE_BATCH]]
-                answer = client.delete_objects(Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True})
+                answer = self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True})
                 for error in answer.get("Errors", ()):
                     raise StoreError(
                         f"store {self.uri}: cannot delete {error['Key']}: {error.get('Code')} {error.get('Message')}. "
@@ -231,10 +219,6 @@ class Manifest(Record):
     metrics: dict[str, Any]
     uri: str = Field(exclude=True)  # where it was found: a copied or renamed bucket keeps its artifacts
 
-    def is_whole(self, sizes: Mapping[str, int], folder: str) -> bool:
-        """Whether a listing has every file below `folder` ("" or ending in "/"), each of the right size."""
-        return all(sizes.get(folder + entry.path) == entry.size for entry in self.files)
-
     def ref(self) -> ArtifactRef:
         """The reference that travels between stages."""
         return ArtifactRef(
@@ -242,12 +226,9 @@ class Manifest(Record):
         )
 
 
-def parse_manifest(data: bytes, uri: str) -> Manifest:
-    """Parse the manifest.json of the folder `uri`.
-
-    Raises:
-        StoreError: it is not one, or was written by a newer version.
-    """
+def _manifest(store: Store, folder: str = "") -> Manifest:
+    """Read the manifest.json in a folder of the store ("" or ending in "/")."""
+    data, uri = store.get_bytes(folder + MANIFEST), store.uri_of(folder)
     try:
         manifest = Manifest.model_validate({**json.loads(data), "uri": uri})
     except (ValueError, TypeError) as error:  # ValidationError is a ValueError
@@ -271,7 +252,7 @@ def open_artifact(ref: "ArtifactRef | str") -> Manifest:
     store = Store(uri)
     if not store.exists(MANIFEST):
         raise StoreError(f"{uri}: no finished artifact here (no {MANIFEST}). Re-run the stage that writes it.")
-    manifest = parse_manifest(store.get_bytes(MANIFEST), store.uri)
+    manifest = _manifest(store)
     if isinstance(ref, ArtifactRef) and manifest.digest != ref.digest:
         raise StoreError(
             f"{uri}: holds {manifest.digest}, expected {ref.digest}. It was made again since; re-run what reads it."
@@ -291,11 +272,7 @@ def download(ref: "ArtifactRef | str", into: Path) -> Path:
 
 
 def fetch(store: Store, entries: Iterable[FileEntry], into: Path) -> None:
-    """Fetch files into a folder and compare each with its entry.
-
-    Raises:
-        StoreError: there is no room for them, or one is missing or damaged.
-    """
+    """Fetch files into a folder and compare each with its entry; raises as `download` does, or when there is no room."""
     entries = [*entries]
     into.mkdir(parents=True, exist_ok=True)
     needed, free = sum(entry.size for entry in entries), shutil.disk_usage(into).free
@@ -338,11 +315,6 @@ def read_records(ref: "ArtifactRef | str", name: str, kind: type[R]) -> list[R]:
 
 
 def _verify(entry: FileEntry, size: int, sha256: str, where: str) -> None:
-    """Compare a file with its entry.
-
-    Raises:
-        StoreError: it is not what the manifest says.
-    """
     if (size, sha256) != (entry.size, entry.sha256):
         raise StoreError(
             f"{where}/{entry.path}: damaged: {size:,} bytes, sha256 {sha256[:12]}; "
@@ -350,17 +322,20 @@ def _verify(entry: FileEntry, size: int, sha256: str, where: str) -> None:
         )
 
 
-def list_artifacts(store: Store) -> list[Manifest]:
-    """Every finished artifact, oldest first; `inputs` holds the digests of the artifacts it was made from."""
-    sizes = store.sizes()
-    manifests = []
+def finished(store: Store, prefix: str = "") -> Iterator[Manifest]:
+    """Every artifact whose folder's name begins with `prefix` and whose files are all there, by name."""
+    sizes = store.sizes(prefix)
     for name in sizes:
         if name.count("/") == 3 and name.endswith(f"/{MANIFEST}"):
             folder = name.removesuffix(MANIFEST)
-            manifest = parse_manifest(store.get_bytes(name), store.uri_of(folder))
-            if manifest.is_whole(sizes, folder):
-                manifests.append(manifest)
-    return sorted(manifests, key=lambda manifest: (manifest.created_at, manifest.uri))
+            manifest = _manifest(store, folder)
+            if all(sizes.get(folder + entry.path) == entry.size for entry in manifest.files):
+                yield manifest
+
+
+def list_artifacts(store: Store) -> list[Manifest]:
+    """Every finished artifact, oldest first; `inputs` holds the digests of the artifacts it was made from."""
+    return sorted(finished(store), key=lambda manifest: (manifest.created_at, manifest.uri))
 
 
 def read_uri(uri: str) -> bytes:

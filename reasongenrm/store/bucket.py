@@ -5,37 +5,32 @@ Runs in a Job, which tries again when the object store is not up yet. The AWS va
 
 import sys
 from typing import Any
-from urllib.parse import urlsplit
 
 from reasongenrm.errors import InputError, ReasonGenRMError
+from reasongenrm.store.artifacts import Store
 
 _DEFAULT_REGION = "us-east-1"  # the one region that AWS refuses as a location constraint
 
 
 def make_bucket(uri: str) -> bool:
-    """Make the bucket of a store's address.
-
-    Args:
-        uri: s3://bucket, with or without a prefix.
+    """Make the bucket of a store's address, s3://bucket with or without a prefix.
 
     Returns:
         Whether it was made; False: it was there already, and these credentials may read it.
 
     Raises:
-        InputError: not such an address.
+        ConfigError: not such an address.
         StoreError: the server does not answer, refuses, or the bucket belongs to another account.
     """
     from botocore.exceptions import ClientError
 
     from reasongenrm.store.s3 import errors, make_client, status
 
-    parts = urlsplit(uri)
-    if parts.scheme != "s3" or not parts.netloc:
-        raise InputError(f"bucket: '{uri}' is no address of a store; expected s3://BUCKET.")
+    bucket = Store(uri).bucket
     with errors(uri, "make the bucket"):
         client = make_client()
         try:
-            client.head_bucket(Bucket=parts.netloc)
+            client.head_bucket(Bucket=bucket)
             return False
         except ClientError as error:
             if status(error) != 404:
@@ -45,7 +40,7 @@ def make_bucket(uri: str) -> bool:
         if region not in (None, _DEFAULT_REGION, "aws-global"):
             where["CreateBucketConfiguration"] = {"LocationConstraint": region}
         try:
-            client.create_bucket(Bucket=parts.netloc, **where)
+            client.create_bucket(Bucket=bucket, **where)
         except ClientError as error:
             if error.response["Error"].get("Code") == "BucketAlreadyOwnedByYou":  # made by another pod of the Job
                 return False

@@ -72,7 +72,7 @@ def choose_inputs(
     model: str | None = None,
     teacher: str | None = None,
 ) -> RunInputs:
-    """What a run starts from: what is given, else what its config says; without a teacher, the base model teaches itself.
+    """What a run starts from: what is given, else what its config says; without a teacher, the model teaches itself.
 
     Raises:
         ConfigError: neither says; names the options.

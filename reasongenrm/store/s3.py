@@ -64,9 +64,8 @@ def upload(client: Any, bucket: str, files: Mapping[str, Path]) -> None:
 
     boto3 sends a CRC32 with every request; the server compares it with what arrived.
     """
-    with create_transfer_manager(client, _transfer_config()) as manager:
-        futures = [manager.upload(str(path), bucket, key) for key, path in files.items()]
-        for future in futures:
+    with _transfers(client) as manager:
+        for future in [manager.upload(str(path), bucket, key) for key, path in files.items()]:
             future.result()
 
 
@@ -74,18 +73,15 @@ def download(client: Any, bucket: str, files: Mapping[str, Path]) -> None:
     """Read keys into files, large ones in parts; a file appears whole or not at all."""
     for path in files.values():
         path.parent.mkdir(parents=True, exist_ok=True)
-    with create_transfer_manager(client, _transfer_config()) as manager:
-        futures = [manager.download(bucket, key, str(path)) for key, path in files.items()]
-        for future in futures:
+    with _transfers(client) as manager:
+        for future in [manager.download(bucket, key, str(path)) for key, path in files.items()]:
             future.result()
 
 
-def _transfer_config() -> TransferConfig:
-    return TransferConfig(
-        multipart_threshold=_PART_BYTES,
-        multipart_chunksize=_PART_BYTES,
-        max_concurrency=4,
-        preferred_transfer_client="classic",
+def _transfers(client: Any) -> Any:
+    parts = {"multipart_threshold": _PART_BYTES, "multipart_chunksize": _PART_BYTES}
+    return create_transfer_manager(
+        client, TransferConfig(**parts, max_concurrency=4, preferred_transfer_client="classic")
     )
 
 
@@ -96,13 +92,8 @@ def status(error: ClientError) -> int:
 
 @contextmanager
 def errors(uri: str, action: str, name: str = "", num_bytes: int = 0) -> Iterator[None]:
-    """Turn whatever boto3 or the disk raises into one StoreError that stands alone.
-
-    Args:
-        uri: of the store.
-        action: a verb.
-        name: of the object or objects, relative to the store.
-        num_bytes: how much was to be written, 0 if nothing was.
+    """Turn whatever boto3 or the disk raises into one StoreError: what the verb `action` was to do with the objects `name`
+    of the store `uri`, and how many bytes were to be written (0 for none).
     """
     what = f"store {uri}: cannot {action} {name}".rstrip() + (f" ({num_bytes / MIB:,.1f} MiB)" if num_bytes else "")
     try:
@@ -127,9 +118,7 @@ def _explain(error: BotoCoreError | ClientError, uri: str, num_bytes: int) -> st
     if isinstance(error, EndpointConnectionError | ConnectTimeoutError):
         return f"nobody answers at {_endpoint()}. Start the store, or set AWS_ENDPOINT_URL to where it is."
     if isinstance(error, HTTPClientError):
-        return (
-            f"the connection to {_endpoint()} broke ({error}). Is the store running? Run again; finished work is kept."
-        )
+        return f"the connection to {_endpoint()} broke ({error}). Is it running? Run again; finished work is kept."
     if not isinstance(error, ClientError):
         return f"{error}. Check AWS_ENDPOINT_URL ({_endpoint()}) and the other AWS variables."
     code, message = error.response["Error"].get("Code", ""), error.response["Error"].get("Message", "")

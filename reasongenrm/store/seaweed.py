@@ -45,8 +45,6 @@ class EmbeddedStore:
     Attributes:
         env: the variables by which boto3, here or in a child process, reaches this server and no other.
         uri: of its bucket.
-        data_dir: where everything lies.
-        pid: of the server.
     """
 
     env: dict[str, str]
@@ -149,12 +147,14 @@ def _start(program: Path, data_dir: Path, lock: IO[str]) -> tuple[Child, dict[st
             except EngineError as error:
                 failure = error
                 continue
-            _abort_uploads(client)
+            # Uploads that a kill cut off take space, and no client can resume them, because the server was down.
+            for upload in client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", ()):
+                client.abort_multipart_upload(Bucket=BUCKET, Key=upload["Key"], UploadId=upload["UploadId"])
             stack.pop_all()
             return server, ports, env
     raise StoreError(
-        f"{data_dir}: the embedded store did not start in {_ATTEMPTS} attempts; {_mib_free(data_dir)} MiB are free there. "
-        f"Free space if the disk is full. {failure}"
+        f"{data_dir}: the embedded store did not start in {_ATTEMPTS} attempts; "
+        f"{shutil.disk_usage(data_dir).free >> 20:,} MiB are free there. Free space if the disk is full. {failure}"
     )
 
 
@@ -206,25 +206,19 @@ def _is_free(port: int) -> bool:
 
 
 def _is_ready(client: Any, master_port: int) -> bool:
-    """Whether the bucket and the volumes are there."""
+    """Whether the bucket is there, and the volume server has reported to the master.
+
+    In about one start of ten the report takes 5 s longer; until then the S3 gateway is up, but every read fails.
+    """
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         client.head_bucket(Bucket=BUCKET)
-        return _volumes_are_known(master_port)
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", master_port, timeout=2)) as connection:
+            connection.request("GET", "/dir/status")
+            topology = json.loads(connection.getresponse().read())["Topology"]
     except (BotoCoreError, ClientError, OSError, http.client.HTTPException):
         return False
-
-
-def _volumes_are_known(master_port: int) -> bool:
-    """Whether the volume server has reported to the master; in about one start of ten that takes 5 s longer.
-
-    Until then the S3 gateway is up, but every read fails.
-    """
-    connection = http.client.HTTPConnection("127.0.0.1", master_port, timeout=2)
-    with contextlib.closing(connection):
-        connection.request("GET", "/dir/status")
-        topology = json.loads(connection.getresponse().read())["Topology"]
     return any(rack["DataNodes"] for center in topology["DataCenters"] or () for rack in center["Racks"] or ())
 
 
@@ -247,18 +241,12 @@ def _client(env: Mapping[str, str]) -> Any:
     )
 
 
-def _abort_uploads(client: Any) -> None:
-    """Give back the space of uploads that a kill cut off: no client can resume them, because the server was down."""
-    for upload in client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", ()):
-        client.abort_multipart_upload(Bucket=BUCKET, Key=upload["Key"], UploadId=upload["UploadId"])
-
-
 def _env(data_dir: Path, ports: Mapping[str, int], credentials: tuple[str, str]) -> dict[str, str]:
     """Every variable that could lead boto3 elsewhere is set, so that the user's own AWS settings have no say."""
     config_path = data_dir / "aws.ini"
     config_path.write_text("[default]\n", encoding="utf-8")
     endpoint = f"http://127.0.0.1:{ports['s3']}"
-    no_proxy = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
+    no_proxy = os.environ.get("NO_PROXY") or os.environ.get("no_proxy")
     no_proxy = ",".join(filter(None, (no_proxy, "127.0.0.1")))
     return {
         "AWS_ENDPOINT_URL": endpoint,
@@ -276,10 +264,6 @@ def _env(data_dir: Path, ports: Mapping[str, int], credentials: tuple[str, str])
         "NO_PROXY": no_proxy,
         "no_proxy": no_proxy,
     }
-
-
-def _mib_free(folder: Path) -> str:
-    return f"{shutil.disk_usage(folder).free >> 20:,}"
 
 
 def _remove_sockets(ports: Mapping[str, int]) -> None:

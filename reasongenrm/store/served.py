@@ -36,12 +36,6 @@ class ServedJudge(Record):
     served_since: str
     cause: Literal["deploy", "rollback"] = "deploy"
 
-    @property
-    def object_name(self) -> str:
-        """Where the record lies in the store, relative to it."""
-        moment = datetime.fromisoformat(self.served_since)
-        return f"{_folder(self.namespace, self.name)}/{moment:%Y%m%dT%H%M%S.%f}-{self.model.digest[-8:]}.json"
-
 
 def _folder(namespace: str, name: str) -> str:
     return f"served/{namespace}/{name}"
@@ -50,8 +44,9 @@ def _folder(namespace: str, name: str) -> str:
 def record_served(store: Store, judge: ServedJudge) -> None:
     """Write down that this judge is served now; the current one is replaced last."""
     data = judge.model_dump_json(indent=2).encode()
-    store.put_bytes(judge.object_name, data)
-    store.put_bytes(f"{_folder(judge.namespace, judge.name)}.json", data)
+    folder, since = _folder(judge.namespace, judge.name), datetime.fromisoformat(judge.served_since)
+    store.put_bytes(f"{folder}/{since:%Y%m%dT%H%M%S.%f}-{judge.model.digest[-8:]}.json", data)
+    store.put_bytes(f"{folder}.json", data)
 
 
 def served_judge(store: Store, namespace: str, name: str) -> ServedJudge | None:

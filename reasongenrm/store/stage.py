@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +35,7 @@ from reasongenrm.store.artifacts import (
     Store,
     digest_bytes,
     fetch,
-    parse_manifest,
+    finished,
     sha256_file,
 )
 from reasongenrm.store.scratch import scratch_folder
@@ -119,15 +120,7 @@ class Stage:
 
     def find_done(self) -> ArtifactRef | None:
         """The finished artifact of this key; of several (two runs at once, different bytes) everyone takes the same."""
-        sizes = self.store.sizes(f"{self.folder}/{_DIGEST_START}")
-        for name in sizes:
-            if not name.endswith(f"/{MANIFEST}"):
-                continue
-            folder = name.removesuffix(MANIFEST)
-            manifest = parse_manifest(self.store.get_bytes(name), self.store.uri_of(folder))
-            if manifest.is_whole(sizes, folder):
-                return manifest.ref()
-        return None
+        return next((found.ref() for found in finished(self.store, f"{self.folder}/{_DIGEST_START}")), None)
 
     def parts(self) -> dict[str, bytes]:
         """The parts that earlier, unfinished runs of this key left, by name, sorted."""
@@ -148,12 +141,7 @@ class Stage:
         self.store.put_files({start + entry.path: folder / entry.path for entry in entries})
 
     def finish_checkpoint(self, step: int, entries: Iterable[FileEntry], num_processes: int) -> None:
-        """Make a checkpoint whole, all of whose files have been uploaded, and drop the older ones.
-
-        Args:
-            entries: its files, of all nodes.
-            num_processes: that wrote it, of all nodes.
-        """
+        """Make a checkpoint whole, all of whose files (`entries`, of all nodes) are uploaded, and drop the older ones."""
         here = self._checkpoint(step)
         checkpoint = _Checkpoint(step=step, num_processes=num_processes, files=tuple(entries))
         self.store.put_bytes(here + MANIFEST, checkpoint.model_dump_json().encode())
@@ -206,11 +194,7 @@ class Stage:
         for name, file in _files_below(path).items():
             self.add_file(file, name)
 
-    def finish(
-        self,
-        counts: Mapping[str, int],
-        metrics: Mapping[str, Any] = {},
-    ) -> ArtifactRef:
+    def finish(self, counts: Mapping[str, int], metrics: Mapping[str, Any] = {}) -> ArtifactRef:
         """Upload the files, write the manifest last, drop what was kept for resuming, and print the counts.
 
         Returns:
@@ -224,10 +208,10 @@ class Stage:
             try:
                 self._upload(dict(counts), dict(metrics))
             except StoreError:
-                ref = self.find_done()  # another run of this key may have finished, and cleaned up what we were writing
-                if ref is None:
+                # Another run of this key may have finished, and cleaned up what we were writing.
+                if self.find_done() is None:
                     raise
-            ref = ref or self.find_done()
+            ref = self.find_done()
             assert ref, f"{self.folder} has just been written"
         self._clean_up()
         for line in count_lines(ref.counts):
@@ -237,13 +221,9 @@ class Stage:
 
     def _clean_up(self) -> None:
         """Drop parts, checkpoints, and files that a killed run uploaded without ever writing their manifest."""
-        names = self.store.list(f"{self.folder}/")
-        finished = tuple(
-            name.removesuffix(MANIFEST)
-            for name in names
-            if name.endswith(f"/{MANIFEST}") and name.startswith(f"{self.folder}/{_DIGEST_START}")
-        )
-        self.store.delete(name for name in names if not name.startswith(finished))
+        names, start = self.store.list(f"{self.folder}/"), f"{self.folder}/{_DIGEST_START}"
+        kept = tuple(name.removesuffix(MANIFEST) for name in names if fnmatch(name, f"{start}*/{MANIFEST}"))
+        self.store.delete(name for name in names if not name.startswith(kept))
 
     def _upload(self, counts: dict[str, int], metrics: dict[str, Any]) -> None:
         entries = tuple(_entry(name, path) for name, path in sorted(self._files.items()))
@@ -286,10 +266,9 @@ def source_sha256() -> str:
     """SHA-256 over this package's source files: two manifests that differ in it were made by different code."""
     package = Path(__file__).parents[1]
     # An installed package also holds components/ and pipelines/, which wire stages and do none of their work.
-    paths = sorted(
-        path for path in package.rglob("*.py") if path.relative_to(package).parts[0] not in ("components", "pipelines")
-    )
-    lines = [f"{path.relative_to(package)}\0{sha256_file(path)}\n" for path in paths]
+    paths = {path.relative_to(package): path for path in sorted(package.rglob("*.py"))}
+    ours = {name: path for name, path in paths.items() if name.parts[0] not in ("components", "pipelines")}
+    lines = [f"{name}\0{sha256_file(path)}\n" for name, path in ours.items()]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

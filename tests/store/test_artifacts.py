@@ -77,7 +77,7 @@ def test_large_file_goes_up_in_parts_and_comes_back_the_same(
     monkeypatch.setattr(s3, "_PART_BYTES", 5 << 20)
     data = bytes(range(256)) * (11 << 12)  # 11 MiB: parts of 5, 5 and 1
     (tmp_path / "there").write_bytes(data)
-    store.put_file("large", tmp_path / "there")
+    store.put_files({"large": tmp_path / "there"})
     head = boto3.session.Session().client("s3").head_object(Bucket=store.bucket, Key=f"{store.prefix}/large")
     assert head["ETag"].endswith('-3"')
     store.get_files({"large": tmp_path / "new/folder/back"})
@@ -137,7 +137,7 @@ def test_missing_bucket_is_told_and_nothing_is_created(store_env: EmbeddedStore,
     for attempt in (
         store.check,
         lambda: store.put_bytes("a", b""),
-        lambda: store.put_file("a", tmp_path / "file"),
+        lambda: store.put_files({"a": tmp_path / "file"}),
         lambda: store.exists("a"),
     ):
         with pytest.raises(StoreError, match=rf"no such bucket at {store_env.env['AWS_ENDPOINT_URL']}\. Create it"):

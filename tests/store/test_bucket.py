@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from reasongenrm.errors import InputError, StoreError
+from reasongenrm.errors import ConfigError, StoreError
 from reasongenrm.store.bucket import main, make_bucket
 from reasongenrm.store.s3 import make_client
 from tests.waiting import HANG_SECONDS
@@ -122,6 +122,6 @@ def test_server_that_is_not_up_fails_the_pod_with_a_message(
 
 @pytest.mark.parametrize("uri", ["bucket", "s3://", "http://bucket"])
 def test_address_that_is_none_is_refused(uri: str) -> None:
-    with pytest.raises(InputError, match=r"expected s3://BUCKET"):
+    with pytest.raises(ConfigError, match=r"expected s3://bucket"):
         make_bucket(uri)
-    assert main([uri]) == main([]) == InputError.exit_code
+    assert main([uri]) == main([]) == ConfigError.exit_code

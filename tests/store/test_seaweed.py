@@ -200,7 +200,7 @@ def test_full_disk_is_one_clear_error_and_loses_nothing(small_disk: Path) -> Non
         with pytest.raises(
             StoreError, match=r"cannot write large \(34\.0 MiB\): the disk of \S+ is full: 34\.0 MiB were needed"
         ):
-            store.put_file("large", large)
+            store.put_files({"large": large})
         assert time.monotonic() - started < HANG_SECONDS
         assert store.list() == ["kept"]
         assert store.get_bytes("kept") == kept
@@ -210,7 +210,7 @@ def test_full_disk_is_one_clear_error_and_loses_nothing(small_disk: Path) -> Non
         assert again.env["AWS_SECRET_ACCESS_KEY"] != server.env["AWS_SECRET_ACCESS_KEY"]
         os.environ.update(again.env)
         store = Store(server.uri)
-        store.put_file("large", large)
+        store.put_files({"large": large})
         assert store.sizes() == {"kept": 1 << 20, "large": 34 << 20}
 
 
@@ -222,7 +222,7 @@ def test_deleted_objects_give_their_space_back(tmp_path: Path, monkeypatch: pyte
         os.environ.update(server.env)
         store = Store(server.uri)
         (tmp_path / "file").write_bytes(bytes(100 << 20))
-        store.put_file("file", tmp_path / "file")
+        store.put_files({"file": tmp_path / "file"})
         store.delete(["file"])
         deadline = time.monotonic() + 200
         while sum(path.stat().st_size for path in (tmp_path / "objects").glob("*.dat")) > 10 << 20:
