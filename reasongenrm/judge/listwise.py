@@ -36,17 +36,6 @@ class Ranking:
         )
 
 
-def most_comparisons(num_answers: int) -> int:
-    """The most comparisons that ranking this number of answers needs."""
-    levels = _num_levels(num_answers)
-    return num_answers * levels - 2**levels + 1
-
-
-def _num_levels(num_answers: int) -> int:
-    """ceil(log2(num_answers))."""
-    return (num_answers - 1).bit_length()
-
-
 async def rank(num_answers: int, compare: Compare, max_comparisons: int | None = None) -> Ranking:
     """Rank answers 0 .. num_answers - 1.
 
@@ -60,7 +49,7 @@ async def rank(num_answers: int, compare: Compare, max_comparisons: int | None =
     """
     results: dict[tuple[int, int], PairResult] = {}
     # Halved again and again, down to one answer or none: the bound of merge sort holds for balanced halves only.
-    num_leaves = 2 ** _num_levels(num_answers)
+    num_leaves = 2 ** (num_answers - 1).bit_length()
     runs = [
         list(range(num_answers * leaf // num_leaves, num_answers * (leaf + 1) // num_leaves))
         for leaf in range(num_leaves)

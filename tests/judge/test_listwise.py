@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasongenrm.judge.api import ListwiseRequest, ListwiseResponse
-from reasongenrm.judge.listwise import Ranking, most_comparisons, rank
+from reasongenrm.judge.listwise import Ranking, rank
 from reasongenrm.judge.pairwise import PairResult
 from reasongenrm.judge.service import JudgeSettings, open_judge
 from tests.endpoints import FakeEndpoint
@@ -27,10 +27,14 @@ def ranked(strengths: list[float], max_comparisons: int | None = None, tells_p: 
     return asyncio.run(rank(len(strengths), compare, max_comparisons))
 
 
-# n: comparisons at most, as Knuth's table has them (TAOCP 3, 5.2.4): 2: 1, 3: 3, 4: 5, 5: 8, 8: 17, 32: 129.
-@pytest.mark.parametrize(("num_answers", "most"), [(2, 1), (3, 3), (4, 5), (5, 8), (8, 17), (32, 129)])
-def test_most_comparisons_are_those_of_merge_sort(num_answers: int, most: int) -> None:
-    assert most_comparisons(num_answers) == most
+# Comparisons at most for 0, 1, 2, ... answers, as Knuth's table of merge sort has them (TAOCP 3, 5.2.4).
+MOST_COMPARISONS = [0, 0, 1, 3, 5, 8, 11, 14, 17, 21, 25, 29, 33]
+
+
+@pytest.mark.parametrize("num_answers", [2, 3, 4, 5])
+def test_worst_order_of_the_answers_needs_as_many_comparisons_as_merge_sort(num_answers: int) -> None:
+    found = [ranked(list(strengths)) for strengths in itertools.permutations(range(num_answers))]
+    assert max(len(one.comparisons) for one in found) == MOST_COMPARISONS[num_answers]
 
 
 @settings(deadline=None)
@@ -40,7 +44,7 @@ def test_ranking_is_by_strength_equal_ones_as_given_and_within_the_bound(strengt
     assert found.order == sorted(range(len(strengths)), key=lambda index: -strengths[index])  # stable
     assert found.complete
     pairs = [frozenset((one.first, one.second)) for one in found.comparisons]
-    assert len(pairs) == len(set(pairs)) <= most_comparisons(len(strengths))
+    assert len(pairs) == len(set(pairs)) <= MOST_COMPARISONS[len(strengths)]
 
 
 def test_without_probabilities_the_verdicts_rank() -> None:
