@@ -9,6 +9,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from reasongenrm.errors import ClusterError
@@ -26,14 +27,7 @@ from reasongenrm.kubernetes.health import container_states
 from reasongenrm.kubernetes.kinds import POD, Kind
 from reasongenrm.kubernetes.waiting import Outage
 
-__all__ = [
-    "AlreadyExistsError",
-    "Cluster",
-    "ConflictError",
-    "ForbiddenError",
-    "NotFoundError",
-    "UnavailableError",
-]
+__all__ = ["AlreadyExistsError", "Cluster", "ConflictError", "ForbiddenError", "NotFoundError", "UnavailableError"]
 
 Objects = list[dict[str, Any]]
 Lines = list[str]  # a name of its own: in the class, `list` is a method
@@ -83,7 +77,7 @@ class Cluster:
             ClusterError: as `Connection.request`; also if the server does not know the kind at all.
         """
         try:
-            return self._object("get", "GET", kind, namespace, name)
+            return self._object("get", kind, namespace, name)
         except NotFoundError:
             return None
 
@@ -95,10 +89,9 @@ class Cluster:
             fields: a field selector, such as "involvedObject.name=x".
         """
         query = {key: value for key, value in (("labelSelector", labels), ("fieldSelector", fields)) if value}
-        call = Call("list", kind.resource, namespace, None, "GET", kind.path(namespace), query)
+        items = self._connection.request(Call("list", kind, namespace, query=query))["items"]
         # Lists of built-in kinds leave both out of their items.
-        kept = {"apiVersion": kind.api_version, "kind": kind.kind}
-        return [{**kept, **item} for item in self._connection.request(call)["items"]]
+        return [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in items]
 
     def create(self, kind: Kind, namespace: str, body: dict[str, Any]) -> dict[str, Any]:
         """Create an object.
@@ -107,7 +100,7 @@ class Cluster:
             AlreadyExistsError: the name is taken.
             ClusterError: refused; see `connection`.
         """
-        return self._object("create", "POST", kind, namespace, body["metadata"]["name"], body)
+        return self._object("create", kind, namespace, body["metadata"]["name"], body)
 
     def replace(self, kind: Kind, namespace: str, body: dict[str, Any]) -> dict[str, Any]:
         """Replace the whole object.
@@ -116,7 +109,7 @@ class Cluster:
             ConflictError: `body` has a resourceVersion and the object has changed since.
             NotFoundError: it is not there.
         """
-        return self._object("update", "PUT", kind, namespace, body["metadata"]["name"], body)
+        return self._object("update", kind, namespace, body["metadata"]["name"], body)
 
     def patch(self, kind: Kind, namespace: str, name: str, patch: dict[str, Any]) -> dict[str, Any]:
         """JSON merge patch (RFC 7396): None removes a field, a list is replaced as a whole.
@@ -124,7 +117,7 @@ class Cluster:
         Raises:
             NotFoundError: the object is not there.
         """
-        return self._object("patch", "PATCH", kind, namespace, name, patch, "application/merge-patch+json")
+        return self._object("patch", kind, namespace, name, patch)
 
     def delete(self, kind: Kind, namespace: str, name: str, uid: str | None = None, foreground: bool = False) -> bool:
         """Delete an object, and through the garbage collector what it owns.
@@ -136,14 +129,12 @@ class Cluster:
         Returns:
             Whether it was there (with that uid) when the server was asked last.
         """
-        options: dict[str, Any] = {
-            "apiVersion": "v1",
-            "kind": "DeleteOptions",
-            "propagationPolicy": "Foreground" if foreground else "Background",
-            **({"preconditions": {"uid": uid}} if uid is not None else {}),
-        }
+        policy = "Foreground" if foreground else "Background"
+        options: dict[str, Any] = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": policy}
+        if uid is not None:
+            options["preconditions"] = {"uid": uid}
         try:
-            self._object("delete", "DELETE", kind, namespace, name, options)
+            self._object("delete", kind, namespace, name, options)
         except (NotFoundError, ConflictError):
             return False
         return True
@@ -159,7 +150,7 @@ class Cluster:
             ClusterError: refused (also: the container has not started); see `connection`.
         """
         query = {"tailLines": str(num_lines), **({"previous": "true"} if previous else {})}
-        with self._connection.lines(_log_call(namespace, pod, container, query), connection.READ_SECONDS) as lines:
+        with self._log(namespace, pod, container, query, connection.READ_SECONDS) as lines:
             return [line.decode("utf-8", "replace") for line in lines]
 
     def follow_log(self, namespace: str, pod: str, container: str) -> Iterator[str]:
@@ -179,7 +170,7 @@ class Cluster:
             query = {"follow": "true", "timestamps": "true", **({"sinceTime": since} if since else {})}
             seen = recent.copy()
             try:
-                with self._connection.lines(_log_call(namespace, pod, container, query), QUIET_LOG_SECONDS) as lines:
+                with self._log(namespace, pod, container, query, QUIET_LOG_SECONDS) as lines:
                     for data in lines:
                         outage.end()
                         line = data.decode("utf-8", "replace")
@@ -203,27 +194,17 @@ class Cluster:
                     raise
                 time.sleep(connection.FIRST_WAIT_SECONDS)
 
-    def _object(
-        self,
-        verb: str,
-        method: str,
-        kind: Kind,
-        namespace: str,
-        name: str,
-        body: Any = None,
-        content_type: str = "application/json",
-    ) -> dict[str, Any]:
+    def _object(self, verb: str, kind: Kind, namespace: str, name: str, body: Any = None) -> dict[str, Any]:
         """Do something with one object; the server's answer."""
-        path = kind.path(namespace, None if verb == "create" else name)
         query = _FIELD_MANAGER if verb in ("create", "update", "patch") else {}
-        call = Call(verb, kind.resource, namespace, name, method, path, query, body, content_type)
-        answer: dict[str, Any] = self._connection.request(call)
+        answer: dict[str, Any] = self._connection.request(Call(verb, kind, namespace, name, query, body))
         return answer
 
-
-def _log_call(namespace: str, pod: str, container: str, query: dict[str, str]) -> Call:
-    path = POD.path(namespace, pod) + "/log"
-    return Call("get", "pods/log", namespace, pod, "GET", path, {"container": container, **query})
+    def _log(
+        self, namespace: str, pod: str, container: str, query: dict[str, str], read_seconds: float
+    ) -> AbstractContextManager[Iterator[bytes]]:
+        call = Call("get", POD, namespace, pod, {"container": container, **query}, subresource="log")
+        return self._connection.lines(call, read_seconds)
 
 
 def _has_ended(pod: dict[str, Any], container: str) -> bool:

@@ -20,6 +20,7 @@ from urllib.parse import urlencode
 
 from reasongenrm import __version__
 from reasongenrm.errors import ClusterError
+from reasongenrm.kubernetes.kinds import Kind
 
 if TYPE_CHECKING:
     from kubernetes.client import Configuration
@@ -58,37 +59,46 @@ class UnavailableError(ClusterError):
     """The server could not be reached, or was overloaded, also when retried; the same call may succeed later."""
 
 
-class _Transient(Exception):
-    """A failure that may pass.
-
-    Attributes:
-        retry_after_seconds: what the server asked for, if it did.
-    """
+class _TransientError(Exception):
+    """A failure that may pass; with what Retry-After asks for, if it does."""
 
     def __init__(self, what: str, retry_after_seconds: float | None = None) -> None:
         super().__init__(what)
         self.retry_after_seconds = retry_after_seconds
 
 
+_METHODS = {"get": "GET", "list": "GET", "create": "POST", "update": "PUT", "patch": "PATCH", "delete": "DELETE"}
+
+
 @dataclass(frozen=True)
 class Call:
-    """One request, in the words of RBAC and in those of HTTP.
+    """One request, in the words of RBAC.
 
     Attributes:
-        verb: as RBAC names it: get, list, create, update, patch, delete.
-        resource: plural with its group, as RBAC and kubectl name it ("trainjobs.trainer.kubeflow.org", "pods/log").
-        path: from the host on.
+        verb: get, list, create, update, patch (a JSON merge patch) or delete.
+        namespace: None: all of them.
+        subresource: of one object, such as a pod's "log".
     """
 
     verb: str
-    resource: str
+    kind: Kind
     namespace: str | None
-    name: str | None
-    method: str
-    path: str
+    name: str | None = None
     query: Mapping[str, str] = field(default_factory=dict)
     body: Any = None
-    content_type: str = "application/json"
+    subresource: str = ""
+
+    @property
+    def resource(self) -> str:
+        """Plural with its group, as RBAC and kubectl name it: "trainjobs.trainer.kubeflow.org", "pods/log"."""
+        return self.kind.resource + (f"/{self.subresource}" if self.subresource else "")
+
+    @property
+    def target(self) -> str:
+        """Path and query."""
+        path = self.kind.path(self.namespace, None if self.verb == "create" else self.name)
+        path += f"/{self.subresource}" if self.subresource else ""
+        return f"{path}?{urlencode(self.query)}" if self.query else path
 
     def __str__(self) -> str:
         place = "/".join(part for part in (self.namespace, self.name) if part)
@@ -116,33 +126,29 @@ class Connection:
         return Connection(self._configuration, self._login, seconds)
 
     def request(self, call: Call) -> Any:
-        """Send a request, again after a 429 (when Retry-After says), a 5xx or a lost connection.
-
-        Returns:
-            The answer's JSON.
+        """Send a request, again after a 429 (when Retry-After says), a 5xx or a lost connection; returns the answer's JSON.
 
         Raises:
             ClusterError: the kind says what was refused (see the classes above). An earlier attempt, whose answer was
                 lost, may have been carried out, and be what the refusal is about.
         """
         ends = math.inf if self._seconds is None else time.monotonic() + self._seconds
-        num_attempts = 0
+        attempt = 0
         while True:
             try:
                 return self._request_once(call, min(READ_SECONDS, max(0.1, ends - time.monotonic())))
-            except _Transient as error:
-                num_attempts += 1
+            except _TransientError as error:
                 left = ends - time.monotonic()
-                if left <= 0 or (self._seconds is None and num_attempts == MAX_ATTEMPTS):
+                if left <= 0 or (self._seconds is None and attempt + 1 == MAX_ATTEMPTS):
                     raise UnavailableError(
                         f"{call}: {error}, also when retried. Is the API server {self.host} up and reachable from here? "
                         "Run again; finished work is kept."
                     ) from error
-                growing = FIRST_WAIT_SECONDS * 2 ** (num_attempts - 1)
-                seconds = growing if error.retry_after_seconds is None else error.retry_after_seconds
-                seconds = min(seconds, left, MAX_WAIT_SECONDS)
+                asked = error.retry_after_seconds
+                seconds = min(FIRST_WAIT_SECONDS * 2**attempt if asked is None else asked, left, MAX_WAIT_SECONDS)
                 logger.warning("%s: %s; trying again in %.1f s", call, error, seconds)
                 time.sleep(seconds)
+                attempt += 1
 
     @contextmanager
     def lines(self, call: Call, read_seconds: float) -> Iterator[Iterator[bytes]]:
@@ -159,118 +165,98 @@ class Connection:
             ClusterError: the server refused.
         """
         try:
-            response = self._send(call, read_seconds)
-            try:
+            with self._answer(call, read_seconds) as response:
                 yield _lines_of(response)
-            finally:
-                response.close()
-        except _Transient as error:
+        except _TransientError as error:
             raise UnavailableError(f"{call}: {error}.") from error
 
     def _request_once(self, call: Call, read_seconds: float) -> Any:
-        from urllib3.exceptions import HTTPError
-
-        response = self._send(call, read_seconds)
+        with self._answer(call, read_seconds) as response:
+            data = response.data
         try:
-            return json.loads(response.data)
-        except HTTPError as error:
-            raise _Transient(f"the answer broke off ({_words(error)})") from error
+            return json.loads(data)
         except ValueError as error:
             raise ClusterError(
-                f"{call}: {self.host} answered {response.data[:80]!r}; expected JSON. Is that address a Kubernetes API "
-                "server? Check the kubeconfig."
+                f"{call}: {self.host} answered {data[:80]!r}; expected JSON. Is that address a Kubernetes API server? "
+                "Check the kubeconfig."
             ) from error
-        finally:
-            response.release_conn()
 
-    def _send(self, call: Call, read_seconds: float) -> "BaseHTTPResponse":
-        """Send once; the answer's body is not read yet."""
+    @contextmanager
+    def _answer(self, call: Call, read_seconds: float) -> Iterator["BaseHTTPResponse"]:
+        """Send once; the answer's body is not read yet. A connection that breaks while it is read is told as well."""
         from urllib3 import Timeout
-        from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
+        from urllib3.exceptions import HTTPError, SSLError
 
         headers = {"accept": "application/json", "user-agent": f"reasongenrm/{__version__}"}
         self._api.update_params_for_auth(headers, [], ["BearerToken"])
-        body = None
         if call.body is not None:
-            headers["content-type"] = call.content_type
-            body = json.dumps(call.body, allow_nan=False).encode()
-        url = self.host + call.path + ("?" + urlencode(call.query) if call.query else "")
-        timeout = Timeout(connect=min(CONNECT_SECONDS, read_seconds), read=read_seconds)
+            headers["content-type"] = f"application/{'merge-patch+json' if call.verb == 'patch' else 'json'}"
         try:
             response: BaseHTTPResponse = self._api.rest_client.pool_manager.request(
-                call.method,
-                url,
-                body=body,
+                _METHODS[call.verb],
+                self.host + call.target,
+                body=None if call.body is None else json.dumps(call.body, allow_nan=False).encode(),
                 headers=headers,
-                timeout=timeout,
+                timeout=Timeout(connect=min(CONNECT_SECONDS, read_seconds), read=read_seconds),
                 retries=False,  # ours are counted and logged
                 preload_content=False,
             )
-        except SSLError as error:
-            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        except HTTPError as error:
+            if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
                 raise ClusterError(
                     f"{call}: the certificate of {self.host} is not trusted ({_words(error)}). Check "
                     "certificate-authority(-data) of the kubeconfig, or write it again."
                 ) from error
-            raise _Transient(f"no TLS connection to {self.host} ({_words(error)})") from error
-        except (NewConnectionError, ConnectTimeoutError) as error:
-            raise _Transient(f"nobody answers at {self.host} ({_words(error)})") from error
-        except HTTPError as error:
-            raise _Transient(f"{self.host} did not answer ({_words(error)})") from error
-        if 200 <= response.status < 300:
-            return response
+            raise _TransientError(f"nobody answers at {self.host} ({_words(error)})") from error
         try:
-            raise self._refusal(call, response)
+            if not 200 <= response.status < 300:
+                raise self._refusal(call, response)
+            yield response
         except HTTPError as error:
-            raise _Transient(f"the answer broke off ({_words(error)})") from error
+            raise _TransientError(f"the answer broke off ({_words(error)})") from error
         finally:
-            response.release_conn()
+            response.close()  # one that was read to its end has given its connection back to the pool
 
     def _refusal(self, call: Call, response: "BaseHTTPResponse") -> Exception:
         """The error that an answer means."""
         code, status = response.status, _status_of(response.data)
-        message = str(status.get("message") or response.data[:200].decode("utf-8", "replace") or response.reason)
+        said = str(status.get("message") or response.data[:200].decode("utf-8", "replace") or response.reason)
+        message = said.rstrip(". ")
         if code in _TRANSIENT:
             after = response.headers.get("Retry-After", "")
-            wait = float(after) if after.isdigit() else None
-            return _Transient(f"{self.host} answered {code}: {message}".rstrip(". "), wait)
-        return refusal(call, code, status, message, self._login)
-
-
-def refusal(call: Call, code: int, status: Mapping[str, Any], message: str, login: str) -> ClusterError:
-    """The error of an answer that no retry changes, from its HTTP code and its Status object."""
-    message = message.rstrip(". ")
-    if code == 401 or (code == 403 and '"system:anonymous"' in message):
-        return ClusterError(f"{call}: the API server does not accept the credentials ({code}: {message}). {login}")
-    if code == 403:
-        return ForbiddenError(f"{call}: {_explain_forbidden(call, message)}")
-    if code == 404 and status.get("kind") != "Status":
-        return ClusterError(
-            f"{call}: the API server does not know {call.resource}. Install what brings it (docs/install.md lists the "
-            "versions), or check that this is the right cluster: kubectl api-resources."
-        )
-    if code == 404:
-        return NotFoundError(f"{call}: {message}. Check the name and the namespace.")
-    if code == 409 and status.get("reason") == "AlreadyExists":
-        return AlreadyExistsError(f"{call}: it exists already. Delete it, or use another name.")
-    if code == 409:
-        return ConflictError(f"{call}: {message}. Read it again and repeat.")
-    if code == 422:
-        return ClusterError(f"{call}: the API server finds the object invalid: {message}. Fix the field that it names.")
-    return ClusterError(f"{call}: the API server answered {code}: {message}. Fix what it names.")
+            return _TransientError(f"{self.host} answered {code}: {message}", float(after) if after.isdigit() else None)
+        if code == 401 or (code == 403 and '"system:anonymous"' in message):
+            return ClusterError(
+                f"{call}: the API server does not accept the credentials ({code}: {message}). {self._login}"
+            )
+        if code == 403:
+            return ForbiddenError(f"{call}: {_explain_forbidden(call, message)}")
+        if code == 404 and status.get("kind") != "Status":
+            return ClusterError(
+                f"{call}: the API server does not know {call.resource}. Install what brings it (docs/install.md lists the "
+                "versions), or check that this is the right cluster: kubectl api-resources."
+            )
+        if code == 404:
+            return NotFoundError(f"{call}: {message}. Check the name and the namespace.")
+        if code == 409 and status.get("reason") == "AlreadyExists":
+            return AlreadyExistsError(f"{call}: it exists already. Delete it, or use another name.")
+        if code == 409:
+            return ConflictError(f"{call}: {message}. Read it again and repeat.")
+        what = "finds the object invalid" if code == 422 else f"answered {code}"
+        return ClusterError(f"{call}: the API server {what}: {message}. Fix what it names.")
 
 
 def _explain_forbidden(call: Call, message: str) -> str:
     account = _ACCOUNT.search(message)
     if account is None:  # a quota, Pod Security, a webhook
         return f"an admission rule of the cluster refuses it: {message}. Change what it names, or ask who runs the cluster."
-    where = f"in namespace {call.namespace}" if call.namespace else "in the whole cluster"
-    role = f"kubectl create role NAME --verb={call.verb} --resource={call.resource} --namespace={call.namespace}"
-    if not call.namespace:
-        role = f"kubectl create clusterrole NAME --verb={call.verb} --resource={call.resource}"
+    where, role, scope = "in the whole cluster", "clusterrole", ""
+    if call.namespace:
+        where, role, scope = f"in namespace {call.namespace}", "role", f" --namespace={call.namespace}"
     return (
         f"account {account[1]} may not {call.verb} {call.resource} {where} ({message}). Apply our manifests, whose Role and "
-        f"RoleBinding grant it to the pipeline's accounts, or grant it: {role}, and bind that to the account."
+        f"RoleBinding grant it to the pipeline's accounts, or grant it: kubectl create {role} NAME --verb={call.verb} "
+        f"--resource={call.resource}{scope}, and bind that to the account."
     )
 
 
@@ -294,13 +280,11 @@ def service_account() -> tuple[Connection, str]:
     def read_token(configuration: "Configuration") -> None:
         configuration.api_key["authorization"] = f"Bearer {token_path.read_text().strip()}"
 
-    configuration = client.Configuration()
-    configuration.host = f"https://{f'[{host}]' if ':' in host else host}:{port}"
+    configuration = client.Configuration(host=f"https://{f'[{host}]' if ':' in host else host}:{port}")
     configuration.ssl_ca_cert = str(ca_path)
     configuration.refresh_api_key_hook = read_token
     read_token(configuration)
-    namespace_path = SERVICE_ACCOUNT_DIR / "namespace"
-    namespace = os.environ.get("POD_NAMESPACE") or namespace_path.read_text().strip()
+    namespace = os.environ.get("POD_NAMESPACE") or (SERVICE_ACCOUNT_DIR / "namespace").read_text().strip()
     login = f"They are those of this pod's service account ({token_path}): does the account still exist?"
     return Connection(configuration, login), namespace
 
@@ -355,15 +339,10 @@ def _kubernetes() -> Any:
 
 
 def _lines_of(response: "BaseHTTPResponse") -> Iterator[bytes]:
-    from urllib3.exceptions import HTTPError
-
     rest = b""
-    try:
-        for data in response.stream(1 << 16):
-            *whole, rest = (rest + data).split(b"\n")
-            yield from whole
-    except HTTPError as error:
-        raise _Transient(f"the connection broke ({_words(error)})") from error
+    for data in response.stream(1 << 16):
+        *whole, rest = (rest + data).split(b"\n")
+        yield from whole
     if rest:
         yield rest
 
