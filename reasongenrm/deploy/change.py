@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from reasongenrm.config import DeployConfig
 from reasongenrm.deploy.golden import Golden, GoldenRows, ask_golden
 from reasongenrm.deploy.manifest import revision_of
-from reasongenrm.deploy.preflight import check_admission
 from reasongenrm.deploy.replaced import load_replaced, manifest_of, over, save_replaced, versioned, with_replaced
 from reasongenrm.deploy.rollout import Target, Timeline, wait_for_rollout
 from reasongenrm.deploy.runtimes import has_reasoning_parser, runtime_of
@@ -63,16 +62,15 @@ def change_served(
         golden: what the new pods are asked; None: only their rollout is waited for.
 
     Raises:
-        ConfigError: KServe's webhook would refuse it; nothing was written.
-        ClusterError: the new judge did not start or did not agree; says what is served now.
+        ClusterError: the cluster refuses it, or the new judge did not start or did not agree; says what is served now.
     """
-    existing = cluster.get(INFERENCE_SERVICE, config.namespace, config.name)
-    change = _Change(cluster, store, config, manifest, golden, existing)
-    check_admission(change.planned(existing), existing)
+    before = cluster.get(INFERENCE_SERVICE, config.namespace, config.name)
+    change = _Change(cluster, store, config, manifest, golden, before)
     try:
         return change.carry_out()
     except BaseException as error:  # also SystemExit (SIGTERM) and KeyboardInterrupt: nothing unproven stays
         undone = change.undo(stopped=not isinstance(error, ReasonGenRMError))
+        change.timeline.say(undone)
         if not isinstance(error, ReasonGenRMError):
             raise
         raise ClusterError(f"{error}\n{undone}") from error
@@ -96,27 +94,23 @@ class _Change:
     def revision(self) -> str | None:
         return revision_of(self.manifest)
 
-    def planned(self, existing: Service | None) -> Service:
-        """The manifest as it would be written over `existing`; another name of the predictor would end the old pods at once."""
+    def planned(self, existing: Service) -> Service:
+        """The manifest as it is written over `existing`; another name of the predictor would end the old pods at once."""
         planned = copy.deepcopy(self.manifest)
-        name = existing["spec"]["predictor"].get("name") if existing else None
-        if name:
+        if name := existing["spec"]["predictor"].get("name"):
             planned["spec"]["predictor"].setdefault("name", name)
         return planned
 
     def carry_out(self) -> Deployed:
         if self.before is not None and _holds(manifest_of(self.before), self.manifest):
             return self.check_again(self.before)
-        written = self.write_repeatedly(self.cluster, self.write)
-        return self.prove(written, changed=True)
+        return self.prove(self.write_repeatedly(self.cluster, self.write), changed=True)
 
     def check_again(self, there: Service) -> Deployed:
         """The manifest is there already: nothing is written."""
         served = served_judge(self.store, self.config.namespace, self.config.name)
         proven = served is not None and revision_of(served.manifest) == self.revision
-        self.timeline.say(
-            "no change: the same model with the same spec is there" + ("" if proven else ", yet unproven")
-        )
+        self.timeline.say(f"no change: the same model with the same spec is there{'' if proven else ', yet unproven'}")
         # A killed deployment left it: what it replaced is in the annotation. Without one nothing is ours to undo.
         self.before = None if proven else load_replaced(there)
         self.is_ours = self.before is not None
@@ -182,22 +176,12 @@ class _Change:
             self.before = existing
             self.saved_uri = save_replaced(self.store, existing)
         body = over(existing, with_replaced(self.planned(existing), self.before or existing, self.saved_uri))
-        check_admission(body, existing)
         written = cluster.replace(INFERENCE_SERVICE, self.config.namespace, body)
         self.timeline.say("replaced")
         return written
 
     def undo(self, *, stopped: bool) -> str:
-        """Put back what was there; returns what was done, in words.
-
-        Args:
-            stopped: the process must end: nothing is waited for.
-        """
-        done = self._undo(stopped)
-        self.timeline.say(done)
-        return done
-
-    def _undo(self, stopped: bool) -> str:
+        """Put back what was there; returns what was done, in words. A `stopped` process must end: nothing is waited for."""
         if not self.is_ours:
             return "Nothing was changed by this deployment, and nothing was put back."
         cluster = self.cluster.within(_STOP_SECONDS) if stopped else self.cluster
@@ -208,17 +192,14 @@ class _Change:
         if self.before is None or stopped or not done.endswith("is back."):
             return done
         try:
-            timeout = self.config.rollout_timeout_seconds
-            wait_for_rollout(self.cluster, Target.of(self.before), timeout, self.timeline)
+            wait_for_rollout(self.cluster, Target.of(self.before), self.config.rollout_timeout_seconds, self.timeline)
         except ReasonGenRMError as error:
             return f"{done} But it is not ready: {error}"
         return f"{done} It is ready again."
 
     def restore(self, cluster: Cluster, current: Service | None) -> str:
         """Put back what was there, unless it is there or somebody else wrote something; says which."""
-        if current is None and self.before is None:
-            return "Nothing was changed."
-        if current is not None and self.before is not None and manifest_of(current) == manifest_of(self.before):
+        if (current and manifest_of(current)) == (self.before and manifest_of(self.before)):
             return "Nothing was changed."
         if current is not None and revision_of(current) != self.revision:
             return "Somebody else changed the InferenceService meanwhile; it was left as it is."
@@ -242,8 +223,8 @@ class _Change:
 def _holds(present: Any, asked: Any) -> bool:
     """Whether everything that we render is there; what KServe and others add does not count.
 
-    Our own annotations and labels except the rollout revision do not count either: another decision or version for the same model and
-    spec is no reason for new pods.
+    Nor do our annotations and labels, except the rollout revision: another decision for the same model is no reason for
+    new pods.
     """
     rendered = copy.deepcopy(asked)
     revision = revision_of(rendered)

@@ -81,7 +81,6 @@ def deploy(
 
     Raises:
         InputError: there is nothing to ask the new pods (see `choose_golden`).
-        ConfigError: KServe's webhook would refuse the change.
         ClusterError: see `check_runtime` and `change_served`.
     """
     variant = str(decision.metrics["winner"])

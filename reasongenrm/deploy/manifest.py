@@ -11,13 +11,15 @@ from typing import Any
 
 from reasongenrm import __version__
 from reasongenrm.config import DeployConfig
-from reasongenrm.deploy.preflight import AUTOSCALER, MODE, check_admission, check_settings
+from reasongenrm.deploy.preflight import check_settings
 from reasongenrm.deploy.transformer import PREDICTOR_KEY, render_transformer
+from reasongenrm.kubernetes.pod_parts import secret_variable
 from reasongenrm.store.artifacts import ArtifactRef
 
 MODEL_FORMAT = "huggingface"  # what the runtime says it can serve: a folder as `save_pretrained` writes it
 FILE_NAME = "inferenceservice.yaml"
 
+MODE, AUTOSCALER = "serving.kserve.io/deploymentMode", "serving.kserve.io/autoscalerClass"
 # Annotations. KServe copies an InferenceService's annotations to its pods, so a change of any of them starts new pods.
 OWN = "reasongenrm.io/"
 VARIANT, DIGEST, DECISION = f"{OWN}variant", f"{OWN}model-digest", f"{OWN}decision"
@@ -31,18 +33,14 @@ def render_inference_service(config: DeployConfig, model: ArtifactRef, decision:
     """The InferenceService (serving.kserve.io/v1beta1) that serves one checkpoint.
 
     Args:
-        config: name, place, runtime, resources and replicas, and the judge's server.
         model: the checkpoint; its folder becomes `storageUri`, which must end with "/" for S3.
         decision: the gate's decision, recorded with the model's digest as an annotation; its winner says how the judge's
             server asks, its metrics hold the calibration, if there is one.
 
-    Returns:
-        The manifest as plain dicts and lists.
-
     Raises:
-        ConfigError: settings that do not go together, or what KServe's webhook would refuse (see `preflight`).
+        ConfigError: settings that do not go together (see `preflight`).
 
-    Source: KServe 0.21, config/crd/full and its validating webhook.
+    Source: KServe 0.21, config/crd/full.
     """
     check_settings(config)
     predictor: dict[str, Any] = {
@@ -54,9 +52,12 @@ def render_inference_service(config: DeployConfig, model: ArtifactRef, decision:
     }
     own = {VARIANT: str(decision.metrics["winner"]), DIGEST: model.digest, DECISION: decision.uri}
     transformer = {"transformer": render_transformer(config, decision)} if config.judge.enabled else {}
-    own[ROLLOUT] = _revision([predictor, config.autoscaler, model.digest, *transformer.values()])
+    asked = json.dumps(
+        [predictor, config.autoscaler, model.digest, *transformer.values()], sort_keys=True, separators=(",", ":")
+    )
+    own[ROLLOUT] = hashlib.sha256(asked.encode()).hexdigest()[:_REVISION_DIGITS]
     predictor["labels"] = {"app.kubernetes.io/version": __version__}
-    service = {
+    return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
         "metadata": {
@@ -76,8 +77,6 @@ def render_inference_service(config: DeployConfig, model: ArtifactRef, decision:
         },
         "spec": {"predictor": predictor, **transformer},
     }
-    check_admission(service)
-    return service
 
 
 def _model(config: DeployConfig, model: ArtifactRef) -> dict[str, Any]:
@@ -95,14 +94,8 @@ def _model(config: DeployConfig, model: ArtifactRef) -> dict[str, Any]:
         "resources": {"requests": dict(resources), "limits": dict(resources)},
     }
     if config.judge_secret is not None:
-        key = {"name": config.judge_secret, "key": PREDICTOR_KEY}
-        rendered["env"] = [{"name": PREDICTOR_KEY, "valueFrom": {"secretKeyRef": key}}]
+        rendered["env"] = [secret_variable(config.judge_secret, PREDICTOR_KEY)]
     return rendered
-
-
-def _revision(asked: list[Any]) -> str:
-    text = json.dumps(asked, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:_REVISION_DIGITS]
 
 
 def revision_of(item: Mapping[str, Any]) -> str | None:

@@ -1,29 +1,18 @@
-"""What KServe's admission webhook would refuse or silently ignore, reported before a cluster is touched.
+"""Deploy settings that cannot work, or that have no effect with the others, reported before a cluster is touched.
 
-In go settings, or a manifest and the object that it replaces; out comes nothing or one error with every mistake. Covered is
-what settings can get wrong. A manifest that was written by hand has been accepted once; if it is refused now, the server's
-own words are passed on.
-
-Source: KServe aaac4e294 (0.21), pkg/apis/serving/v1beta1/inference_service_validation.go and component.go,
-pkg/constants/constants.go.
+Source: KServe aaac4e294 (0.21), pkg/apis/serving/v1beta1/inference_service_validation.go and component.go.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from reasongenrm.config import DeployConfig
 from reasongenrm.errors import ConfigError
-
-MODE = "serving.kserve.io/deploymentMode"
-AUTOSCALER = "serving.kserve.io/autoscalerClass"
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # RFC 1123, a namespace
 # Kubernetes quantities as people write them. The CRD's schema takes any text ("8GiB" passes), the API server does not.
 _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?")
 _LABEL_CHARS = 63  # of a Service's name and of one label of a host's name
-# Names that KServe still reads for its modes: pkg/constants, ParseDeploymentMode.
-_OLD_MODES = {"RawDeployment": "Standard", "Serverless": "Knative"}
 
 
 def check_settings(config: DeployConfig) -> None:
@@ -32,28 +21,9 @@ def check_settings(config: DeployConfig) -> None:
     Raises:
         ConfigError: all of them in one message.
     """
-    _raise([*_settings(config)], "deploy", "Change the config.")
-
-
-def check_admission(service: Mapping[str, Any], existing: Mapping[str, Any] | None = None) -> None:
-    """Refuse a manifest that KServe's webhook would refuse.
-
-    Args:
-        service: the InferenceService as it would be written.
-        existing: the object that is there now, with its status; None if there is none.
-
-    Raises:
-        ConfigError: all mistakes in one message; nothing was written.
-    """
-    meta = service["metadata"]
-    where = f"InferenceService {meta.get('namespace', 'default')}/{meta['name']}"
-    mistakes = [*_host(service), *_change(service, existing)]
-    _raise(mistakes, where, "KServe refuses that; the cluster was not touched.")
-
-
-def _raise(mistakes: list[str], where: str, advice: str) -> None:
+    mistakes = [*_settings(config)]
     if mistakes:
-        raise ConfigError(f"{where}: {'; '.join(mistakes)}. {advice}")
+        raise ConfigError(f"deploy: {'; '.join(mistakes)}. Change the config.")
 
 
 def _settings(config: DeployConfig) -> Iterator[str]:
@@ -87,35 +57,9 @@ def _settings(config: DeployConfig) -> Iterator[str]:
         yield "golden_endpoint is set, which has no effect with apply false: leave it out"
     if config.golden_endpoint is not None and not re.fullmatch(r"https?://[^/\s]+/?", config.golden_endpoint):
         yield f"golden_endpoint is '{config.golden_endpoint}': expected http(s)://host or http(s)://host:port"
-
-
-def _host(service: Mapping[str, Any]) -> Iterator[str]:
-    name, namespace = service["metadata"]["name"], service["metadata"].get("namespace", "default")
-    part = "transformer" if service["spec"].get("transformer") else "predictor"  # the longest of its hosts
-    host = f"{name}-{part}-{namespace}"
+    host = f"{config.name}-{'transformer' if judge.enabled else 'predictor'}-{config.namespace}"  # the longest of its hosts
     if len(host) > _LABEL_CHARS:
         yield (
             f"the host '{host}' that KServe would publish has {len(host)} characters, {_LABEL_CHARS} are allowed: shorten "
             "the name"
         )
-
-
-def _change(service: Mapping[str, Any], existing: Mapping[str, Any] | None) -> Iterator[str]:
-    if existing is None:
-        return
-    found = existing.get("status", {}).get("deploymentMode", "")
-    found, asked = _OLD_MODES.get(found, found), service["metadata"].get("annotations", {}).get(MODE)
-    if found and asked is not None and asked != found:
-        yield (
-            f"it runs in deploymentMode {found}, which cannot be changed to {asked}: delete it first "
-            f"(kubectl delete inferenceservice {service['metadata']['name']} -n {service['metadata']['namespace']}), or "
-            "deploy under another name"
-        )
-    before, after = existing["spec"]["predictor"], service["spec"]["predictor"]
-    if before.get("name") != after.get("name") and _uri(before) == _uri(after):
-        yield "predictor.name changes, but the model (storageUri) does not"
-
-
-def _uri(predictor: Mapping[str, Any]) -> str | None:
-    uri: str | None = predictor.get("model", {}).get("storageUri")
-    return uri

@@ -29,12 +29,14 @@ class Choice:
         number: 1 is the newest that was ever deployed.
         judge: its record; None for a judge that was put there by hand.
         is_served: whether the cluster has its manifest now.
+        is_before: whether what is served now has replaced it; the newest if nothing is served.
     """
 
     number: int
     manifest: dict[str, Any]
     judge: ServedJudge | None
     is_served: bool
+    is_before: bool
 
     @property
     def digest(self) -> str:
@@ -63,19 +65,22 @@ def choices(cluster: Cluster, store: Store, namespace: str, name: str) -> list[C
         StoreError: a record cannot be read.
     """
     there = cluster.get(INFERENCE_SERVICE, namespace, name)
-    current = revision_of(there) if there else None
-    found: list[tuple[dict[str, Any], ServedJudge | None]] = []
-    revisions: set[str | None] = set()
-    for judge in reversed(served_history(store, namespace, name)):
-        if revision_of(judge.manifest) not in revisions:
-            revisions.add(revision_of(judge.manifest))
-            found.append((judge.manifest, judge))
     before = load_replaced(there) if there else None
+    found: dict[str | None, tuple[dict[str, Any], ServedJudge | None]] = {}
+    for judge in reversed(served_history(store, namespace, name)):
+        found.setdefault(revision_of(judge.manifest), (judge.manifest, judge))
     if before is not None and revision_of(before) is None:
-        found.append((before, None))
+        found[None] = (before, None)
+    replaced = revision_of(before) if before else next(iter(found), "")
     return [
-        Choice(number, manifest, judge, there is not None and current == revision_of(manifest))
-        for number, (manifest, judge) in enumerate(found, start=1)
+        Choice(
+            number,
+            manifest,
+            judge,
+            is_served=there is not None and revision_of(there) == revision,
+            is_before=revision == replaced and (there is None or before is not None),
+        )
+        for number, (revision, (manifest, judge)) in enumerate(found.items(), start=1)
     ]
 
 
@@ -85,32 +90,23 @@ def choose(cluster: Cluster, store: Store, namespace: str, name: str, to: str | 
     Raises:
         InputError: there is none, several fit, or it is the one that is served.
     """
-    found = choices(cluster, store, namespace, name)
-    where = f"{namespace}/{name}"
-    if to is not None:
-        digits = to.removeprefix("sha256:")
-        fitting = [
-            choice
-            for choice in found
-            if str(choice.number) == to
-            or (len(digits) >= 6 and choice.digest.removeprefix("sha256:").startswith(digits))
-        ]
-        if len(fitting) != 1:
+    found, where = choices(cluster, store, namespace, name), f"{namespace}/{name}"
+    if to is None:
+        fitting = [choice for choice in found if choice.is_before]
+        if not fitting:
             raise InputError(
-                f"{where}: {len(fitting)} judges fit --to {to}; expected one. `reasongenrm rollback --list` shows them: give "
-                "a number, or six digits of a digest at least."
+                f"{where}: no judge was served before this one; nothing to go back to. Name one with --to, or take it away: "
+                f"kubectl delete inferenceservice {name} -n {namespace}"
             )
         return fitting[0]
-    there = cluster.get(INFERENCE_SERVICE, namespace, name)
-    before = load_replaced(there) if there else None
-    if before is not None:
-        fitting = [choice for choice in found if revision_of(choice.manifest) == revision_of(before)]
-    else:
-        fitting = [choice for choice in found if not choice.is_served][:1] if there is None else []
-    if not fitting:
+    digits = to.removeprefix("sha256:")
+    fitting = [choice for choice in found if str(choice.number) == to]
+    if len(digits) >= 6:
+        fitting += [choice for choice in found if choice.digest.removeprefix("sha256:").startswith(digits)]
+    if len(fitting) != 1:
         raise InputError(
-            f"{where}: no judge was served before this one; nothing to go back to. Name one with --to, or take it away: "
-            f"kubectl delete inferenceservice {name} -n {namespace}"
+            f"{where}: {len(fitting)} judges fit --to {to}; expected one. `reasongenrm rollback --list` shows them: give "
+            "a number, or six digits of a digest at least."
         )
     return fitting[0]
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reasongenrm.deploy.manifest import revision_of
-from reasongenrm.deploy.transformer import has_transformer, transformer_name
 from reasongenrm.errors import ClusterError
 from reasongenrm.kubernetes.cluster import Cluster
 from reasongenrm.kubernetes.health import Trouble, condition, pod_troubles, service_troubles
@@ -63,7 +62,7 @@ class Target:
         """The pods of one manifest."""
         meta, predictor = service["metadata"], service["spec"]["predictor"]
         revision, name = revision_of(service), predictor.get("name", "")
-        return cls(meta["namespace"], meta["name"], revision, name, has_transformer(service))
+        return cls(meta["namespace"], meta["name"], revision, name, bool(service["spec"].get("transformer")))
 
     @property
     def deployment(self) -> str:
@@ -73,7 +72,7 @@ class Target:
     @property
     def transformer(self) -> str:
         """The same of the judge's server, whose name no predictor changes."""
-        return transformer_name(self.name)
+        return f"{self.name}-transformer"
 
     @property
     def deployments(self) -> dict[str, str]:
@@ -159,13 +158,8 @@ def _part(cluster: Cluster, service: Mapping[str, Any], target: Target, componen
     reconciled = deployment is not None and revision_of(template) == target.revision
     staying = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
     new = [pod for pod in staying if revision_of(pod) == target.revision]
-    troubles = [
-        replace(trouble, cause=f"{component}/{trouble.cause}")
-        for trouble in (
-            *service_troubles(service, deployment, reconciled, component),
-            *(pod_troubles(new) if reconciled else ()),
-        )
-    ]
+    found = [*service_troubles(service, deployment, reconciled, component), *(pod_troubles(new) if reconciled else ())]
+    troubles = [replace(trouble, cause=f"{component}/{trouble.cause}") for trouble in found]
     if not reconciled or deployment is None:
         return _Part("KServe has not taken up the change yet", troubles, False)
     old = [pod["metadata"]["name"] for pod in staying if revision_of(pod) != target.revision]
@@ -174,12 +168,8 @@ def _part(cluster: Cluster, service: Mapping[str, Any], target: Target, componen
     available, updated = status.get("availableReplicas", 0), status.get("updatedReplicas", 0)
     ready = sum(condition(pod, "Ready").get("status") == "True" for pod in new)
     state = f"{ready} of {wanted} new pods ready" + (f", {len(old)} old ones left" if old else "")
-    done = (
-        status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
-        and not old
-        and min(ready, updated, available) >= max(wanted, 1)
-    )
-    return _Part(state, troubles, done)
+    seen = status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
+    return _Part(state, troubles, seen and not old and min(ready, updated, available) >= max(wanted, 1))
 
 
 def address_of(service: Mapping[str, Any], target: Target) -> str | None:

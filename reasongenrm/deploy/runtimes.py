@@ -9,7 +9,6 @@ from typing import Any
 
 from reasongenrm.config import DeployConfig
 from reasongenrm.deploy.manifest import MODEL_FORMAT
-from reasongenrm.deploy.transformer import has_transformer
 from reasongenrm.errors import ClusterError
 from reasongenrm.kubernetes.cluster import Cluster
 from reasongenrm.kubernetes.kinds import SERVING_RUNTIME
@@ -42,23 +41,18 @@ def check_runtime(cluster: Cluster, config: DeployConfig, manifest: Mapping[str,
         raise ClusterError(
             f"{where}: serves {', '.join(formats) or 'nothing'}, not {MODEL_FORMAT}. Set deploy.runtime to one that does."
         )
-    if config.server == "vllm" and has_transformer(manifest) and not has_reasoning_parser(runtime):
+    if config.server == "vllm" and manifest["spec"].get("transformer") and not has_reasoning_parser(runtime):
         raise ClusterError(
             f"{where}: starts vLLM without {_PARSER}, so the judge's server would find reason and verdict in one text. Apply "
             "manifests/serving of this version, or set deploy.judge.enabled to false."
         )
-    _check_plugin(where, runtime, model)
-
-
-def _check_plugin(where: str, runtime: Mapping[str, Any], model: ArtifactRef) -> None:
     plugin = _argument(runtime, _PLUGIN) or ""
-    if not plugin.startswith(_MODEL_DIR):
-        return
-    name, files = plugin.removeprefix(_MODEL_DIR), [entry.path for entry in open_artifact(model).files]
-    if name not in files:
+    in_model = plugin.removeprefix(_MODEL_DIR)
+    if in_model != plugin and in_model not in [entry.path for entry in open_artifact(model).files]:
         raise ClusterError(
-            f"{where}: starts vLLM with {plugin}, but the model {model.uri} has no {name}: it was made by an older version. "
-            f"Train it again, or serve it by a runtime without {_PLUGIN} (deploy.runtime), with deploy.judge.enabled false."
+            f"{where}: starts vLLM with {plugin}, but the model {model.uri} has no {in_model}: it was made by an older "
+            f"version. Train it again, or serve it by a runtime without {_PLUGIN} (deploy.runtime), with "
+            "deploy.judge.enabled false."
         )
 
 

@@ -4,35 +4,21 @@ In go the deploy settings and the gate's decision, out comes `spec.transformer`.
 predictor's key and none of the object store's. Pure, as `serving`.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from reasongenrm import __version__
 from reasongenrm.config import DeployConfig
+from reasongenrm.kubernetes.pod_parts import CONTAINER_SECURITY, POD_SECURITY, secret_variable
 from reasongenrm.store.artifacts import ArtifactRef
 from reasongenrm.variants import VARIANTS
 
 SECRET = "reasongenrm-judge"  # where no other is named; its keys may then be missing
 PREDICTOR_KEY, JUDGE_KEY = "VLLM_API_KEY", "JUDGE_API_KEY"
-CALIBRATION = (
-    "calibration_temperature",
-    "calibration_bias",
-)  # of a decision's metrics, as the evaluation measured them
+CALIBRATION = ("calibration_temperature", "calibration_bias")  # of a decision's metrics
 
 _PORT = 8080  # KServe's own: it appends `--http_port 8080`
-_USER = 65532  # of our images
 _GRACE_SECONDS = 40  # requests under way get 30 (judge.judge_app.GRACE_SECONDS); closing takes a moment more
 _START_SECONDS = 120  # importing takes some seconds; a busy node more
-
-
-def has_transformer(service: Mapping[str, Any]) -> bool:
-    """Whether clients of this InferenceService talk to a judge's server."""
-    return bool(service["spec"].get("transformer"))
-
-
-def transformer_name(service: str) -> str:
-    """Of the Deployment and the Service of an InferenceService's judge. Source: KServe aaac4e294, pkg/constants."""
-    return f"{service}-transformer"
 
 
 def render_transformer(config: DeployConfig, decision: ArtifactRef) -> dict[str, Any]:
@@ -59,34 +45,27 @@ def render_transformer(config: DeployConfig, decision: ArtifactRef) -> dict[str,
     for key in CALIBRATION:
         if key in decision.metrics:
             arguments[key.replace("_", "-")] = decision.metrics[key]
-    resources = {"cpu": judge.cpu, "memory": judge.memory}
+    resources, secret = {"cpu": judge.cpu, "memory": judge.memory}, config.judge_secret or SECRET
     container = {
         "name": "kserve-container",
         "image": judge.image,
         "command": ["reasongenrm", "judge-server"],
         "args": [f"--{name}={value}" for name, value in arguments.items()],
-        "env": [_key(JUDGE_KEY, config), _key(PREDICTOR_KEY, config)],
+        # A secret that the settings name must have the keys.
+        "env": [secret_variable(secret, key, config.judge_secret is None) for key in (JUDGE_KEY, PREDICTOR_KEY)],
         "ports": [{"name": "http1", "containerPort": _PORT, "protocol": "TCP"}],
         "startupProbe": _probe("/healthz", 2, _START_SECONDS // 2),
         # Not ready while no predictor answers: a rollout ends with the first judge that can judge.
         "readinessProbe": _probe("/readyz", 5, 3),
         "livenessProbe": _probe("/healthz", 20, 4),
         "resources": {"requests": dict(resources), "limits": dict(resources)},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "privileged": False,
-            "readOnlyRootFilesystem": True,
-            "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": CONTAINER_SECURITY,
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
     }
     return {
         "serviceAccountName": config.service_account,
         "automountServiceAccountToken": False,
+        "securityContext": POD_SECURITY,
         "minReplicas": judge.replicas,
         "maxReplicas": judge.replicas,
         "terminationGracePeriodSeconds": _GRACE_SECONDS,
@@ -94,14 +73,6 @@ def render_transformer(config: DeployConfig, decision: ArtifactRef) -> dict[str,
         "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}}],
         "labels": {"app.kubernetes.io/version": __version__},
     }
-
-
-def _key(name: str, config: DeployConfig) -> dict[str, Any]:
-    """A key by its secret's name; a secret that the settings name must have it."""
-    held: dict[str, Any] = {"name": config.judge_secret or SECRET, "key": name}
-    if config.judge_secret is None:
-        held["optional"] = True
-    return {"name": name, "valueFrom": {"secretKeyRef": held}}
 
 
 def _probe(path: str, period_seconds: int, num_failures: int) -> dict[str, Any]:

@@ -31,9 +31,7 @@ TOKEN_PATH_ENV = "KF_PIPELINES_SA_TOKEN_PATH"
 TOKEN_PATH = "/var/run/secrets/kubeflow/pipelines/token"
 
 _PAGE_SIZE = 50
-_NUM_RETRIES = (
-    4  # of what only reads: 429, 502 to 504 and broken connections, after 0, 1, 2 and 4 s, or as Retry-After says
-)
+_NUM_RETRIES = 4  # of what only reads, after 0, 1, 2 and 4 s, or as Retry-After says
 _CONNECT_SECONDS, _READ_SECONDS = 10.0, 60.0
 POLL_SECONDS = 5.0
 
@@ -73,10 +71,7 @@ class PipelineServer:
         self._api = api
         self._client = api.ApiClient(configuration, cookie=os.environ.get(COOKIE_ENV))
         self._runs, self._experiments = api.RunServiceApi(self._client), api.ExperimentServiceApi(self._client)
-        self._pipelines, self._uploads = (
-            api.PipelineServiceApi(self._client),
-            api.PipelineUploadServiceApi(self._client),
-        )
+        self._pipelines = api.PipelineServiceApi(self._client)
         self._specs: dict[str, Any] = {}
 
     @classmethod
@@ -136,35 +131,29 @@ class PipelineServer:
                 f"make pipeline '{pipeline_name}'", pipelines.pipeline_service_create_pipeline, pipeline=body
             ),
         )
-        listed = {"pipeline_id": pipeline.pipeline_id}
+        place, listing = {"pipeline_id": pipeline.pipeline_id}, pipelines.pipeline_service_list_pipeline_versions
         version = self._found_or_made(
-            lambda: self._one(
-                "version", version_name, pipelines.pipeline_service_list_pipeline_versions, "pipeline_versions", listed
-            ),
+            lambda: self._one("version", version_name, listing, "pipeline_versions", place),
             lambda: self._upload(pipeline.pipeline_id, version_name, ir),
         )
         return PipelineVersion(str(pipeline.pipeline_id), str(version.pipeline_version_id), version_name)
 
     def start(self, version: PipelineVersion, experiment: str, name: str, arguments: Mapping[str, Any]) -> str:
         """Start a run and return its id. An experiment that is not there is made."""
-        experiments, place = self._experiments, self._place()
-        made = self._api.V2beta1Experiment(display_name=experiment, namespace=self.namespace)
+        experiments, api = self._experiments, self._api
+        listing = experiments.experiment_service_list_experiments
+        made = api.V2beta1Experiment(display_name=experiment, namespace=self.namespace)
         found = self._found_or_made(
-            lambda: self._one(
-                "experiment", experiment, experiments.experiment_service_list_experiments, "experiments", place
-            ),
+            lambda: self._one("experiment", experiment, listing, "experiments", self._place()),
             lambda: self._ask(
                 f"make experiment '{experiment}'", experiments.experiment_service_create_experiment, experiment=made
             ),
         )
-        reference = self._api.V2beta1PipelineVersionReference(
-            pipeline_id=version.pipeline_id, pipeline_version_id=version.version_id
-        )
-        body = self._api.V2beta1Run(
+        body = api.V2beta1Run(
             experiment_id=found.experiment_id,
             display_name=name,
-            pipeline_version_reference=reference,
-            runtime_config=self._api.V2beta1RuntimeConfig(parameters=dict(arguments)),
+            pipeline_version_reference=api.V2beta1PipelineVersionReference(version.pipeline_id, version.version_id),
+            runtime_config=api.V2beta1RuntimeConfig(parameters=dict(arguments)),
         )
         return str(self._ask(f"start run '{name}'", self._runs.run_service_create_run, run=body).run_id)
 
@@ -177,21 +166,13 @@ class PipelineServer:
     def runs(self, pipeline_name: str, limit: int) -> list[ClusterRun]:
         """The newest runs of a pipeline, newest first, at most `limit`."""
         pipeline = self._find_pipeline(pipeline_name)
+        options = {"page_size": _PAGE_SIZE, "sort_by": "created_at desc", **self._place()}
         found: list[ClusterRun] = []
-        token = ""
-        while pipeline is not None and len(found) < limit:
-            page = self._ask(
-                "list its runs",
-                self._runs.run_service_list_runs,
-                page_token=token,
-                page_size=_PAGE_SIZE,
-                sort_by="created_at desc",
-                **self._place(),
-            )
+        token: str | None = ""
+        while pipeline is not None and token is not None and len(found) < limit:
+            page = self._ask("list its runs", self._runs.run_service_list_runs, page_token=token, **options)
             found += [read_run(run) for run in page.runs or [] if _pipeline_of(run) == pipeline.pipeline_id]
-            token = page.next_page_token or ""
-            if not token:
-                break
+            token = page.next_page_token or None
         return found[:limit]
 
     def run(self, name_or_id: str) -> ClusterRun:
@@ -203,14 +184,8 @@ class PipelineServer:
         """
         if re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", name_or_id):
             return self._with_tasks(self._get_run(name_or_id))
-        page = self._ask(
-            f"look for run '{name_or_id}'",
-            self._runs.run_service_list_runs,
-            page_size=_PAGE_SIZE,
-            filter=_named(name_or_id),
-            **self._place(),
-        )
-        found = page.runs or []
+        options = {"page_size": _PAGE_SIZE, "filter": _named(name_or_id), **self._place()}
+        found = self._ask(f"look for run '{name_or_id}'", self._runs.run_service_list_runs, **options).runs or []
         if not found:
             raise NotFoundError(
                 f"{self.host}: no run '{name_or_id}'. `reasongenrm runs --host` lists those that there are."
@@ -252,14 +227,14 @@ class PipelineServer:
             _return_http_data_only=True,
             _preload_content=False,
         )
+        text = response.data.decode("utf-8", "replace")
         if response.status != 200:
-            raise self._refused(f"read the log of {node}", response.status, response.data.decode("utf-8", "replace"))
-        text = str(response.data.decode("utf-8", "replace"))
+            raise self._refused(f"read the log of {node}", response.status, text)
         # The server has said 200 before it looks: an error is one more line, of JSON (kubeflow/pipelines,
         # backend/src/apiserver/server/run_log_server.go at 2.17.0).
         if re.search(r'(^|\n)\{"error_message":.*\}\s*$', text):
             raise NotFoundError(f"{self.host}: no log of {node}: {_message(text.splitlines()[-1])}")
-        return text
+        return str(text)
 
     # What the above is made of.
 
@@ -289,14 +264,9 @@ class PipelineServer:
         with TemporaryDirectory() as folder:
             path = Path(folder) / "pipeline.yaml"
             path.write_text(ir, encoding="utf-8")
-            return self._ask(
-                f"upload version '{name}'",
-                self._uploads.upload_pipeline_version,
-                str(path),
-                name=name,
-                display_name=name,
-                pipelineid=pipeline_id,
-            )
+            upload = self._api.PipelineUploadServiceApi(self._client).upload_pipeline_version
+            names = {"name": name, "display_name": name, "pipelineid": pipeline_id}
+            return self._ask(f"upload version '{name}'", upload, str(path), **names)
 
     def _get_run(self, run_id: str) -> Any:
         return self._ask(f"find run {run_id}", self._runs.run_service_get_run, run_id=run_id)
@@ -311,24 +281,17 @@ class PipelineServer:
         if reference is None:
             return run.pipeline_spec
         if reference.pipeline_version_id not in self._specs:
-            version = self._ask(
-                "read the run's pipeline version",
-                self._pipelines.pipeline_service_get_pipeline_version,
-                pipeline_id=reference.pipeline_id,
-                pipeline_version_id=reference.pipeline_version_id,
-            )
-            self._specs[reference.pipeline_version_id] = version.pipeline_spec
+            read, ids = self._pipelines.pipeline_service_get_pipeline_version, reference.to_dict()
+            self._specs[reference.pipeline_version_id] = self._ask(
+                "read the run's pipeline version", read, **ids
+            ).pipeline_spec
         return self._specs[reference.pipeline_version_id]
 
     def _place(self) -> dict[str, str]:
         return {"namespace": self.namespace} if self.namespace else {}
 
     def _ask(self, doing: str, call: Callable[..., T], *arguments: Any, **options: Any) -> T:
-        """Make a call; every way that it can fail becomes a ClusterError.
-
-        Args:
-            doing: what the call is for, in words that go behind "cannot".
-        """
+        """Make a call; every way that it can fail becomes a ClusterError, which says "cannot" and what we were `doing`."""
         from urllib3.exceptions import HTTPError, MaxRetryError
 
         try:

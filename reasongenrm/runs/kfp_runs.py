@@ -1,25 +1,16 @@
 """Runs of a cluster and their tasks, read from the KFP API's responses."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from graphlib import TopologicalSorter
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 ClusterRunState = Literal[
     "pending", "running", "paused", "canceling", "succeeded", "skipped", "failed", "canceled", "unknown"
 ]
 ENDED: frozenset[str] = frozenset({"succeeded", "skipped", "failed", "canceled"})
-_STATES: dict[str, ClusterRunState] = {
-    "PENDING": "pending",
-    "RUNNING": "running",
-    "PAUSED": "paused",
-    "CANCELING": "canceling",
-    "SUCCEEDED": "succeeded",
-    "SKIPPED": "skipped",
-    "FAILED": "failed",
-    "CANCELED": "canceled",
-}
+_STATES: dict[str, ClusterRunState] = {state.upper(): state for state in get_args(ClusterRunState)}
 
 
 @dataclass(frozen=True)
@@ -94,23 +85,19 @@ def task_names(spec: Any) -> dict[str, str]:
     }
 
 
-def _in_order(tasks: Mapping[str, Any]) -> Iterator[str]:
-    return iter(TopologicalSorter({key: task.get("dependentTasks", []) for key, task in tasks.items()}).static_order())
+def _in_order(tasks: Mapping[str, Any]) -> Iterable[str]:
+    return TopologicalSorter({key: task.get("dependentTasks", []) for key, task in tasks.items()}).static_order()
 
 
 def read_tasks(run: Any, spec: Any, run_state: ClusterRunState) -> tuple[ClusterTask, ...]:
-    """The run's tasks, in the order in which they started; what has not started comes last, in the order of the
-    data flow.
+    """The run's tasks, in the order in which they started; what has not comes last, in the order of the data flow.
 
     KFP lists the nodes of the workflow: for task T there is a node T, one T-driver that prepares it, and below T the executor.
     """
-    details = {
-        detail.display_name: detail for detail in (run.run_details.task_details if run.run_details else None) or []
-    }
-    tasks = [
-        _task(key, name, details.get(key), details.get(f"{key}-driver"), run_state)
-        for key, name in task_names(spec).items()
-    ]
+    found = (run.run_details.task_details if run.run_details else None) or []
+    details = {detail.display_name: detail for detail in found}
+    names = task_names(spec).items()
+    tasks = [_task(key, name, details.get(key), details.get(f"{key}-driver"), run_state) for key, name in names]
     never = datetime.max
     return tuple(sorted(tasks, key=lambda task: task.started_at.replace(tzinfo=None) if task.started_at else never))
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reasongenrm.config import RunConfig
+from reasongenrm.config import EngineConfig, RunConfig, ScoreConfig
 from reasongenrm.errors import ConfigError, InputError
 from reasongenrm.store.artifacts import Store, digest_bytes, is_hub_name
 from reasongenrm.store.run_records import RunInputs
@@ -122,55 +122,35 @@ def arguments_of(config: RunConfig, inputs: RunInputs, store_uri: str) -> dict[s
 
 
 def check_accelerators(config: RunConfig, inputs: RunInputs) -> None:
-    """See that a model spread over accelerators gets all of them, and that a pod that only waits holds none.
+    """See that what spreads over accelerators gets all of them, and that a pod that only waits holds none.
 
     Raises:
         ConfigError: one of the two; names the settings.
     """
-    by_endpoint = inputs.teacher_uri.startswith(("http://", "https://"))
     resources = config.resources
-    engines = [
-        ("sample.engine", config.sample.engine, "num_accelerators", resources.num_accelerators),
-        ("evaluate.engine", config.evaluate.engine, "num_accelerators", resources.num_accelerators),
-    ]
-    if not by_endpoint:
-        engines.append(
-            ("distill.engine", config.distill.engine, "num_teacher_accelerators", resources.num_teacher_accelerators)
-        )
-    for where, engine, key, given in engines:
-        if engine.kind == "vllm":
-            _check_spread(
-                where,
-                {
-                    "tensor_parallel_size": engine.tensor_parallel_size,
-                    "data_parallel_size": engine.data_parallel_size or 1,
-                },
-                key,
-                given,
-            )
+    spread: list[tuple[str, EngineConfig | ScoreConfig, str]] = []
+    if not inputs.teacher_uri.startswith(("http://", "https://")):
+        spread.append(("distill.engine", config.distill.engine, "num_teacher_accelerators"))
+    for where, engine in (("sample.engine", config.sample.engine), ("evaluate.engine", config.evaluate.engine)):
+        spread.append((where, engine, "num_accelerators"))
     if resources.num_accelerators:  # 0: on CPUs, replicas are processes
-        _check_spread(
-            "score",
-            {"data_parallel_size": config.score.data_parallel_size or 1},
-            "num_accelerators",
-            resources.num_accelerators,
-        )
-
+        spread.append(("score", config.score, "num_accelerators"))
+    for where, section, key in spread:
+        if isinstance(section, EngineConfig) and section.kind != "vllm":
+            continue
+        names = ("tensor_parallel_size", "data_parallel_size")
+        sizes = {name: getattr(section, name) or 1 for name in names if hasattr(section, name)}
+        needed, given = math.prod(sizes.values()), getattr(resources, key)
+        if needed > given:
+            asked = {name: size for name, size in sizes.items() if size > 1} or sizes  # none at all for a model on one
+            settings = " and ".join(f"{where}.{name} is {size}" for name, size in asked.items())
+            raise ConfigError(
+                f"{settings}, but resources.{key} is {given}: it would not start. Set resources.{key} to {needed}, or lower "
+                f"{' or '.join(asked)}."
+            )
     modes = {config.genrm.mode, config.sft.mode, config.dpo.mode}
     if modes == {"trainjob"} and resources.num_train_accelerators:
         raise ConfigError(
             f"every training has mode 'trainjob', but resources.num_train_accelerators is {resources.num_train_accelerators}: the "
             "pods that wait for the TrainJobs would hold accelerators. Set it to 0; trainjob.gpus_per_node is what a TrainJob gets."
-        )
-
-
-def _check_spread(where: str, sizes: dict[str, int], key: str, given: int) -> None:
-    """See that replicas, and models spread over several accelerators, get as many as they need."""
-    needed = math.prod(sizes.values())
-    if needed > given:
-        asked = {name: size for name, size in sizes.items() if size > 1} or sizes  # none at all for a model on one
-        settings = " and ".join(f"{where}.{name} is {size}" for name, size in asked.items())
-        raise ConfigError(
-            f"{settings}, but resources.{key} is {given}: it would not start. Set resources.{key} to {needed}, or lower "
-            f"{' or '.join(asked)}."
         )

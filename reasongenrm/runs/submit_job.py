@@ -10,15 +10,12 @@ import yaml
 
 from reasongenrm import __version__
 from reasongenrm.config import RunConfig
+from reasongenrm.kubernetes.pod_parts import CONTAINER_SECURITY, POD_SECURITY
 from reasongenrm.runs.kfp import TOKEN_PATH
 from reasongenrm.store.run_records import RunInputs
 
-CONFIG_FOLDER = "/config"
-CONFIG_FILE = "run.yaml"
-TOKEN_AUDIENCE = (
-    "pipelines.kubeflow.org"  # kubeflow/pipelines, backend/src/common/const.go: the audience that KFP accepts
-)
-_USER = 65532  # of all our images
+CONFIG_FOLDER, CONFIG_FILE = "/config", "run.yaml"
+TOKEN_AUDIENCE = "pipelines.kubeflow.org"  # that KFP accepts: kubeflow/pipelines, backend/src/common/const.go
 _TOKEN_SECONDS = 7200
 _KEEP_SECONDS = 7 * 24 * 3600  # of an ended Job, with its log
 
@@ -48,36 +45,29 @@ def submit_job(
     """
     uris = {key.removesuffix("_uri"): uri for key, uri in inputs.model_dump().items()}
     values = {**config.model_dump(mode="json", exclude_none=True), "inputs": uris}
-    metadata = {"name": f"submit-{name}", "namespace": namespace, "labels": _labels()}
-    config_map = {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": metadata,
-        "data": {CONFIG_FILE: yaml.safe_dump(values, sort_keys=False)},
+    labels = {
+        "app.kubernetes.io/name": "reasongenrm-submit",
+        "app.kubernetes.io/part-of": "reasongenrm",
+        "app.kubernetes.io/version": __version__,
     }
+    metadata = {"name": f"submit-{name}", "namespace": namespace, "labels": labels}
+    data = {CONFIG_FILE: yaml.safe_dump(values, sort_keys=False)}
     options = {
-        "--host": host,
-        "--namespace": namespace,
-        "--experiment": experiment,
-        "--name": name,
-        "--store": store_uri,
-        "--config": f"{CONFIG_FOLDER}/{CONFIG_FILE}",
+        "host": host,
+        "namespace": namespace,
+        "experiment": experiment,
+        "name": name,
+        "store": store_uri,
+        "config": f"{CONFIG_FOLDER}/{CONFIG_FILE}",
     }
     container = {
         "name": "submit",
         "image": image,
         "command": ["python", "-m", "reasongenrm", "submit"],
-        "args": [f"{option}={value}" for option, value in options.items()],
+        "args": [f"--{option}={value}" for option, value in options.items()],
         "env": [{"name": "HOME", "value": "/tmp"}],
-        "resources": {
-            "requests": {"cpu": "100m", "memory": "512Mi"},
-            "limits": {"memory": "1Gi"},
-        },
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "1Gi"}},
+        "securityContext": CONTAINER_SECURITY,
         "volumeMounts": [
             {"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True},
             {"name": "token", "mountPath": TOKEN_PATH.rpartition("/")[0], "readOnly": True},
@@ -89,39 +79,23 @@ def submit_job(
         "restartPolicy": "Never",
         "serviceAccountName": service_account,
         "automountServiceAccountToken": False,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": POD_SECURITY,
         "containers": [container],
         "volumes": [
-            {"name": "config", "configMap": {"name": f"submit-{name}"}},
+            {"name": "config", "configMap": {"name": metadata["name"]}},
             {"name": "token", "projected": {"sources": [{"serviceAccountToken": token}]}},
             {"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}},
         ],
     }
     job = {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": metadata,
-        "spec": {
-            "backoffLimit": 0,  # a second try could start a second run
-            "ttlSecondsAfterFinished": _KEEP_SECONDS,
-            "template": {"metadata": {"labels": _labels()}, "spec": pod},
-        },
+        "backoffLimit": 0,  # a second try could start a second run
+        "ttlSecondsAfterFinished": _KEEP_SECONDS,
+        "template": {"metadata": {"labels": labels}, "spec": pod},
     }
-    return [config_map, job]
-
-
-def _labels() -> dict[str, str]:
-    return {
-        "app.kubernetes.io/name": "reasongenrm-submit",
-        "app.kubernetes.io/part-of": "reasongenrm",
-        "app.kubernetes.io/version": __version__,
-    }
+    return [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data},
+        {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job},
+    ]
 
 
 def as_yaml(objects: Iterable[Mapping[str, Any]]) -> str:

@@ -23,16 +23,10 @@ from reasongenrm.store.stage import Stage
 from reasongenrm.training.job import check_config
 from reasongenrm.trainjob.node import train_here, training_stage
 from reasongenrm.trainjob.pods import TrainPods
-from reasongenrm.trainjob.spec import (
-    KEY_LABEL,
-    LAUNCH_ANNOTATION,
-    STORE_ANNOTATION,
-    owner_reference,
-    render_trainjob,
-)
+from reasongenrm.trainjob.spec import KEY_LABEL, LAUNCH_ANNOTATION, STORE_ANNOTATION, owner_reference, render_trainjob
 
 POLL_SECONDS = 5.0  # between two looks at the TrainJob and its pods
-LEAVE_SECONDS = 20.0  # to take the TrainJob down: a pod has 30 s from SIGTERM to SIGKILL
+LEAVE_SECONDS = 5.0  # for each of the three or four requests that take the TrainJob down; a pod has 30 s to end
 
 
 def train_where_configured(
@@ -59,7 +53,7 @@ def train_where_configured(
 
 
 def run_as_trainjob(stage: Stage, config: TrainConfig, inputs: Mapping[str, ArtifactRef]) -> ArtifactRef:
-    """Train in the pods of a TrainJob; returns when its artifact is finished.
+    """Train in the pods of a TrainJob; returns the artifact that node 0 finished.
 
     A TrainJob of the same stage, key and store that is there already is taken up; a finished one that left no artifact is
     created again, once. While it is queued there is no time-out. If this process is stopped or anything fails, the TrainJob is
@@ -69,9 +63,6 @@ def run_as_trainjob(stage: Stage, config: TrainConfig, inputs: Mapping[str, Arti
         stage: entered, and not done.
         config: of the stage, with `mode: trainjob`.
         inputs: the stage's artifacts by the names that they have in its key.
-
-    Returns:
-        The artifact that node 0 finished.
 
     Raises:
         ConfigError: train_batch_size does not split over the processes.
@@ -131,10 +122,8 @@ class _Launched:
                 )
             else:
                 recreated = True
-                self._say(
-                    f"an earlier {self.place} is {state} and left no artifact ({_message(found)}); creates it again"
-                )
-                uid = found["metadata"]["uid"]
+                uid, why = found["metadata"]["uid"], _message(found)
+                self._say(f"an earlier {self.place} is {state} and left no artifact ({why}); creates it again")
                 self._cluster.delete(TRAIN_JOB, self._namespace, self._name, uid=uid, foreground=True)
                 self._wait_until_gone(uid)
         self._pods = TrainPods(self._cluster, self._namespace, self._name, self._uid, self._config.trainjob, self._say)
@@ -165,9 +154,8 @@ class _Launched:
                 minutes = (said - started) / 60
                 queue = self._config.trainjob.queue
                 where = f"in queue {queue} (kubectl get workloads -n {self._namespace})" if queue else "suspended"
-                self._say(
-                    f"{self.place} waits {where} for {minutes:.0f} min: {_message(job)}. {self._pods.events()}".rstrip()
-                )
+                waits = f"{self.place} waits {where} for {minutes:.0f} min: {_message(job)}. {self._pods.events()}"
+                self._say(waits.rstrip())
 
     def _look(self) -> dict[str, Any]:
         """The TrainJob; while it runs, its pods are looked at as well."""
@@ -201,44 +189,39 @@ class _Launched:
         return ref
 
     def leave(self) -> None:
-        """Take the TrainJob down, within LEAVE_SECONDS; what fails here is told, and hides nothing of why we leave."""
-        deadline = time.monotonic() + LEAVE_SECONDS
+        """Take the TrainJob down; what fails here is told, and hides nothing of why we leave."""
         if self._pods is not None:
             self._pods.stop()
         with _ignoring_sigterm():
             try:
-                self._take_down(deadline)
+                self._take_down(self._cluster.within(LEAVE_SECONDS))
             except ClusterError as error:
                 self._say(
                     f"{self.place} may still be there: {error} Delete it: kubectl delete trainjob {self._name} -n {self._namespace}"
                 )
 
-    def _take_down(self, deadline: float) -> None:
-        found = self._within(deadline).get(TRAIN_JOB, self._namespace, self._name)
+    def _take_down(self, cluster: Cluster) -> None:
+        found = cluster.get(TRAIN_JOB, self._namespace, self._name)
         if found is None:
             return
         metadata = found["metadata"]
-        ours = self._uid == metadata["uid"] or metadata.get("annotations", {}).get(LAUNCH_ANNOTATION) == self._launch
-        if not ours:
+        if metadata["uid"] != self._uid and metadata.get("annotations", {}).get(LAUNCH_ANNOTATION) != self._launch:
             return
         me = owner_reference()
         others = [owner for owner in metadata.get("ownerReferences", []) if me is None or owner["uid"] != me["uid"]]
-        if any(self._is_alive(owner, deadline) for owner in others):
+        if any(self._is_alive(cluster, owner) for owner in others):
             patch = {"metadata": {"ownerReferences": others, "resourceVersion": metadata["resourceVersion"]}}
-            self._within(deadline).patch(TRAIN_JOB, self._namespace, self._name, patch)
+            cluster.patch(TRAIN_JOB, self._namespace, self._name, patch)
             self._say(f"{self.place} goes on: another step waits for it")
             return
-        self._within(deadline).delete(TRAIN_JOB, self._namespace, self._name, uid=metadata["uid"])
+        cluster.delete(TRAIN_JOB, self._namespace, self._name, uid=metadata["uid"])
         self._say(f"deleted {self.place}; the next run goes on from its last checkpoint")
 
-    def _is_alive(self, owner: Mapping[str, Any], deadline: float) -> bool:
-        pod = self._within(deadline).get(POD, self._namespace, owner["name"]) if owner["kind"] == "Pod" else None
+    def _is_alive(self, cluster: Cluster, owner: Mapping[str, Any]) -> bool:
+        pod = cluster.get(POD, self._namespace, owner["name"]) if owner["kind"] == "Pod" else None
         if pod is None or pod["metadata"]["uid"] != owner["uid"]:
             return False
         return pod.get("status", {}).get("phase", "Pending") in ("Pending", "Running")
-
-    def _within(self, deadline: float) -> Cluster:
-        return self._cluster.within(max(1.0, deadline - time.monotonic()))
 
     def _get(self) -> dict[str, Any] | None:
         return self._cluster.get(TRAIN_JOB, self._namespace, self._name)
@@ -293,21 +276,16 @@ class _Launched:
         print(f"{self._stage.name}: {line}", flush=True)  # noqa: T201 - the step's log
 
 
-def _is_true(job: Mapping[str, Any], kind: str) -> bool:
-    return condition(job, kind).get("status") == "True"
-
-
 def _state(job: Mapping[str, Any]) -> str:
     """Complete, Failed, Suspended or Running. Kueue holds a TrainJob back by `suspend`, before there is any condition."""
-    for kind in ("Complete", "Failed"):
-        if _is_true(job, kind):
-            return kind
-    return "Suspended" if job["spec"].get("suspend") or _is_true(job, "Suspended") else "Running"
+    true = [kind for kind in ("Complete", "Failed", "Suspended") if condition(job, kind).get("status") == "True"]
+    return true[0] if true else "Suspended" if job["spec"].get("suspend") else "Running"
 
 
 def _message(job: Mapping[str, Any]) -> str:
     state = _state(job)
-    said = condition(job, state) if _is_true(job, state) else {}
+    said = condition(job, state)
+    said = said if said.get("status") == "True" else {}
     return f"{said.get('reason', state)}: {said.get('message', 'no message')}".rstrip(".")
 
 

@@ -48,9 +48,8 @@ class TrainPods:
             TrainingError: a container could not be started for `failing_pod_seconds`.
         """
         pods = self._list()
+        self._follow_node_0(pods)
         for pod in pods:
-            if _index(pod) == "0" and _has_started(pod):
-                self._follow(pod)
             self._check_container(pod)
         waiting = [why for pod in pods if (why := _why_pending(pod))]
         if pods and not waiting:
@@ -61,9 +60,7 @@ class TrainPods:
 
     def finish_logs(self) -> None:
         """Write what is left of the log of node 0, for no longer than LAST_LINES_SECONDS."""
-        for pod in self._list():
-            if _index(pod) == "0" and _has_started(pod):
-                self._follow(pod)
+        self._follow_node_0(self._list())
         deadline = time.monotonic() + LAST_LINES_SECONDS
         for thread in self._followed.values():
             thread.join(timeout=max(0.0, deadline - time.monotonic()))
@@ -76,8 +73,7 @@ class TrainPods:
         """The pod that failed first, how, and the end of its log."""
         failed = [pod for pod in self._list() if _has_failed(pod)]
         if not failed:
-            lines = list(self.tail)
-            return "no failed pod is left to ask." + _quoted("Node 0 wrote last", lines)
+            return "no failed pod is left to ask." + _quoted("Node 0 wrote last", list(self.tail))
         pod = min(failed, key=lambda pod: str(_ended(pod).get("finishedAt", "~")))
         name = pod["metadata"]["name"]
         try:
@@ -103,7 +99,8 @@ class TrainPods:
 
     def _check_container(self, pod: Mapping[str, Any]) -> None:
         uid, name = pod["metadata"]["uid"], pod["metadata"]["name"]
-        found = [state["waiting"] for state in container_states(pod).values() if _cannot_start(state)]
+        waiting = [state.get("waiting", {}) for state in container_states(pod).values()]
+        found = [state for state in waiting if state.get("reason") in CANNOT_START]
         if not found:
             self._failing_since.pop(uid, None)
             return
@@ -118,12 +115,13 @@ class TrainPods:
                 "this is waited for."
             )
 
-    def _follow(self, pod: Mapping[str, Any]) -> None:
-        uid, name = pod["metadata"]["uid"], pod["metadata"]["name"]
-        if uid not in self._followed:
-            thread = threading.Thread(target=self._write_log, args=(name,), name=f"log of {name}", daemon=True)
-            self._followed[uid] = thread
-            thread.start()
+    def _follow_node_0(self, pods: list[dict[str, Any]]) -> None:
+        for pod in pods:
+            uid, name = pod["metadata"]["uid"], pod["metadata"]["name"]
+            if _index(pod) == "0" and _has_started(pod) and uid not in self._followed:
+                thread = threading.Thread(target=self._write_log, args=(name,), name=f"log of {name}", daemon=True)
+                self._followed[uid] = thread
+                thread.start()
 
     def _write_log(self, pod: str) -> None:
         self._say(f"log of pod {pod} (node 0):")
@@ -160,13 +158,8 @@ def _why_pending(pod: Mapping[str, Any]) -> str:
         return f"pod {name} is {scheduled.get('reason', 'not scheduled')}: {scheduled.get('message', 'no message')}"
     states = container_states(pod).values()
     waiting: Mapping[str, Any] = next((state["waiting"] for state in states if "waiting" in state), {})
-    return f"pod {name} is {waiting.get('reason', 'pending')}" + (
-        f": {waiting['message']}" if "message" in waiting else ""
-    )
-
-
-def _cannot_start(state: Mapping[str, Any]) -> bool:
-    return state.get("waiting", {}).get("reason") in CANNOT_START
+    message = f": {waiting['message']}" if "message" in waiting else ""
+    return f"pod {name} is {waiting.get('reason', 'pending')}{message}"
 
 
 def _ended(pod: Mapping[str, Any]) -> Mapping[str, Any]:

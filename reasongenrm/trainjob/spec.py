@@ -10,6 +10,7 @@ from typing import Any
 from reasongenrm import __version__
 from reasongenrm.config import DPOConfig, SFTConfig, TrainConfig, TrainJobConfig
 from reasongenrm.errors import ConfigError
+from reasongenrm.kubernetes.pod_parts import secret_variable
 from reasongenrm.store.artifacts import ArtifactRef, digest_bytes
 from reasongenrm.store.stage import Stage
 from reasongenrm.trainjob.node import NodeTask
@@ -45,11 +46,7 @@ def num_processes_per_node(config: TrainConfig) -> int:
 
 
 def render_trainjob(
-    stage: Stage,
-    config: TrainConfig,
-    inputs: Mapping[str, ArtifactRef],
-    namespace: str,
-    launch: str,
+    stage: Stage, config: TrainConfig, inputs: Mapping[str, ArtifactRef], namespace: str, launch: str
 ) -> dict[str, Any]:
     """The TrainJob (trainer.kubeflow.org/v1alpha1) that does a stage's work.
 
@@ -81,12 +78,8 @@ def render_trainjob(
     if place.queue is not None:
         labels["kueue.x-k8s.io/queue-name"] = place.queue
     annotations = {STORE_ANNOTATION: stage.store.uri, LAUNCH_ANNOTATION: launch}
-    metadata: dict[str, Any] = {
-        "name": trainjob_name(stage),
-        "namespace": namespace,
-        "labels": labels,
-        "annotations": annotations,
-    }
+    named = {"name": trainjob_name(stage), "namespace": namespace}
+    metadata: dict[str, Any] = {**named, "labels": labels, "annotations": annotations}
     if owner := owner_reference():
         metadata["ownerReferences"] = [owner]
     resources = {"cpu": place.cpu, "memory": place.memory}
@@ -97,7 +90,7 @@ def render_trainjob(
         "numProcPerNode": per_node,
         "command": ["python", "-m", "reasongenrm.trainjob.node"],
         "args": [_node_task(stage, config, inputs).model_dump_json()],
-        "env": [_secret_env(place.s3_secret, key, optional=optional) for key, optional in _S3_KEYS.items()],
+        "env": [secret_variable(place.s3_secret, key, optional) for key, optional in _S3_KEYS.items()],
         "resourcesPerNode": {"requests": dict(resources), "limits": dict(resources)},
     }
     if place.image is not None:
@@ -130,11 +123,6 @@ def _node_task(stage: Stage, config: TrainConfig, inputs: Mapping[str, ArtifactR
     )
 
 
-def _secret_env(secret: str, key: str, *, optional: bool) -> dict[str, Any]:
-    reference = {"name": secret, "key": key, **({"optional": True} if optional else {})}
-    return {"name": key, "valueFrom": {"secretKeyRef": reference}}
-
-
 def _patch(place: TrainJobConfig) -> dict[str, Any]:
     pod: dict[str, Any] = {}
     if place.node_selector:
@@ -142,7 +130,4 @@ def _patch(place: TrainJobConfig) -> dict[str, Any]:
     if place.tolerations:
         pod["tolerations"] = [toleration.model_dump(exclude_none=True) for toleration in place.tolerations]
     job = {"name": NODE, "template": {"spec": {"template": {"spec": pod}}}}
-    return {
-        "manager": _PATCH_MANAGER,
-        "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [job]}}},
-    }
+    return {"manager": _PATCH_MANAGER, "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [job]}}}}

@@ -19,7 +19,7 @@ from reasongenrm.deploy.change import Deployed
 from reasongenrm.deploy.deploy import deploy, deploy_kserve
 from reasongenrm.deploy.manifest import REPLACED, render_inference_service
 from reasongenrm.deploy.replaced import load_replaced, manifest_of
-from reasongenrm.errors import ClusterError, ConfigError, InputError
+from reasongenrm.errors import ClusterError, InputError
 from reasongenrm.evaluation.evaluate import evaluation_files
 from reasongenrm.judge.judge_app import ServerSettings, create_app
 from reasongenrm.judge.pairwise import JudgeSettings
@@ -308,14 +308,15 @@ def test_runtime_that_is_missing_is_told_before_anything_is_written(world: World
     assert world.writes() == []
 
 
-def test_service_in_another_mode_is_refused_before_anything_is_written(world: World) -> None:
+def test_what_kserves_webhook_refuses_is_told_in_its_words_and_nothing_is_changed(world: World) -> None:
     world.deploy("good")
-    service = world.service()
-    assert service is not None
-    world.fake.set_status("inferenceservices", NAMESPACE, "judge", service["status"] | {"deploymentMode": "Knative"})
-    with pytest.raises(ConfigError, match="runs in deploymentMode Knative, which cannot be changed to Standard"):
+    refused = 'admission webhook "isvc" denied the request: update rejected: deploymentMode cannot be changed'
+    world.fake.fail_next("update", "inferenceservices", 403, message=refused)
+    with pytest.raises(
+        ClusterError, match=r"admission rule.*deploymentMode cannot be changed[\s\S]*Nothing was changed"
+    ):
         world.deploy("other")
-    assert world.writes() == ["create"]
+    assert world.writes() == ["create", "update"]
 
 
 def test_change_by_somebody_else_is_left_alone(world: World) -> None:

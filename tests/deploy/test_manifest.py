@@ -12,7 +12,6 @@ from reasongenrm.cli import app
 from reasongenrm.config import DeployConfig, JudgeServerConfig, parse_section
 from reasongenrm.deploy.deploy import deploy_kserve
 from reasongenrm.deploy.manifest import render_inference_service, revision_of
-from reasongenrm.deploy.preflight import check_admission
 from reasongenrm.errors import ConfigError, InputError
 from reasongenrm.store.artifacts import ArtifactRef, Store, read_file
 from tests.kube.schemas import check
@@ -121,15 +120,6 @@ def test_judges_server_without_an_image_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"judge\.image is not set: name the cpu image"):
         render_inference_service(DeployConfig(), MODEL, DECISION)
     assert DeployConfig(judge={"image": "mine"}).with_judge_image("other").judge.image == "mine"  # type: ignore[arg-type]
-
-
-def test_mode_of_an_existing_service_cannot_change() -> None:
-    service = render_inference_service(settings(), MODEL, DECISION)
-    check_admission(service, service | {"status": {"deploymentMode": "RawDeployment"}})  # the old name of Standard
-    with pytest.raises(
-        ConfigError, match="deploymentMode Knative, which cannot be changed to Standard: delete it first"
-    ):
-        check_admission(service, service | {"status": {"deploymentMode": "Serverless"}})
 
 
 def test_revision_changes_with_the_model_and_the_spec_but_not_with_the_decision() -> None:

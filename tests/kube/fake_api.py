@@ -1,4 +1,4 @@
-"""A Kubernetes API server for tests: real paths over real HTTP, watches, logs, RBAC, and every way to fail on demand.
+"""A Kubernetes API server for tests: real paths over real HTTP, logs, RBAC, and every way to fail on demand.
 
     with FakeCluster() as cluster:
         monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
@@ -14,8 +14,7 @@ import base64
 import queue
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,7 +43,6 @@ class FakeCluster:
         ca_pem: the CA's certificate, with `tls`.
         accounts: token -> name of the account; other tokens get 401.
         requests: everything that was asked, in order.
-        max_watch_seconds: when the server ends a watch by itself.
     """
 
     def __init__(
@@ -56,16 +54,14 @@ class FakeCluster:
     ) -> None:
         self.accounts = {"laptop-token": "alice"}
         self.requests: list[Request] = []
-        self.max_watch_seconds = 300.0
         self._objects = Objects(set(namespaces), validate)
         self._tls = tls
         self._denied: set[tuple[str, str]] = set()
         self._absent: set[str] = set()
         self._faults: list[Fault] = []
         self._logs: dict[tuple[str, str, str], Log] = {}
-        self._breaks = {"watch": 0, "log": 0}
-        self._bookmarks = self._bookmarks_sent = 0
-        self._streams: list[tuple[str, str]] = []
+        self._breaks = 0
+        self._streams: list[str] = []
         self._sockets: set[socket.socket] = set()
         self._callbacks: list[tuple[int, str, Callable[[str, Object], None]]] = []
         self._changes: queue.Queue[Change | None] = queue.Queue()
@@ -195,37 +191,15 @@ class FakeCluster:
         """Let the server not know a kind at all."""
         self._absent.add(plural)
 
-    def break_watches(self) -> None:
-        """Cut every open watch in the middle of a line."""
-        self._break("watch")
-
     def break_logs(self) -> None:
         """Cut every log that is being followed in the middle of a line."""
-        self._break("log")
-
-    def forget_history(self) -> None:
-        """Let watches that start from an older version get 410 Gone."""
-        self._objects.forget()
-
-    def send_bookmarks(self) -> None:
-        """Send a bookmark to every open watch that wants them."""
         with self._objects.changed:
-            self._bookmarks += 1
+            self._breaks += 1
             self._objects.changed.notify_all()
 
-    def bookmarks_sent(self) -> int:
-        """How many bookmarks went out."""
-        return self._bookmarks_sent
-
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Hold back every answer, so that what is done inside happens between two requests."""
-        with self._objects.changed:
-            yield
-
-    def num_streams(self, kind: str, resource: str) -> int:
-        """How many streams ("watch", "log") of a resource are open."""
-        return self._streams.count((kind, resource))
+    def num_streams(self, pod: str) -> int:
+        """How many streams of a pod's log are open."""
+        return self._streams.count(pod)
 
     def write_kubeconfig(self, token: str) -> None:
         """Write the kubeconfig anew, with another token."""
@@ -247,11 +221,6 @@ class FakeCluster:
                 }
             )
         )
-
-    def _break(self, kind: str) -> None:
-        with self._objects.changed:
-            self._breaks[kind] += 1
-            self._objects.changed.notify_all()
 
     def _control(self) -> None:
         while (change := self._changes.get()) is not None:

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
-from tests.kube.objects import RESOURCES, Change, Object, Refusal, Resource, as_line, by_plural, matches, not_found
+from tests.kube.objects import RESOURCES, Object, Refusal, Resource, by_plural, matches, not_found
 
 if TYPE_CHECKING:
     from tests.kube.fake_api import FakeCluster
@@ -122,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not parts or resource is None or resource.plural in self.cluster._absent:
             self._send(404, b"404 page not found\n")
             return
-        verb = self._verb(parts["name"], query)
+        verb = self._verb(parts["name"])
         named = f"{resource.plural}/{parts['sub']}" if parts["sub"] == "log" else resource.plural
         name = parts["name"] or (body["metadata"].get("name") if body and verb == "create" else None)
         user = self._authenticate()
@@ -141,16 +141,14 @@ class _Handler(BaseHTTPRequestHandler):
                 return
         self._authorize(verb, named, resource, parts["namespace"], user)
         self._cut_after = fault is not None and fault.carried_out
-        if verb == "watch":
-            self._watch(resource, parts["namespace"], query)
-        elif parts["sub"] == "log":
+        if parts["sub"] == "log":
             self._log(parts["namespace"], parts["name"], query)
         else:
             self._carry_out(verb, resource, parts["namespace"] or "", name, parts["sub"] == "status", query, body)
 
-    def _verb(self, name: str | None, query: Mapping[str, str]) -> str:
+    def _verb(self, name: str | None) -> str:
         if self.command == "GET":
-            return "watch" if query.get("watch") == "true" else "get" if name else "list"
+            return "get" if name else "list"
         return {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}[self.command]
 
     def _authenticate(self) -> str:
@@ -180,7 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
         query: Mapping[str, str],
         body: Any,
     ) -> None:
-        objects, dry_run = self.cluster._objects, query.get("dryRun") == "All"
+        objects = self.cluster._objects
         if verb == "list":
             with objects.changed:
                 found = objects.all(resource.plural, namespace or None)
@@ -197,17 +195,13 @@ class _Handler(BaseHTTPRequestHandler):
         elif verb == "get":
             self._send(200, objects.get(resource, namespace, name))
         elif verb == "create":
-            self._send(201, objects.create(resource, namespace, body, dry_run=dry_run))
+            self._send(201, objects.create(resource, namespace, body))
         elif verb == "update":
-            self._send(200, objects.update(resource, namespace, body, status=status, dry_run=dry_run))
+            self._send(200, objects.update(resource, namespace, body, status=status))
         elif verb == "delete":
             self._send(200, objects.delete(resource, namespace, name, (body or {}).get("preconditions", {}).get("uid")))
-        elif self.headers["content-type"] == "application/apply-patch+yaml":
-            force = query.get("force") == "true"
-            manager = query["fieldManager"]
-            self._send(200, objects.apply(resource, namespace, body, manager, force=force, dry_run=dry_run))
         elif self.headers["content-type"] == "application/merge-patch+json":
-            self._send(200, objects.merge(resource, namespace, name, body, status=status, dry_run=dry_run))
+            self._send(200, objects.merge(resource, namespace, name, body, status=status))
         else:
             kind = self.headers["content-type"]
             raise Refusal(415, "UnsupportedMediaType", f"the body of the request was in an unknown format - {kind}")
@@ -242,52 +236,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
         self.wfile.flush()
 
-    def _watch(self, resource: Resource, namespace: str | None, query: Mapping[str, str]) -> None:
-        cluster, objects = self.cluster, self.cluster._objects
-        labels, fields = query.get("labelSelector", ""), query.get("fieldSelector", "")
-        seconds = min(float(query.get("timeoutSeconds", 1e9)), cluster.max_watch_seconds)
-        ends = time.monotonic() + seconds
-        wants_bookmarks = query.get("allowWatchBookmarks") == "true"
-        with objects.changed:
-            version = int(query.get("resourceVersion") or objects.version)
-            epoch, bookmarks = cluster._breaks["watch"], cluster._bookmarks
-            forgotten = objects.forgotten
-            cluster._streams.append(("watch", resource.plural))
-        try:
-            self._start_stream()
-            if version < forgotten:
-                status = Refusal(410, "Expired", f"too old resource version: {version} ({forgotten})").status
-                self._chunk(as_line("ERROR", status))
-                self._chunk(b"")
-                return
-            while time.monotonic() < ends and not self._gone():
-                with objects.changed:
-                    changes = objects.changes_after(version, resource.plural)
-                    if not changes and epoch == cluster._breaks["watch"] and bookmarks == cluster._bookmarks:
-                        objects.changed.wait(CHECK_SECONDS)
-                        continue
-                    broken = epoch != cluster._breaks["watch"]
-                if broken:
-                    self._chunk(b'{"type":"MODIFIED","object":{"apiVersion":')
-                    raise _Cut
-                for change in changes:
-                    version = change.version
-                    kind = _seen_as(change, namespace, labels, fields)
-                    if kind:
-                        self._chunk(as_line(kind, change.object))
-                if bookmarks != cluster._bookmarks:
-                    bookmarks = cluster._bookmarks
-                    if wants_bookmarks:
-                        version = objects.version
-                        marked = {"metadata": {"resourceVersion": str(version)}}
-                        self._chunk(
-                            as_line("BOOKMARK", {"apiVersion": resource.api_version, "kind": resource.kind, **marked})
-                        )
-                        cluster._bookmarks_sent += 1
-            self._chunk(b"")
-        finally:
-            cluster._streams.remove(("watch", resource.plural))
-
     def _log(self, namespace: str, name: str, query: Mapping[str, str]) -> None:
         cluster, objects = self.cluster, self.cluster._objects
         container = query["container"]
@@ -296,8 +244,8 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refusal(400, "BadRequest", message)
         tail, since = query.get("tailLines"), query.get("sinceTime", "")
         with objects.changed:
-            epoch = cluster._breaks["log"]
-            cluster._streams.append(("log", name))
+            epoch = cluster._breaks
+            cluster._streams.append(name)
             log = cluster._logs.setdefault((namespace, name, container), Log())
             sent = len(log.lines) - min(int(tail), len(log.lines)) if tail else 0
         try:
@@ -306,7 +254,7 @@ class _Handler(BaseHTTPRequestHandler):
                 with objects.changed:
                     new, sent = log.lines[sent:], len(log.lines)
                     over = query.get("follow") != "true" or self._state(namespace, name, container) != "running"
-                    broken = epoch != cluster._breaks["log"]
+                    broken = epoch != cluster._breaks
                     if not new and not over and not broken:
                         objects.changed.wait(CHECK_SECONDS)
                         continue
@@ -320,7 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
                     break
             self._chunk(b"")
         finally:
-            cluster._streams.remove(("log", name))
+            cluster._streams.remove(name)
 
     def _state(self, namespace: str, name: str, container: str) -> str:
         """waiting, running or over."""
@@ -332,17 +280,6 @@ class _Handler(BaseHTTPRequestHandler):
         states = pod.get("status", {}).get("containerStatuses", [])
         state: Object = next((entry["state"] for entry in states if entry["name"] == container), {})
         return "over" if "terminated" in state else "running" if "running" in state else "waiting"
-
-
-def _seen_as(change: Change, namespace: str | None, labels: str, fields: str) -> str:
-    """What a watch with selectors makes of a change; "" if nothing."""
-    if namespace not in (None, change.object["metadata"].get("namespace")):
-        return ""
-    after = change.type != "DELETED" and matches(change.object, labels, fields)
-    before = change.before is not None and matches(change.before, labels, fields)
-    if after:
-        return "MODIFIED" if before else "ADDED"
-    return "DELETED" if before else ""
 
 
 def cut(connection: socket.socket) -> None:

@@ -1,15 +1,14 @@
-"""What an API server keeps: objects with their versions, the history that watches read, selectors, apply, ownership.
+"""What an API server keeps: objects with their versions, selectors, ownership.
 
 `fake_api.py` speaks HTTP over it. All methods take the lock; objects go in and out as copies.
 """
 
 import copy
-import json
 import re
 import threading
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -79,20 +78,12 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class Change:
-    """One entry of the history."""
+    """One change of one object."""
 
     version: int
     plural: str
     type: str  # ADDED, MODIFIED, DELETED
     object: Object
-    before: Object | None
-
-
-@dataclass
-class Applied:
-    """What one manager applied last to one object."""
-
-    managers: dict[str, set[Path]] = field(default_factory=dict)
 
 
 class Objects:
@@ -101,22 +92,14 @@ class Objects:
     def __init__(self, namespaces: set[str], validate: Callable[[Object], None] | None) -> None:
         self.changed = threading.Condition(threading.RLock())
         self.namespaces = namespaces
-        self.history: list[Change] = []
         self.version = 100  # of the newest change
-        self.forgotten = 100  # changes up to this one are not in the history any more
         self._validate = validate
         self._objects: dict[tuple[str, str, str], Object] = {}
-        self._applied: dict[str, Applied] = {}
-        self._listener: Callable[[Change], None] = self.history.append
+        self._listener: Callable[[Change], None] = lambda _: None
 
     def listen(self, listener: Callable[[Change], None]) -> None:
-        """Hand every change on, under the lock: the listener may not block."""
-
-        def both(change: Change) -> None:
-            self.history.append(change)
-            listener(change)
-
-        self._listener = both
+        """Hand every later change on, under the lock: the listener may not block."""
+        self._listener = listener
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object:
         with self.changed:
@@ -133,7 +116,7 @@ class Objects:
                 if kind == plural and namespace in (None, place)
             ]
 
-    def create(self, resource: Resource, namespace: str, body: Object, *, dry_run: bool = False) -> Object:
+    def create(self, resource: Resource, namespace: str, body: Object) -> Object:
         with self.changed:
             name = body.get("metadata", {}).get("name", "")
             self._check(resource, namespace, body)
@@ -148,11 +131,9 @@ class Objects:
             made["metadata"] |= {"uid": str(uuid.uuid4()), "generation": 1, "creationTimestamp": now()}
             if resource.namespaced:
                 made["metadata"]["namespace"] = namespace
-            return self._store(resource, made, None, dry_run=dry_run)
+            return self._store(resource, made, None)
 
-    def update(
-        self, resource: Resource, namespace: str, body: Object, *, status: bool = False, dry_run: bool = False
-    ) -> Object:
+    def update(self, resource: Resource, namespace: str, body: Object, *, status: bool = False) -> Object:
         """Replace an object, or its status alone; with a resourceVersion only if it has not changed since."""
         with self.changed:
             name = body.get("metadata", {}).get("name", "")
@@ -189,7 +170,7 @@ class Objects:
             after["metadata"]["resourceVersion"] = before["metadata"]["resourceVersion"]
             if after == before:
                 return before  # as a real server: a write that changes nothing makes no new version
-            stored = self._store(resource, after, before, dry_run=dry_run)
+            stored = self._store(resource, after, before)
             if stored["metadata"].get("deletionTimestamp") and not stored["metadata"].get("finalizers"):
                 self._remove(resource, stored)
             return stored
@@ -202,50 +183,13 @@ class Objects:
         patch: Object,
         *,
         status: bool = False,
-        dry_run: bool = False,
     ) -> Object:
         """JSON merge patch, RFC 7396."""
         with self.changed:
             body = merge_patch(self.get(resource, namespace, name), patch)
             if "resourceVersion" not in patch.get("metadata", {}):
                 body["metadata"].pop("resourceVersion", None)
-            return self.update(resource, namespace, body, status=status, dry_run=dry_run)
-
-    def apply(
-        self, resource: Resource, namespace: str, body: Object, manager: str, *, force: bool, dry_run: bool = False
-    ) -> Object:
-        """Server-side apply. Lists count as one value, but for lists of things with a name, which merge by it."""
-        with self.changed:
-            name = body["metadata"]["name"]
-            fields = set(leaves({key: body[key] for key in body if key not in ("apiVersion", "kind")}))
-            fields -= {("metadata", "name"), ("metadata", "namespace")}
-            before = self._objects.get((resource.plural, namespace, name))
-            if before is None:
-                made = self.create(resource, namespace, body, dry_run=dry_run)
-                if not dry_run:
-                    self._applied[made["metadata"]["uid"]] = Applied({manager: fields})
-                return made
-            applied = self._applied.setdefault(before["metadata"]["uid"], Applied())
-            for other, owned in applied.managers.items():
-                taken = [path for path in sorted(owned & fields) if at(before, path) != at(body, path)]
-                if other != manager and taken and not force:
-                    names = "; ".join("." + ".".join(path) for path in taken)
-                    raise Refusal(
-                        409, "Conflict", f'Apply failed with {len(taken)} conflict: conflict with "{other}": {names}'
-                    )
-            after = copy.deepcopy(before)
-            others = set().union(*(owned for other, owned in applied.managers.items() if other != manager), set())
-            for path in applied.managers.get(manager, set()) - fields - others:
-                drop(after, path)
-            after = overlay(after, body)
-            after["metadata"].pop("resourceVersion", None)
-            stored = self.update(resource, namespace, after, dry_run=dry_run)
-            if not dry_run:
-                for other, owned in applied.managers.items():
-                    if other != manager:
-                        owned -= {path for path in fields if at(before, path) != at(body, path)}
-                applied.managers[manager] = fields
-            return stored
+            return self.update(resource, namespace, body, status=status)
 
     def delete(self, resource: Resource, namespace: str, name: str, uid: str | None = None) -> Object:
         """Delete an object and what it owns; one with finalizers stays, marked, until they are gone."""
@@ -266,16 +210,6 @@ class Objects:
                 return found
             self._remove(resource, found)
             return found
-
-    def changes_after(self, version: int, plural: str) -> list[Change]:
-        return [change for change in self.history if change.version > version and change.plural == plural]
-
-    def forget(self) -> None:
-        """Compact the history: a watch from an older version gets 410."""
-        with self.changed:
-            self.history.clear()
-            self.version += 1  # a version that is now older than what is kept
-            self.forgotten = self.version
 
     def _check(self, resource: Resource, namespace: str, body: Object) -> None:
         """What a server checks of any object, and the schema."""
@@ -307,15 +241,13 @@ class Objects:
             message = f'{resource.kind}.{resource.group} "{name}" is invalid: {"; ".join(problems)}'
             raise Refusal(422, "Invalid", message, name=name, group=resource.group, kind=resource.kind)
 
-    def _store(self, resource: Resource, item: Object, before: Object | None, *, dry_run: bool = False) -> Object:
-        if dry_run:
-            return item
+    def _store(self, resource: Resource, item: Object, before: Object | None) -> Object:
         self.version += 1
         item["metadata"]["resourceVersion"] = str(self.version)
         metadata = item["metadata"]
         self._objects[resource.plural, metadata.get("namespace", ""), metadata["name"]] = item
         kind = "ADDED" if before is None else "MODIFIED"
-        self._listener(Change(self.version, resource.plural, kind, copy.deepcopy(item), before))
+        self._listener(Change(self.version, resource.plural, kind, copy.deepcopy(item)))
         self.changed.notify_all()
         return copy.deepcopy(item)
 
@@ -325,7 +257,7 @@ class Objects:
         self.version += 1
         gone = copy.deepcopy(item)
         gone["metadata"]["resourceVersion"] = str(self.version)
-        self._listener(Change(self.version, resource.plural, "DELETED", gone, item))
+        self._listener(Change(self.version, resource.plural, "DELETED", gone))
         self.changed.notify_all()
         for (plural, namespace, name), other in list(self._objects.items()):
             owners = other["metadata"].get("ownerReferences", [])
@@ -358,19 +290,6 @@ def merge_patch(target: Any, patch: Any) -> Any:
     return merged
 
 
-def _is_named(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and "name" in item for item in value)
-
-
-def leaves(value: Any, path: Path = ()) -> list[Path]:
-    """The paths of an object's values; an item of a list of named things is "[name=x]"."""
-    if isinstance(value, dict) and value:
-        return [leaf for key, item in value.items() for leaf in leaves(item, (*path, key))]
-    if _is_named(value):
-        return [leaf for item in value for leaf in leaves(item, (*path, f"[name={item['name']}]"))]
-    return [path]
-
-
 def at(value: Any, path: Path) -> Any:
     for key in path:
         if key.startswith("[name="):
@@ -378,30 +297,6 @@ def at(value: Any, path: Path) -> Any:
         else:
             value = value.get(key) if isinstance(value, dict) else None
     return value
-
-
-def drop(value: Any, path: Path) -> None:
-    """Remove the value at a path, and what is empty then."""
-    parent = at(value, path[:-1])
-    key = path[-1]
-    if key.startswith("[name="):
-        parent[:] = [item for item in parent if item.get("name") != key[6:-1]]
-    elif isinstance(parent, dict):
-        if key == "name" and path[:-1] and path[-2] == f"[name={parent.get('name')}]":
-            return drop(value, path[:-1])
-        parent.pop(key, None)
-    if not parent and len(path) > 1:
-        drop(value, path[:-1])
-    return None
-
-
-def overlay(target: Any, body: Any) -> Any:
-    if isinstance(body, dict) and isinstance(target, dict):
-        return {**target, **{key: overlay(target.get(key), value) for key, value in body.items()}}
-    if _is_named(body) and _is_named(target):
-        named = {item["name"]: item for item in target}
-        return list({**named, **{item["name"]: overlay(named.get(item["name"]), item) for item in body}}.values())
-    return copy.deepcopy(body)
 
 
 def matches(item: Mapping[str, Any], labels: str, fields: str) -> bool:
@@ -427,7 +322,3 @@ def matches(item: Mapping[str, Any], labels: str, fields: str) -> bool:
         if str(at(dict(item), tuple(key.split("."))) or "") != value:
             return False
     return True
-
-
-def as_line(kind: str, item: Mapping[str, Any]) -> bytes:
-    return json.dumps({"type": kind, "object": item}).encode() + b"\n"

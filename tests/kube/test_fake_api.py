@@ -34,11 +34,6 @@ def ask(
     return httpx.request(method, cluster.url + path, headers=headers, content=content, verify=False)
 
 
-def apply(cluster: FakeCluster, body: Any, manager: str, force: bool = False) -> httpx.Response:
-    path = f"{PATH}/{body['metadata']['name']}?fieldManager={manager}&force={str(force).lower()}"
-    return ask(cluster, "PATCH", path, body, "application/apply-patch+yaml")
-
-
 @pytest.mark.skipif(not CRDS.is_dir(), reason="the CRDs of ../shared/crds are not here")
 def test_kinds_are_those_of_the_published_crds() -> None:
     for resource in RESOURCES:
@@ -97,32 +92,6 @@ def test_what_an_object_owns_goes_with_it() -> None:
         assert [item["metadata"]["name"] for item in cluster.objects("configmaps")] == ["other"]
 
 
-def test_apply_keeps_what_others_own_and_names_a_conflict() -> None:
-    with FakeCluster() as cluster:
-        assert apply(cluster, {**config_map(), "data": {"x": "1", "y": "1"}}, "us").status_code == 200
-        assert apply(cluster, {**config_map(), "data": {"z": "1"}}, "them").json()["data"] == {
-            "x": "1",
-            "y": "1",
-            "z": "1",
-        }
-        refused = apply(cluster, {**config_map(), "data": {"x": "2"}}, "them")
-        assert (refused.status_code, refused.json()["reason"]) == (409, "Conflict")
-        assert 'conflict with "us": .data.x' in refused.json()["message"]
-        assert apply(cluster, {**config_map(), "data": {"x": "2"}}, "them", force=True).json()["data"] == {
-            "x": "2",
-            "y": "1",
-        }
-        assert apply(cluster, {**config_map(), "data": {"y": "1"}}, "us").json()["data"] == {"x": "2", "y": "1"}
-
-
-def test_named_things_in_lists_merge_by_their_name_in_apply() -> None:
-    with FakeCluster() as cluster:
-        apply(cluster, {**config_map(), "list": [{"name": "a", "v": 1}, {"name": "b", "v": 1}]}, "us")
-        apply(cluster, {**config_map(), "list": [{"name": "c", "v": 1}]}, "them")
-        after = apply(cluster, {**config_map(), "list": [{"name": "b", "v": 2}]}, "us").json()
-        assert after["list"] == [{"name": "b", "v": 2}, {"name": "c", "v": 1}]
-
-
 def test_what_the_validator_refuses_is_422_and_not_stored() -> None:
     def no_data(body: dict[str, Any]) -> None:
         assert "data" not in body, "data is not allowed"
@@ -172,6 +141,5 @@ def test_controllers_see_every_change_in_order() -> None:
         cluster.on_change("configmaps", lambda kind, item: seen.append((kind, item.get("data"))))
         cluster.put(config_map())
         cluster.put({**config_map(), "data": {"x": "1"}})
-        cluster.forget_history()
         cluster.remove("configmaps", "kubeflow", "a")
     assert seen == [("ADDED", None), ("MODIFIED", {"x": "1"}), ("DELETED", {"x": "1"})]

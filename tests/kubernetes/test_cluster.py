@@ -254,7 +254,7 @@ def test_log_is_followed_through_breaks_without_losing_or_repeating_a_line(fake:
     followed = Collected(cluster.follow_log("kubeflow", "worker", "node"))
     followed.wait_for(4)
     for number in range(6):
-        wait_until(lambda: fake.num_streams("log", "worker") == 1)
+        wait_until(lambda: fake.num_streams("worker") == 1)
         fake.break_logs()
         fake.log("kubeflow", "worker", "node", f"line {number}", "same", seconds=0.3)
     followed.wait_for(16)

@@ -16,21 +16,16 @@ SERVING, RUN = "reasongenrm", "kubeflow"
 
 # (namespace, group, resource) -> verbs, and who needs them.
 RIGHTS: dict[tuple[str, str, str], set[str]] = {
-    # deploy and rollback write it, wait for it and watch it
-    (SERVING, "serving.kserve.io", "inferenceservices"): {
-        *("get", "list", "watch", "create", "update", "patch", "delete"),
-    },
-    (SERVING, "serving.kserve.io", "servingruntimes"): {
-        "get",
-        "list",
-    },  # preflight: is the runtime there, and if not, what is
-    (SERVING, "apps", "deployments"): {"get", "list", "watch"},  # the rollout
-    (SERVING, "", "pods"): {"get", "list", "watch"},  # are the new pods ready, and why not
-    (SERVING, "", "events"): {"get", "list", "watch"},
+    # deploy and rollback write it and wait for it
+    (SERVING, "serving.kserve.io", "inferenceservices"): {"get", "list", "create", "update", "patch", "delete"},
+    (SERVING, "serving.kserve.io", "servingruntimes"): {"get", "list"},  # is the runtime there, and if not, what is
+    (SERVING, "apps", "deployments"): {"get", "list"},  # the rollout
+    (SERVING, "", "pods"): {"get", "list"},  # are the new pods ready, and why not
+    (SERVING, "", "events"): {"get", "list"},
     (SERVING, "", "pods/log"): {"get"},  # the last lines of a judge that does not start
-    (RUN, "trainer.kubeflow.org", "trainjobs"): {"get", "list", "watch", "create", "patch", "delete"},
-    (RUN, "", "pods"): {"get", "list", "watch"},  # the nodes of a training
-    (RUN, "", "events"): {"get", "list", "watch"},
+    (RUN, "trainer.kubeflow.org", "trainjobs"): {"get", "list", "create", "patch", "delete"},
+    (RUN, "", "pods"): {"get", "list"},  # the nodes of a training
+    (RUN, "", "events"): {"get", "list"},
     (RUN, "", "pods/log"): {"get"},
 }
 
@@ -40,10 +35,8 @@ VERBS = {
     "list": {"list"},
     "create": {"create"},
     "replace": {"update"},
-    "apply": {"patch"},
     "patch": {"patch"},
     "delete": {"delete"},
-    "watch": {"list", "watch"},
 }
 
 
@@ -84,7 +77,7 @@ def used_by_the_code() -> set[tuple[str, str, str]]:
         if path.name in ("cluster.py", "connection.py"):
             continue
         text = path.read_text(encoding="utf-8")
-        for method, name in re.findall(r"cluster\.(\w+)\(\s*([A-Z][A-Z_]+)\b", text):
+        for method, name in re.findall(rf"cluster\.({'|'.join(VERBS)})\(\s*([A-Z][A-Z_]+)\b", text):
             kind = kind_of(path, name)
             used |= {(kind.group, kind.plural, verb) for verb in VERBS[method]}
     return used

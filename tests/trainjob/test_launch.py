@@ -430,7 +430,7 @@ def test_broken_log_and_busy_server_do_not_disturb(
         pod = trainer.pod(job)
         trainer.log(job, pod, "step 0")
         for step in range(1, 5):
-            wait_until(lambda: fake.num_streams("log", pod) == 1)
+            wait_until(lambda: fake.num_streams(pod) == 1)
             fake.break_logs()
             fake.fail_next("get", "trainjobs", 429, headers={"Retry-After": "0"})
             fake.fail_next("list", "pods", 503)
