@@ -49,11 +49,7 @@ class GoldenJudgment(Record):
 
 @dataclass(frozen=True)
 class Golden:
-    """What the new pods said.
-
-    Attributes:
-        judgments: both orders of every row.
-    """
+    """What the new pods said: both orders of every row."""
 
     address: str
     model_name: str
@@ -157,9 +153,8 @@ def _read(row: BenchmarkRow, answer: PairwiseResponse) -> Iterator[GoldenJudgmen
     for said in answer.judgments:
         order: Order = "chosen_first" if said.order == "given" else "rejected_first"
         label = LABELS[order]
-        names = {"A": label, "B": OPPOSITE[label]}
         p_a = said.p_a if said.p_a is None or order == "chosen_first" else 1.0 - said.p_a
-        verdict = names[said.preferred] if said.preferred is not None else None
+        verdict: Verdict | None = {"A": label, "B": OPPOSITE[label], None: None}[said.preferred]
         yield GoldenJudgment(row_id=row.row_id, order=order, label=label, verdict=verdict, reason=said.reason, p_a=p_a)
 
 
@@ -173,6 +168,7 @@ def _ask_model(address: str, golden: GoldenRows, config: DeployConfig, keep_mark
     with contextlib.closing(engine):
         settings = golden.settings.model_copy(update={"votes": 1})
         found = judge_benchmark(engine, golden.rows, settings, golden.style)
-        fields = GoldenJudgment.model_fields
-        judgments = [GoldenJudgment.model_validate({name: getattr(each, name) for name in fields}) for each in found]
+        judgments = [
+            GoldenJudgment.model_validate(each.model_dump(include={*GoldenJudgment.model_fields})) for each in found
+        ]
         return Golden(base_url, engine.model_name, tuple(judgments))

@@ -1,14 +1,13 @@
 """What the cluster's ServingRuntime can do, and whether a model and our settings fit it.
 
-In goes the runtime that a manifest names, as the API server has it; out comes nothing, or what to change. KServe accepts an
-InferenceService whatever its runtime, and then waits forever, or starts pods that end at once.
+In goes the runtime that a manifest names, as the API server has it; out comes nothing, or what to change. Where this finds
+nothing wrong, KServe itself tells of a runtime that is disabled or serves another format (`health.service_troubles`).
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from reasongenrm.config import DeployConfig
-from reasongenrm.deploy.manifest import MODEL_FORMAT
 from reasongenrm.errors import ClusterError
 from reasongenrm.kubernetes.cluster import Cluster
 from reasongenrm.kubernetes.kinds import SERVING_RUNTIME
@@ -32,14 +31,6 @@ def check_runtime(cluster: Cluster, config: DeployConfig, manifest: Mapping[str,
         found = [item["metadata"]["name"] for item in cluster.list(SERVING_RUNTIME, config.namespace)]
         raise ClusterError(
             f"{where}: not there (found: {', '.join(found) or 'none'}). Apply manifests/serving, or set deploy.runtime."
-        )
-    spec = runtime["spec"]
-    formats = [entry["name"] for entry in spec.get("supportedModelFormats", ())]
-    if spec.get("disabled"):
-        raise ClusterError(f"{where}: is disabled. Set its spec.disabled to false, or deploy.runtime to another one.")
-    if MODEL_FORMAT not in formats:
-        raise ClusterError(
-            f"{where}: serves {', '.join(formats) or 'nothing'}, not {MODEL_FORMAT}. Set deploy.runtime to one that does."
         )
     if config.server == "vllm" and manifest["spec"].get("transformer") and not has_reasoning_parser(runtime):
         raise ClusterError(

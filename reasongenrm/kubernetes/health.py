@@ -15,18 +15,11 @@ _NEVER = float("inf")
 
 # Reasons of a waiting container that pass only if someone fixes the cause: Kubernetes, pkg/kubelet/images/types.go and
 # pkg/kubelet/kuberuntime/kuberuntime_container.go.
-_BAD_IMAGE = frozenset(
-    {
-        "ErrImagePull",
-        "ImagePullBackOff",
-        "ErrImageNeverPull",
-        "InvalidImageName",
-        "ImageInspectError",
-        "RegistryUnavailable",
-        "SignatureValidationFailed",
-    }
-)
-_BAD_CONFIG = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+_BAD_IMAGE = {
+    *("ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"),
+    *("ImageInspectError", "RegistryUnavailable", "SignatureValidationFailed"),
+}
+_BAD_CONFIG = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 CANNOT_START = _BAD_IMAGE | _BAD_CONFIG
 
 
@@ -50,9 +43,12 @@ class Trouble:
 
 def container_states(pod: Item) -> dict[str, Item]:
     """Container name -> its state, those of init containers first; empty before the kubelet has taken up the pod."""
+    return {entry["name"]: entry.get("state", {}) for entry in _containers(pod)}
+
+
+def _containers(pod: Item) -> list[Item]:
     status = pod.get("status", {})
-    entries = [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]
-    return {entry["name"]: entry.get("state", {}) for entry in entries}
+    return [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]
 
 
 def condition(item: Item | None, kind: str) -> Item:
@@ -79,9 +75,8 @@ def service_troubles(
     failure = status.get("lastFailureInfo")
     if component == "Predictor" and not reconciled and failure and status.get("transitionStatus") == "InvalidSpec":
         text = f"KServe refuses the spec: {failure.get('reason')}: {failure.get('message', '')}"
-        yield Trouble(
-            f"spec/{failure.get('reason')}", text, SETTLE_SECONDS / 6
-        )  # the status may be that of the spec before
+        # Not at once: the status may be that of the spec before.
+        yield Trouble(f"spec/{failure.get('reason')}", text, SETTLE_SECONDS / 6)
     ready = condition(service, f"{component}Ready")
     if not reconciled and ready.get("reason") == "ReconcileFailed":
         yield Trouble("reconcile", f"KServe cannot write the Deployment: {ready.get('message', '')}", SETTLE_SECONDS)
@@ -102,7 +97,7 @@ def pod_troubles(pods: Sequence[Item]) -> Iterator[Trouble]:
         if scheduled.get("status") == "False":
             text = f"pod {name} waits for a node: {scheduled.get('message') or scheduled.get('reason')}"
             yield Trouble("scheduling", text, _NEVER)
-        for entry in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
+        for entry in _containers(pod):
             yield from _container(name, entry)
 
 
@@ -117,14 +112,11 @@ def _container(pod: str, entry: Item) -> Iterator[Trouble]:
         text = f"pod {pod}: {name} cannot be set up: {reason}: {waiting.get('message', '')}"
         yield Trouble(f"config/{name}", text, SETTLE_SECONDS)
     ended = entry.get("state", {}).get("terminated") or entry.get("lastState", {}).get("terminated") or {}
-    failed = ended.get("exitCode", 0) != 0 and not entry.get("ready", False)
-    if failed:
+    if ended.get("exitCode", 0) != 0 and not entry.get("ready", False):
+        how = f"exit code {ended['exitCode']} ({ended.get('reason', 'Error')})"
+        said = " ".join(ended.get("message", "").split())[-300:]
+        text = f"pod {pod}: {name} ended with {how}, {restarts} restart{'s' if restarts != 1 else ''}"
         running_again = "terminated" not in entry.get("state", {})
-        text = (
-            f"pod {pod}: {name} ended with exit code {ended['exitCode']} ({ended.get('reason', 'Error')}), "
-            f"{restarts} restart{'s' if restarts != 1 else ''}"
-        )
-        if ended.get("message"):
-            text += f": {' '.join(ended['message'].split())[-300:]}"
         patience = 0.0 if restarts >= MAX_RESTARTS else _NEVER
+        text = f"{text}: {said}" if said else text
         yield Trouble(f"crash/{name}", text, patience, pod, name, previous=running_again)

@@ -34,15 +34,12 @@ class RunView(Protocol):
 
     def task_started(self, name: str, number: int, total: int) -> None:
         """A task has started, the `number`th of at most `total`."""
-        ...
 
     def task_line(self, line: str) -> None:
         """The running task wrote a line."""
-        ...
 
     def task_ended(self, task: TaskRecord) -> None:
         """The running task ended well."""
-        ...
 
 
 class TaskFailedError(ReasonGenRMError):
@@ -55,10 +52,7 @@ class TaskFailedError(ReasonGenRMError):
 
 @contextmanager
 def open_store(store: str) -> Iterator[Store]:
-    """Open the store that --store names: an s3:// URI, or a folder, whose own server runs as long as the context.
-
-    Args:
-        store: s3://bucket/prefix (the AWS variables say where and who), or a local folder.
+    """Open the store that --store names: s3://bucket/prefix, or a folder, whose own server runs as long as the context.
 
     Raises:
         ConfigError: an s3:// URI without a bucket.
@@ -119,11 +113,9 @@ def run_local(inputs: RunInputs, config: RunConfig, store: Store, folder: Path, 
                 pipeline.wait()
             follower.check_end(pipeline.process.returncode)
         except BaseException as error:
+            ended = end_run(follower.record, "stopped", 130)
             if isinstance(error, Exception):
-                exit_code = error.exit_code if isinstance(error, ReasonGenRMError) else 1
-                ended = end_run(follower.record, "failed", exit_code, str(error))
-            else:
-                ended = end_run(follower.record, "stopped", 130)
+                ended = end_run(follower.record, "failed", getattr(error, "exit_code", 1), str(error))
             with contextlib.suppress(StoreError):  # a full or dead store is often why the run failed
                 save_run(store, ended)
             raise
@@ -172,9 +164,7 @@ class _Follower:
         if running:
             raise self._killed(running[0])
         if exit_code:
-            raise TaskFailedError(
-                f"the pipeline's process {how_it_ended(exit_code)}. Its last lines:\n{self._last_lines()}", 1
-            )
+            raise TaskFailedError(f"the pipeline's process {how_it_ended(exit_code)}. {self._last_lines()}", 1)
 
     def _read_outcomes(self, starting: bool) -> None:
         """Take up what the tasks have left; a task that is just `starting` may have ended already, but is yet to be heard."""
@@ -215,13 +205,12 @@ class _Follower:
     def _killed(self, path: Path) -> TaskFailedError:
         return TaskFailedError(
             f"{self._name(path)}: its process ended without a word; most often the machine ran out of memory (see `dmesg`). "
-            f"Free some, or make batches smaller in the config, and run again; finished work is kept. "
-            f"Its last lines:\n{self._last_lines()}",
+            f"Free some, or make batches smaller in the config, and run again; finished work is kept. {self._last_lines()}",
             1,
         )
 
     def _last_lines(self) -> str:
-        return "\n".join(self._tail)
+        return "Its last lines:\n" + "\n".join(self._tail)
 
 
 def _pipeline(arguments_path: Path, work_dir: Path) -> Child:

@@ -13,12 +13,7 @@ _DROPPED = "num_dropped_"
 
 
 def stage_summary(manifest: Manifest, reused: bool) -> str:
-    """The page; shares are of what came in, in percent.
-
-    Args:
-        manifest: of the stage's artifact.
-        reused: whether an earlier run had made it.
-    """
+    """The page; shares are of what came in, in percent."""
     counts = manifest.counts
     num_in = counts.get("num_in", 0)
     handled = {name: n for name, n in counts.items() if not name.startswith(_DROPPED)}
@@ -27,9 +22,7 @@ def stage_summary(manifest: Manifest, reused: bool) -> str:
     parts = [
         f"# {manifest.stage}: {_words(handled)}",
         "Reused: an earlier run had made it." if reused else "",
-        _table(
-            "dropped because", "records", [(_spaced(why), f"{n:,} ({_share(n, num_in)})") for why, n in dropped.items()]
-        ),
+        _table("dropped because", "records", [(_spaced(why), _share(n, num_in)) for why, n in dropped.items()]),
         _table("figure", "value", [(_spaced(name), _number(value)) for name, value in figures.items()]),
         _table("setting", "value", [(name, _number(value)) for name, value in _flat(manifest.config)]),
         _table("input", "digest", manifest.inputs.items()),
@@ -48,7 +41,7 @@ def _spaced(name: str) -> str:
 
 
 def _share(n: int, num_in: int) -> str:
-    return f"{100 * n / num_in:.1f} %" if num_in else "-"
+    return f"{n:,} ({100 * n / num_in:.1f} %)" if num_in else f"{n:,} (-)"
 
 
 def _number(value: object) -> str:

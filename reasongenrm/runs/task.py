@@ -75,11 +75,8 @@ class Task:
     """
 
     def __init__(self, name: str, store_uri: str, output: KfpArtifact) -> None:
-        self.name = name
-        self.store = Store(store_uri)
-        self._output = output
-        self._outcome_path = Path(output.path).with_name(OUTCOME)
-        self._started = 0.0
+        self.name, self.store = name, Store(store_uri)
+        self._output, self._outcome_path = output, Path(output.path).with_name(OUTCOME)
         self._started_at = datetime.now(UTC)
         self._ref: ArtifactRef | None = None
         self._reused = False
@@ -147,7 +144,6 @@ class Task:
         """Hand the stage's artifact to the next tasks, and show it in the UI: its address and its counts as metadata.
 
         Args:
-            ref: the artifact.
             metrics: gets the artifact's numbers, one by one.
             summary: gets a page of Markdown (stage_summary.py).
         """
@@ -157,8 +153,9 @@ class Task:
         ref.write(Path(self._output.path))
         self._output.metadata.update({"uri": ref.uri, "digest": ref.digest, "reused": self._reused, **ref.counts})
         if metrics is not None:
-            for name, value in _numbers(ref.metrics):
-                metrics.log_metric(name, value)
+            for name, value in ref.metrics.items():
+                if isinstance(value, int | float):
+                    metrics.log_metric(name, float(value))
         if summary is not None:
             Path(summary.path).write_text(stage_summary(manifest, self._reused), encoding="utf-8")
         return ref
@@ -169,10 +166,6 @@ class Task:
         partial = self._outcome_path.with_suffix(".partial")
         partial.write_text(outcome.model_dump_json(), encoding="utf-8")
         partial.replace(self._outcome_path)
-
-
-def _numbers(metrics: Mapping[str, Any]) -> list[tuple[str, float]]:
-    return [(name, float(value)) for name, value in metrics.items() if isinstance(value, int | float)]
 
 
 def _quiet_logs() -> None:
