@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 2.0
 REPORT_SECONDS = 60.0  # how often the log says what is waited for
 LOG_LINES = 20
+_Part = tuple[str, list[Trouble], bool]
 
 
 @dataclass
@@ -131,9 +132,9 @@ def _look(cluster: Cluster, target: Target) -> tuple[str, list[Trouble], str | N
             f"expected {target.revision}). Let one deployment end before the next."
         )
     parts = [_part(cluster, service, target, part, name) for part, name in target.deployments.items()]
-    state = "; the judge's server: ".join(part.state for part in parts)
-    troubles = [trouble for part in parts for trouble in part.troubles]
-    if not all(part.done for part in parts):
+    state = "; the judge's server: ".join(said for said, _, _ in parts)
+    troubles = [trouble for _, found, _ in parts for trouble in found]
+    if not all(done for _, _, done in parts):
         return state, troubles, None
     address = address_of(service, target)
     if address is None:
@@ -142,16 +143,8 @@ def _look(cluster: Cluster, target: Target) -> tuple[str, list[Trouble], str | N
     return state, troubles, address
 
 
-@dataclass(frozen=True)
-class _Part:
-    """How far one Deployment is, in words; what is wrong with it."""
-
-    state: str
-    troubles: list[Trouble]
-    done: bool
-
-
 def _part(cluster: Cluster, service: Mapping[str, Any], target: Target, component: str, name: str) -> _Part:
+    """How far one Deployment is, in words; what is wrong with it; whether it is done."""
     deployment = cluster.get(DEPLOYMENT, target.namespace, name)
     pods = cluster.list(POD, target.namespace, labels=f"app=isvc.{name}")
     template = (deployment or {}).get("spec", {}).get("template", {})
@@ -161,7 +154,7 @@ def _part(cluster: Cluster, service: Mapping[str, Any], target: Target, componen
     found = [*service_troubles(service, deployment, reconciled, component), *(pod_troubles(new) if reconciled else ())]
     troubles = [replace(trouble, cause=f"{component}/{trouble.cause}") for trouble in found]
     if not reconciled or deployment is None:
-        return _Part("KServe has not taken up the change yet", troubles, False)
+        return "KServe has not taken up the change yet", troubles, False
     old = [pod["metadata"]["name"] for pod in staying if revision_of(pod) != target.revision]
     wanted = deployment["spec"].get("replicas", 1)
     status = deployment.get("status", {})
@@ -169,7 +162,7 @@ def _part(cluster: Cluster, service: Mapping[str, Any], target: Target, componen
     ready = sum(condition(pod, "Ready").get("status") == "True" for pod in new)
     state = f"{ready} of {wanted} new pods ready" + (f", {len(old)} old ones left" if old else "")
     seen = status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
-    return _Part(state, troubles, seen and not old and min(ready, updated, available) >= max(wanted, 1))
+    return state, troubles, seen and not old and min(ready, updated, available) >= max(wanted, 1)
 
 
 def address_of(service: Mapping[str, Any], target: Target) -> str | None:

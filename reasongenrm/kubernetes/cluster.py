@@ -26,6 +26,7 @@ from reasongenrm.kubernetes.connection import (
 from reasongenrm.kubernetes.health import container_states
 from reasongenrm.kubernetes.kinds import POD, Kind
 from reasongenrm.kubernetes.waiting import Outage
+from reasongenrm.processes.extras import require
 
 __all__ = ["AlreadyExistsError", "Cluster", "ConflictError", "ForbiddenError", "NotFoundError", "UnavailableError"]
 
@@ -42,7 +43,8 @@ _NOT_STARTED = ("is waiting to start", "does not have a host assigned")
 class Cluster:
     """One API server, seen by one account; may be shared by threads.
 
-    A write may be carried out although its answer is lost, and is then repeated: a create ends in AlreadyExistsError, a
+    Every method raises a ClusterError if it is refused or the server stays away; its kind says how (see `connection`). A
+    write may be carried out although its answer is lost, and is then repeated: a create ends in AlreadyExistsError, a
     replace or patch with a resourceVersion in ConflictError, although the work is done. Callers read the object again.
 
     Attributes:
@@ -61,7 +63,9 @@ class Cluster:
 
         Raises:
             ClusterError: there is neither, or it cannot be used.
+            ConfigError: the extra "cluster" is not installed.
         """
+        require("cluster")
         if context is None and os.environ.get("KUBERNETES_SERVICE_HOST"):
             return cls(*connection.service_account())
         return cls(*connection.kubeconfig(context))
@@ -71,11 +75,7 @@ class Cluster:
         return Cluster(self._connection.within(seconds), self.namespace)
 
     def get(self, kind: Kind, namespace: str, name: str) -> dict[str, Any] | None:
-        """One object; None if it is not there.
-
-        Raises:
-            ClusterError: as `Connection.request`; also if the server does not know the kind at all.
-        """
+        """One object; None if it is not there. A kind that the server does not know is an error."""
         try:
             return self._object("get", kind, namespace, name)
         except NotFoundError:
@@ -94,29 +94,15 @@ class Cluster:
         return [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in items]
 
     def create(self, kind: Kind, namespace: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Create an object.
-
-        Raises:
-            AlreadyExistsError: the name is taken.
-            ClusterError: refused; see `connection`.
-        """
+        """Create an object; AlreadyExistsError if the name is taken."""
         return self._object("create", kind, namespace, body["metadata"]["name"], body)
 
     def replace(self, kind: Kind, namespace: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Replace the whole object.
-
-        Raises:
-            ConflictError: `body` has a resourceVersion and the object has changed since.
-            NotFoundError: it is not there.
-        """
+        """Replace the whole object; ConflictError if `body` has a resourceVersion and the object has changed since."""
         return self._object("update", kind, namespace, body["metadata"]["name"], body)
 
     def patch(self, kind: Kind, namespace: str, name: str, patch: dict[str, Any]) -> dict[str, Any]:
-        """JSON merge patch (RFC 7396): None removes a field, a list is replaced as a whole.
-
-        Raises:
-            NotFoundError: the object is not there.
-        """
+        """JSON merge patch (RFC 7396): None removes a field, a list is replaced as a whole."""
         return self._object("patch", kind, namespace, name, patch)
 
     def delete(self, kind: Kind, namespace: str, name: str, uid: str | None = None, foreground: bool = False) -> bool:
@@ -144,10 +130,6 @@ class Cluster:
 
         Args:
             previous: of the container's run before the present one, which is the one that crashed.
-
-        Raises:
-            NotFoundError: the pod is gone.
-            ClusterError: refused (also: the container has not started); see `connection`.
         """
         query = {"tailLines": str(num_lines), **({"previous": "true"} if previous else {})}
         with self._log(namespace, pod, container, query, connection.READ_SECONDS) as lines:
@@ -157,11 +139,8 @@ class Cluster:
         """Lines of a container's log as they come, from the first one to its end.
 
         A container that has not started yet is waited for; a connection that breaks is opened again without losing or
-        repeating a line. Ends when the container has ended and its log is read, or the pod is gone.
-
-        Raises:
-            UnavailableError: the API server was away for waiting.OUTAGE_SECONDS.
-            ClusterError: refused; see `connection`.
+        repeating a line; an outage may last waiting.OUTAGE_SECONDS. Ends when the container has ended and its log is read,
+        or the pod is gone.
         """
         outage = Outage()
         since, recent = "", Counter[str]()  # the lines of the newest second: a log is asked for by whole seconds

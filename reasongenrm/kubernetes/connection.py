@@ -266,7 +266,8 @@ def service_account() -> tuple[Connection, str]:
     Raises:
         ClusterError: the pod has no token or no CA.
     """
-    client = _kubernetes()
+    from kubernetes.client import Configuration
+
     token_path, ca_path = SERVICE_ACCOUNT_DIR / "token", SERVICE_ACCOUNT_DIR / "ca.crt"
     for path in (token_path, ca_path):
         if not path.is_file():
@@ -280,7 +281,7 @@ def service_account() -> tuple[Connection, str]:
     def read_token(configuration: "Configuration") -> None:
         configuration.api_key["authorization"] = f"Bearer {token_path.read_text().strip()}"
 
-    configuration = client.Configuration(host=f"https://{f'[{host}]' if ':' in host else host}:{port}")
+    configuration = Configuration(host=f"https://{f'[{host}]' if ':' in host else host}:{port}")
     configuration.ssl_ca_cert = str(ca_path)
     configuration.refresh_api_key_hook = read_token
     read_token(configuration)
@@ -295,7 +296,7 @@ def kubeconfig(context: str | None) -> tuple[Connection, str]:
     Raises:
         ClusterError: there is no kubeconfig, it cannot be read, or it has no such context.
     """
-    client = _kubernetes()
+    from kubernetes.client import Configuration
     from kubernetes.config import list_kube_config_contexts, load_kube_config
     from kubernetes.config.config_exception import ConfigException
     from yaml import YAMLError
@@ -307,7 +308,7 @@ def kubeconfig(context: str | None) -> tuple[Connection, str]:
             f"no cluster to talk to: KUBERNETES_SERVICE_HOST is not set, so this is no pod, and there is no kubeconfig at "
             f"{path}. Set KUBECONFIG to one, or run this in a pod of the cluster."
         )
-    configuration = client.Configuration()
+    configuration = Configuration()
     try:
         contexts, active = list_kube_config_contexts(path)
         named = {entry["name"]: entry for entry in contexts}
@@ -325,17 +326,6 @@ def kubeconfig(context: str | None) -> tuple[Connection, str]:
         "(kubectl auth whoami shows whether they work)."
     )
     return Connection(configuration, login), chosen["context"].get("namespace") or "default"
-
-
-def _kubernetes() -> Any:
-    try:
-        from kubernetes import client
-    except ImportError as error:
-        raise ClusterError(
-            "the Python package kubernetes is not installed here; it is needed to talk to a cluster. "
-            "Install reasongenrm with the extra 'cluster'."
-        ) from error
-    return client
 
 
 def _lines_of(response: "BaseHTTPResponse") -> Iterator[bytes]:

@@ -119,7 +119,7 @@ class PipelineServer:
         """Find a version of a pipeline by its name, or upload it.
 
         Args:
-            pipeline_name: is made if it is not there.
+            pipeline_name: made if it is not there.
             version_name: changes with the content, so that a version of this name is this version.
             ir: the compiled pipeline as YAML.
         """
@@ -176,12 +176,7 @@ class PipelineServer:
         return found[:limit]
 
     def run(self, name_or_id: str) -> ClusterRun:
-        """One run with its tasks, by its id or by its name.
-
-        Raises:
-            NotFoundError: there is none.
-            ClusterError: several have this name; lists their ids.
-        """
+        """One run with its tasks, by its id or by its name; NotFoundError if there is none, ClusterError if several are."""
         if re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", name_or_id):
             return self._with_tasks(self._get_run(name_or_id))
         options = {"page_size": _PAGE_SIZE, "filter": _named(name_or_id), **self._place()}

@@ -2,15 +2,13 @@
 
 import re
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from reasongenrm.errors import ClusterError
-from reasongenrm.kubernetes.connection import NotFoundError
+from reasongenrm.kubernetes.cluster import Cluster, NotFoundError
+from reasongenrm.kubernetes.kinds import POD
 from reasongenrm.runs.kfp import PipelineServer
 from reasongenrm.runs.kfp_runs import ENDED, ClusterRun, ClusterTask
-
-if TYPE_CHECKING:
-    from reasongenrm.kubernetes.cluster import Cluster
 
 # kubeflow/pipelines, backend/src/common/util/consts.go at 2.17.0, and Argo's workflow/common/common.go
 RUN_LABEL = "pipeline/runid"
@@ -22,7 +20,7 @@ _EXECUTOR = re.compile(r"\.(?P<task>[^.]+)\.executor(\(\d+\))?$")
 
 
 def task_log(
-    server: PipelineServer, connect: Callable[[], "Cluster"], run: ClusterRun, task: ClusterTask, follow: bool = False
+    server: PipelineServer, connect: Callable[[], Cluster], run: ClusterRun, task: ClusterTask, follow: bool = False
 ) -> Iterator[str]:
     """Lines of a task's log, of all its tries, oldest first.
 
@@ -57,10 +55,8 @@ def task_log(
             yield from server.log(run.run_id, name).splitlines()
 
 
-def task_pods(cluster: "Cluster", run_id: str, key: str) -> list[dict[str, Any]]:
+def task_pods(cluster: Cluster, run_id: str, key: str) -> list[dict[str, Any]]:
     """The pods in which a task works or worked, one for each try, oldest first; not those that only prepare it."""
-    from reasongenrm.kubernetes.kinds import POD
-
     pods = cluster.list(POD, cluster.namespace, labels=f"{RUN_LABEL}={run_id}")
     ours = [pod for pod in pods if task_of(pod) == key]
     return sorted(ours, key=lambda pod: (pod["metadata"].get("creationTimestamp", ""), pod["metadata"]["name"]))

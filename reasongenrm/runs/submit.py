@@ -25,10 +25,7 @@ def reachable_inputs(inputs: RunInputs, config: RunConfig, store_uri: str, uploa
     """The inputs as pods can read them.
 
     Args:
-        inputs: URIs, hub names, and with `upload` local files and folders.
-        config: its sections say how rows and models are checked before they are put into the store.
-        store_uri: of the run.
-        upload: put what is local into the store; without it, it is refused.
+        inputs: URIs, hub names, and with `upload` local files and folders, which are checked and put into the store.
 
     Raises:
         ConfigError: a local store, or the demo's teacher.
@@ -59,13 +56,15 @@ def reachable_inputs(inputs: RunInputs, config: RunConfig, store_uri: str, uploa
             )
     if not local:
         return inputs
+    from reasongenrm.data.import_model import import_model
+
     check_rows({name: uri for name, uri in local.items() if name in _DATA}, config)
     store = Store(store_uri)
     store.check()
-    moved: dict[str, str] = {}
-    for uri in dict.fromkeys(local.values()):  # a model that is its own teacher goes once
-        names = [name for name, other in local.items() if other == uri]
-        moved[uri] = _put_file(store, uri) if set(names) & set(_DATA) else _put_model(store, config, uri)
+    moved = {uri: _put_file(store, uri) for name, uri in local.items() if name in _DATA}
+    for uri in local.values():
+        if uri not in moved:  # a model that is its own teacher goes once; checked, and converted if it is a GGUF file
+            moved[uri] = import_model(store, config.model, str(Path(uri).expanduser())).uri
     return inputs.model_copy(update={name: moved[uri] for name, uri in local.items()})
 
 
@@ -100,13 +99,6 @@ def _put_file(store: Store, uri: str) -> str:
     if not store.exists(name):
         store.put_files({name: path})
     return store.uri_of(name)
-
-
-def _put_model(store: Store, config: RunConfig, uri: str) -> str:
-    """A model as the artifact that import_model makes of it: checked, converted if it is a GGUF file, once."""
-    from reasongenrm.data.import_model import import_model
-
-    return import_model(store, config.model, str(Path(uri).expanduser())).uri
 
 
 def arguments_of(config: RunConfig, inputs: RunInputs, store_uri: str) -> dict[str, Any]:

@@ -39,7 +39,6 @@ class KfpArtifact(Protocol):
     @property
     def path(self) -> str:
         """Local path of the artifact's file."""
-        ...
 
 
 class KfpMetrics(Protocol):
@@ -47,7 +46,6 @@ class KfpMetrics(Protocol):
 
     def log_metric(self, metric: str, value: float) -> None:
         """Show one number in the UI."""
-        ...
 
 
 class TaskOutcome(Record):

@@ -32,17 +32,12 @@ LEAVE_SECONDS = 5.0  # for each of the three or four requests that take the Trai
 def train_where_configured(
     store: Store, config: SFTConfig | DPOConfig, variant: str | None = None, /, **inputs: ArtifactRef
 ) -> ArtifactRef:
-    """Run train_sft or train_dpo: with `mode: pod` here, with `mode: trainjob` in the pods of a TrainJob.
+    """Run train_sft (of a variant) or train_dpo: with `mode: pod` here, with `mode: trainjob` in the pods of a TrainJob.
+
+    The artifact is the same: where a stage works is no part of its key. Raises what the stage and `run_as_trainjob` raise.
 
     Args:
-        variant: of train_sft; None for train_dpo.
         inputs: `model`, and `examples` or `preferences`.
-
-    Returns:
-        The same artifact, whatever the mode: where a stage works is no part of its key.
-
-    Raises:
-        ReasonGenRMError: as `train_sft` and `train_dpo`, or as `run_as_trainjob`.
     """
     if config.mode == "pod":
         return train_here(store, config, variant, inputs)
@@ -94,11 +89,7 @@ class _Launched:
         self.place = f"TrainJob {self._namespace}/{self._name}"
 
     def claim(self) -> ArtifactRef | None:
-        """Create the TrainJob, or take up the one that is there.
-
-        Returns:
-            The artifact, if the one that is there has ended since the stage looked for it last; else None.
-        """
+        """Create the TrainJob or take up the one that is there; returns the artifact if that one has just finished it."""
         recreated = False
         while self._uid is None:
             found = self._get()
@@ -130,12 +121,7 @@ class _Launched:
         return None
 
     def follow(self) -> None:
-        """Stand by until the TrainJob is Complete.
-
-        Raises:
-            TrainingError: it failed, or a pod cannot start.
-            ClusterError: it was deleted, or the API server was away for too long.
-        """
+        """Stand by until the TrainJob is Complete; raise if it fails, is deleted, or a pod cannot start."""
         assert self._pods is not None
         said = started = time.monotonic()
         for job in poll(self._look, POLL_SECONDS):
@@ -171,11 +157,7 @@ class _Launched:
         return job
 
     def artifact(self) -> ArtifactRef:
-        """The artifact that is there now.
-
-        Raises:
-            TrainingError: none is.
-        """
+        """The artifact that is there now; raise if none is."""
         ref = self._stage.find_done()
         if ref is None:
             assert self._pods is not None

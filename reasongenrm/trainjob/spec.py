@@ -22,14 +22,8 @@ NODE = "node"  # replicated job and container: pkg/constants/constants.go of kub
 _PATCH_MANAGER = "reasongenrm.io/launcher"  # Trainer wants a domain and a path
 # JobSet adds "-node-0-NNN" for the host name and five random letters for the pod: 63 less those.
 _MAX_NAME = 63 - len("-node-0-999-abcde")
-# Keys of the S3 Secret, and whether it may lack them.
-_S3_KEYS = {
-    "AWS_ACCESS_KEY_ID": False,
-    "AWS_SECRET_ACCESS_KEY": False,
-    "AWS_ENDPOINT_URL": True,
-    "AWS_REGION": True,
-    "AWS_SESSION_TOKEN": True,
-}
+_S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")  # of the S3 Secret
+_OPTIONAL_S3_KEYS = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_SESSION_TOKEN")
 
 
 def trainjob_name(stage: Stage) -> str:
@@ -90,7 +84,9 @@ def render_trainjob(
         "numProcPerNode": per_node,
         "command": ["python", "-m", "reasongenrm.trainjob.node"],
         "args": [_node_task(stage, config, inputs).model_dump_json()],
-        "env": [secret_variable(place.s3_secret, key, optional) for key, optional in _S3_KEYS.items()],
+        "env": [
+            secret_variable(place.s3_secret, key, key in _OPTIONAL_S3_KEYS) for key in (*_S3_KEYS, *_OPTIONAL_S3_KEYS)
+        ],
         "resourcesPerNode": {"requests": dict(resources), "limits": dict(resources)},
     }
     if place.image is not None:
