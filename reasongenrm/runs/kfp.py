@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -123,32 +124,25 @@ class PipelineServer:
             version_name: changes with the content, so that a version of this name is this version.
             ir: the compiled pipeline as YAML.
         """
-        pipelines = self._pipelines
+        api = self._pipelines
         body = self._api.V2beta1Pipeline(display_name=pipeline_name, name=pipeline_name, namespace=self.namespace)
-        pipeline = self._found_or_made(
-            lambda: self._find_pipeline(pipeline_name),
-            lambda: self._ask(
-                f"make pipeline '{pipeline_name}'", pipelines.pipeline_service_create_pipeline, pipeline=body
-            ),
+        make = partial(
+            self._ask, f"make pipeline '{pipeline_name}'", api.pipeline_service_create_pipeline, pipeline=body
         )
-        place, listing = {"pipeline_id": pipeline.pipeline_id}, pipelines.pipeline_service_list_pipeline_versions
-        version = self._found_or_made(
-            lambda: self._one("version", version_name, listing, "pipeline_versions", place),
-            lambda: self._upload(pipeline.pipeline_id, version_name, ir),
-        )
+        pipeline = self._ensure("pipeline", pipeline_name, api.pipeline_service_list_pipelines, self._place(), make)
+        upload = partial(self._upload, pipeline.pipeline_id, version_name, ir)
+        listing, where = api.pipeline_service_list_pipeline_versions, {"pipeline_id": pipeline.pipeline_id}
+        version = self._ensure("pipeline version", version_name, listing, where, upload)
         return PipelineVersion(str(pipeline.pipeline_id), str(version.pipeline_version_id), version_name)
 
     def start(self, version: PipelineVersion, experiment: str, name: str, arguments: Mapping[str, Any]) -> str:
         """Start a run and return its id. An experiment that is not there is made."""
-        experiments, api = self._experiments, self._api
-        listing = experiments.experiment_service_list_experiments
+        api, experiments = self._api, self._experiments
         made = api.V2beta1Experiment(display_name=experiment, namespace=self.namespace)
-        found = self._found_or_made(
-            lambda: self._one("experiment", experiment, listing, "experiments", self._place()),
-            lambda: self._ask(
-                f"make experiment '{experiment}'", experiments.experiment_service_create_experiment, experiment=made
-            ),
-        )
+        create = experiments.experiment_service_create_experiment
+        make = partial(self._ask, f"make experiment '{experiment}'", create, experiment=made)
+        listing = experiments.experiment_service_list_experiments
+        found = self._ensure("experiment", experiment, listing, self._place(), make)
         body = api.V2beta1Run(
             experiment_id=found.experiment_id,
             display_name=name,
@@ -165,7 +159,7 @@ class PipelineServer:
 
     def runs(self, pipeline_name: str, limit: int) -> list[ClusterRun]:
         """The newest runs of a pipeline, newest first, at most `limit`."""
-        pipeline = self._find_pipeline(pipeline_name)
+        pipeline = self._one("pipeline", pipeline_name, self._pipelines.pipeline_service_list_pipelines, self._place())
         options = {"page_size": _PAGE_SIZE, "sort_by": "created_at desc", **self._place()}
         found: list[ClusterRun] = []
         token: str | None = ""
@@ -233,17 +227,17 @@ class PipelineServer:
 
     # What the above is made of.
 
-    def _find_pipeline(self, name: str) -> Any:
-        return self._one("pipeline", name, self._pipelines.pipeline_service_list_pipelines, "pipelines", self._place())
-
-    def _one(self, what: str, name: str, call: Callable[..., Any], found_as: str, where: Mapping[str, Any]) -> Any:
+    def _one(self, what: str, name: str, listing: Callable[..., Any], where: Mapping[str, Any]) -> Any:
         """The thing of this name in a list; None if it is not there."""
-        page = self._ask(f"look for {what} '{name}'", call, filter=_named(name), **where)
-        found = getattr(page, found_as)
+        page = self._ask(f"look for {what} '{name}'", listing, filter=_named(name), **where)
+        found = getattr(page, f"{what.replace(' ', '_')}s")
         return found[0] if found else None
 
-    def _found_or_made(self, find: Callable[[], Any], make: Callable[[], Any]) -> Any:
+    def _ensure(
+        self, what: str, name: str, listing: Callable[..., Any], where: Mapping[str, Any], make: Callable[[], Any]
+    ) -> Any:
         """Find a thing by its name or make it; if another process makes it at the same time, theirs is ours."""
+        find = partial(self._one, what, name, listing, where)
         found = find()
         if found is not None:
             return found
