@@ -286,14 +286,14 @@ def test_reading_is_tried_again_and_starting_is_not(server: FakeKfp, compiled: C
     seen: list[Any] = []
     server.on_create = seen.append
     before = server.seen.count("POST /apis/v2beta1/runs")
-    real = client._found_or_made  # the experiment is found first; then the start itself fails
+    real = client._ensure  # the experiment is found first; then the start itself fails
 
     def found(*calls: Any) -> str:
         experiment = real(*calls)
         server.fail_next(503)
         return experiment
 
-    client._found_or_made = found  # type: ignore[method-assign]
+    client._ensure = found  # type: ignore[method-assign]
     with pytest.raises(UnavailableError, match=r"cannot start run 'second' \(503\)"):
         client.start(version, "judges", "second", ARGUMENTS)
     assert server.seen.count("POST /apis/v2beta1/runs") == before + 1
