@@ -11,20 +11,17 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from reasongenrm.cli import (
-    cluster_commands,
-    doctor,
-    evaluate_command,
-    judge_command,
-    run,
-    serve_commands,
-    store_commands,
-    tools,
-)
+from reasongenrm.cli import cluster_commands as cluster
+from reasongenrm.cli import doctor, run
+from reasongenrm.cli import evaluate_command as evaluate
+from reasongenrm.cli import judge_command as judge
 from reasongenrm.cli import plan_command as plan
 from reasongenrm.cli import rollback_command as rollback
+from reasongenrm.cli import serve_commands as servers
 from reasongenrm.cli import stage_commands as stages
+from reasongenrm.cli import store_commands as stored
 from reasongenrm.cli.console import print_error, print_note
+from reasongenrm.cli.tools import compile_pipeline, print_version
 from reasongenrm.errors import ReasonGenRMError
 
 
@@ -59,7 +56,7 @@ app = typer.Typer(
 def root(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=tools.print_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Turn preference data into a judge that writes a reason, then a verdict, and serve it.
@@ -70,15 +67,9 @@ def root(
 
 _PANELS = {
     "The pipeline": (run.run, plan.plan, stages.prepare, stages.distill, stages.sample, stages.score, stages.train),
-    "A cluster": (
-        *(cluster_commands.submit, cluster_commands.logs, cluster_commands.cancel),
-        *(rollback.rollback, tools.compile_pipeline),
-    ),
-    "Judging": (
-        *(evaluate_command.evaluate, judge_command.judge),
-        *(serve_commands.serve, serve_commands.judge_server, serve_commands.web),
-    ),
-    "The store": (store_commands.models, store_commands.runs),
+    "A cluster": (cluster.submit, cluster.logs, cluster.cancel, rollback.rollback, compile_pipeline),
+    "Judging": (evaluate.evaluate, judge.judge, servers.serve, servers.judge_server, servers.web),
+    "The store": (stored.models, stored.runs),
     "Tools": (doctor.doctor,),
 }
 for _panel, _commands in _PANELS.items():

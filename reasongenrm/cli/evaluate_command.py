@@ -3,8 +3,6 @@
 import contextlib
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -79,21 +77,16 @@ def evaluate(
     rows = load_benchmark(absolute(benchmark), settings.limit, settings.seed)
     configure_cpu_math()
     with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as opened:  # stdout is for the result
-        folder = None if model is None else opened.enter_context(_checkpoint_folder(model, store))
-        engine = open_engine(
-            folder or endpoint or "", settings.engine, model_name=served_model, keep_markup=keep_markup
-        )
+        folder = None
+        if model is not None:
+            folder = _fetched(model, store, Path(opened.enter_context(tempfile.TemporaryDirectory())))
+        judge = folder or endpoint or ""
+        engine = open_engine(judge, settings.engine, model_name=served_model, keep_markup=keep_markup)
         opened.callback(engine.close)
         output.mkdir(parents=True, exist_ok=True)
-        evaluation, judgments = evaluate_alone(
-            engine,
-            settings,
-            rows,
-            style or (style_of(folder) if folder else "reason"),
-            name=name,
-            model=model or f"{engine.model_name} at {endpoint}",
-            folder=output,
-        )
+        style = style or (style_of(folder) if folder else "reason")
+        shown = model or f"{engine.model_name} at {endpoint}"
+        evaluation, judgments = evaluate_alone(engine, settings, rows, style, name=name, model=shown, folder=output)
     report = build_report({name: evaluation}, {name: judgments}, rows.rows)
     (output / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (output / "report.html").write_text(render_html(report), encoding="utf-8")
@@ -104,17 +97,13 @@ def evaluate(
     print_note(f"report: {(output / 'report.html').resolve()}")
 
 
-@contextmanager
-def _checkpoint_folder(model: str, store: str) -> Iterator[Path]:
-    """A checkpoint as a local folder: the folder itself, or a temporary copy of a model in the store."""
+def _fetched(model: str, store: str, folder: Path) -> Path:
+    """A checkpoint's local folder; a model in the store is copied into `folder`."""
     if not model.startswith("s3://"):
-        yield Path(model).expanduser()
-        return
+        return Path(model).expanduser()
     from reasongenrm.runs.local import open_store
     from reasongenrm.store.artifacts import download
 
-    with tempfile.TemporaryDirectory(prefix="reasongenrm-model-") as folder:
-        with open_store(store):
-            print_note(f"fetching {model}")
-            download(model, Path(folder))
-        yield Path(folder)
+    print_note(f"fetching {model}")
+    with open_store(store):
+        return download(model, folder)

@@ -24,13 +24,12 @@ from reasongenrm.cli.settings import (
     absolute,
     make_config,
 )
+from reasongenrm.errors import ClusterError, ConfigError
 
 if TYPE_CHECKING:
     from reasongenrm.config import EvaluateConfig, RunConfig
     from reasongenrm.runs.finished import FinishedRun
     from reasongenrm.store.run_records import RunInputs
-
-DEMO_TEACHER = "demo"
 
 
 def run(
@@ -83,7 +82,10 @@ def run(
             print_json(record.model_dump(mode="json"))
         else:
             print_table(evaluations_table(finished.evaluations))
-            _print_decision(finished)
+            style = "bold green" if finished.decision.metrics["passed"] else "bold yellow"
+            out.print(Text(str(finished.decision.metrics["summary"]), style=style))
+            print_line(f"report: {finished.folder / 'report.html'}")
+            print_line(f"InferenceService: {finished.service_path or 'none, see decision.md'}")
         if try_it or serve:
             finished.fetch_winner(folder / "winner")
     if try_it or serve:
@@ -102,31 +104,27 @@ def _check_inputs(inputs: "RunInputs", settings: "RunConfig") -> None:
     from reasongenrm.runs.submit import check_rows
     from reasongenrm.store.artifacts import is_hub_name
 
-    if settings.deploy.apply:
-        _check_cluster(settings)
+    deploy = settings.deploy
+    if deploy.apply:
+        from reasongenrm.kubernetes.cluster import Cluster
+        from reasongenrm.kubernetes.kinds import INFERENCE_SERVICE
 
+        try:
+            Cluster.connect().get(INFERENCE_SERVICE, deploy.namespace, deploy.name)
+        except ClusterError as error:
+            raise ConfigError(
+                f"deploy.apply is true, so this run would end with a deployment, but: {error} "
+                "Or only render the InferenceService: --set deploy.apply=false."
+            ) from error
     data = {"preferences_uri": inputs.preferences_uri, "benchmark_uri": inputs.benchmark_uri}
     check_rows({name: uri for name, uri in data.items() if not is_hub_name(uri)}, settings)
-
-
-def _check_cluster(settings: "RunConfig") -> None:
-    from reasongenrm.errors import ClusterError, ConfigError
-    from reasongenrm.kubernetes.cluster import Cluster
-    from reasongenrm.kubernetes.kinds import INFERENCE_SERVICE
-
-    deploy = settings.deploy
-    try:
-        Cluster.connect().get(INFERENCE_SERVICE, deploy.namespace, deploy.name)
-    except ClusterError as error:
-        raise ConfigError(
-            f"deploy.apply is true, so this run would end with a deployment, but: {error} "
-            "Or only render the InferenceService: --set deploy.apply=false."
-        ) from error
 
 
 @contextmanager
 def _teacher(teacher: str) -> Iterator[str]:
     """The teacher's address; the demo's teacher is served as long as the context lasts."""
+    from reasongenrm.runs.submit import DEMO_TEACHER
+
     if teacher != DEMO_TEACHER:
         yield teacher
         return
@@ -134,13 +132,6 @@ def _teacher(teacher: str) -> Iterator[str]:
 
     with teacher_server() as address:
         yield address
-
-
-def _print_decision(finished: "FinishedRun") -> None:
-    style = "bold green" if finished.decision.metrics["passed"] else "bold yellow"
-    out.print(Text(str(finished.decision.metrics["summary"]), style=style))
-    print_line(f"report: {finished.folder / 'report.html'}")
-    print_line(f"InferenceService: {finished.service_path or 'none, see decision.md'}")
 
 
 def _try_winner(

@@ -4,7 +4,6 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import cache
-from importlib import resources
 from typing import Any
 
 import gradio as gr
@@ -12,7 +11,7 @@ import gradio as gr
 from reasongenrm.judge.client.client import AsyncJudge
 from reasongenrm.web.guard import TooManyError, Visitors
 from reasongenrm.web.judge_pair_view import ORDERS, Asked, Seen, judge_pair
-from reasongenrm.web.markup import QUIET, show_notice, show_order, show_verdict, show_waiting
+from reasongenrm.web.markup import QUIET, read, show_notice, show_order, show_verdict, show_waiting
 from reasongenrm.web.words import STOPPED, TOO_MANY
 
 NUM_EARLIER = 2  # exchanges before the question that the page has fields for
@@ -26,8 +25,7 @@ _TO_VERDICT = (
 @cache
 def examples() -> list[dict[str, Any]]:
     """Pairs to try: title, question, two answers; some with a rubric or earlier turns."""
-    text = (resources.files("reasongenrm.web") / "examples.json").read_text(encoding="utf-8")
-    found: list[dict[str, Any]] = json.loads(text)
+    found: list[dict[str, Any]] = json.loads(read("examples.json"))
     return found
 
 

@@ -15,6 +15,11 @@ from reasongenrm.web.words import ORDER_NAMES, Notice, explanation, headline
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
+def read(name: str) -> str:
+    """A file of this package."""
+    return (resources.files("reasongenrm.web") / name).read_text(encoding="utf-8")
+
+
 def render(template: str, **values: object) -> str:
     """Fill one of the templates in this package's folder `templates`."""
     return _environment().get_template(template).render(**values)
@@ -51,11 +56,10 @@ def show_board(board: Board, root_path: str) -> str:
 
 @cache
 def _environment() -> Environment:
-    folder = resources.files("reasongenrm.web") / "templates"
     return Environment(
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        loader=FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+        loader=FunctionLoader(lambda name: read(f"templates/{name}")),
     )

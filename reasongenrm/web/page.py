@@ -1,7 +1,5 @@
 """The page: three tabs, and which control triggers what."""
 
-from importlib import resources
-
 import gradio as gr
 
 from reasongenrm.judge.client.client import AsyncJudge
@@ -34,11 +32,6 @@ def make_theme() -> gr.themes.Base:
         input_background_fill_dark="#15161a",
         block_label_background_fill_dark="#1d1f25",
     )
-
-
-def style() -> str:
-    """The page's own style sheet."""
-    return (resources.files("reasongenrm.web") / "style.css").read_text(encoding="utf-8")
 
 
 def make_page(judge: AsyncJudge, chat: ChatClient, shelf: Shelf, visitors: Visitors, root_path: str) -> gr.Blocks:

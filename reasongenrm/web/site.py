@@ -26,7 +26,8 @@ from reasongenrm.judge.client.client import AsyncJudge
 from reasongenrm.web.board import Shelf
 from reasongenrm.web.chatting import ChatClient
 from reasongenrm.web.guard import PageGuard, Visitors
-from reasongenrm.web.page import make_page, make_theme, style
+from reasongenrm.web.markup import read
+from reasongenrm.web.page import make_page, make_theme
 
 logger = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 300.0  # between two parts of a stream: the judge's own limit of a generation ends before
@@ -86,7 +87,7 @@ def make_app(settings: WebSettings) -> ASGIApp:
         show_error=False,
         max_file_size=1,
         theme=make_theme(),
-        css=style(),
+        css=read("style.css"),
     )
     return PageGuard(app, settings.root_path)
 
