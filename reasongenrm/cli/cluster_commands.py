@@ -32,7 +32,6 @@ from reasongenrm.cli.settings import (
 from reasongenrm.errors import ConfigError, InputError, ReasonGenRMError
 
 if TYPE_CHECKING:
-    from reasongenrm.kubernetes.cluster import Cluster
     from reasongenrm.runs.kfp import PipelineServer
     from reasongenrm.runs.kfp_runs import ClusterRun, ClusterTask
 
@@ -143,21 +142,19 @@ def logs(
 
       reasongenrm logs reasongenrm-20261124-101500-3f2a "train_sft (sft)" --follow -n kubeflow
     """
+    from reasongenrm.kubernetes.cluster import Cluster
     from reasongenrm.runs.kfp import PipelineServer
     from reasongenrm.runs.logs import task_log
 
+    def cluster() -> Cluster:
+        connected = Cluster.connect()
+        connected.namespace = namespace or connected.namespace
+        return connected
+
     server = PipelineServer.connect(host, namespace)
     found = server.run(run)
-    for line in task_log(server, lambda: _cluster(namespace), found, _choose_task(found, task), follow):
+    for line in task_log(server, cluster, found, _choose_task(found, task), follow):
         print_line(line)
-
-
-def _cluster(namespace: str | None) -> "Cluster":
-    from reasongenrm.kubernetes.cluster import Cluster
-
-    cluster = Cluster.connect()
-    cluster.namespace = namespace or cluster.namespace
-    return cluster
 
 
 def _choose_task(run: "ClusterRun", wanted: str | None) -> "ClusterTask":
@@ -198,9 +195,7 @@ def cancel(run: RunArgument, host: HostOption = None, namespace: NamespaceOption
         return
     server.cancel(found.run_id)
     running = ", ".join(task.name for task in found.tasks if task.state == "running") or "no task"
-    print_note(
-        f"run {found.name} is being cancelled ({running} was running); a TrainJob of it is deleted with its task's pod"
-    )
+    print_note(f"run {found.name} is being cancelled ({running} was running); a TrainJob goes with its task's pod")
     print_note("what is finished is kept in the store: submit with the same inputs and config to go on")
 
 

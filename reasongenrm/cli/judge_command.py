@@ -65,7 +65,15 @@ def judge(
         _refuse(pair, "has no effect with --file")
         if url is None or output is None:
             raise ConfigError("judge: --file needs --url, a judge service, and --output, the file for the judgments.")
-        _judge_file(url, file, output, options, concurrency, as_json)
+        from reasongenrm.judge.client.pair_files import judge_file
+
+        with contextlib.redirect_stdout(sys.stderr), Judge(url) as service:
+            summary = judge_file(service, file, output, options, concurrency)
+        if as_json:
+            print_json(summary.model_dump(mode="json"))
+        else:
+            print_line(summary.line())
+        print_note(f"judgments: {output.resolve()}")
         return
     _refuse({"--output": output}, "needs --file")
     missing = [name for name, text in pair.items() if text is None]
@@ -98,18 +106,3 @@ def _refuse(options: Mapping[str, Any], why: str) -> None:
     given = ["--" + name.lstrip("-").replace("_", "-") for name, value in options.items() if value]
     if given:
         raise ConfigError(f"judge: {given[0]} {why}. Leave it out, or change the other.")
-
-
-def _judge_file(
-    url: str, file: Path, output: Path, options: Mapping[str, Any], concurrency: int, as_json: bool
-) -> None:
-    from reasongenrm import Judge
-    from reasongenrm.judge.client.pair_files import judge_file
-
-    with contextlib.redirect_stdout(sys.stderr), Judge(url) as service:
-        summary = judge_file(service, file, output, options, concurrency)
-    if as_json:
-        print_json(summary.model_dump(mode="json"))
-    else:
-        print_line(summary.line())
-    print_note(f"judgments: {output.resolve()}")

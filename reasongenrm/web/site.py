@@ -57,11 +57,7 @@ class WebSettings:
 
 
 def make_app(settings: WebSettings) -> ASGIApp:
-    """The page and its routes.
-
-    Raises:
-        ConfigError: the judge's URL or key cannot be used.
-    """
+    """The page and its routes; a ConfigError if the judge's URL or key cannot be used."""
     judge = AsyncJudge(settings.judge_url, timeout=TIMEOUT_SECONDS, max_retries=NUM_RETRIES)
     chat, shelf = ChatClient(judge.url), Shelf(settings.store)
 
@@ -112,7 +108,7 @@ def serve(settings: WebSettings, host: str, port: int, say: Callable[[str], None
         say: is told the page's address.
 
     Raises:
-        ConfigError: the judge's URL or key cannot be used.
+        ConfigError: as `make_app`.
     """
 
     async def run() -> None:  # gradio makes its locks on the loop that it is built in
