@@ -17,7 +17,7 @@ from reasongenrm.errors import ConfigError
 from reasongenrm.evaluation.judging import judge_request, judge_sampling
 from reasongenrm.evaluation.metrics import Evaluation, evaluate
 from reasongenrm.generation import Engine, Generation, GenerationRequest, Sampling, open_engine
-from reasongenrm.generation.verdicts import parse_verdict
+from reasongenrm.generation.verdicts import READER_VERSION, parse_verdict
 from reasongenrm.progress import Tracker, track
 from reasongenrm.records import CALIBRATION_FILE, Judgment, Order, dump_records, parse_records
 from reasongenrm.store.artifacts import ArtifactRef, Store, digest_bytes, download, read_file
@@ -141,7 +141,7 @@ def evaluate_rewardbench(
     style = VARIANTS[variant].style
     benchmark = load_benchmark(benchmark_uri, config.limit, config.seed)
     inputs: dict[str, ArtifactRef | str] = {"benchmark": benchmark.digest}
-    extra: dict[str, Any] = {"variant": variant}
+    extra: dict[str, Any] = {"variant": variant, "reader": READER_VERSION}
     if isinstance(judge, ArtifactRef):
         inputs["model"] = judge
     else:
@@ -189,7 +189,7 @@ def evaluate_alone(
         ConfigError: the folder holds parts of another evaluation.
         EngineError: the judge failed for good.
     """
-    kept = _FolderParts(folder / "parts", digest_bytes(repr((config, benchmark.digest, style, model)).encode()))
+    kept = _FolderParts(folder / "parts", digest_bytes(repr((config, benchmark.digest, style, model, READER_VERSION)).encode()))
     judgments = judge_benchmark(engine, benchmark.rows, config, style, parts=kept.read(), keep_part=kept.keep)
     evaluation = evaluate(judgments, benchmark, config, variant=name, model=model, style=style)
     for file_name, data in evaluation_files(evaluation, judgments, benchmark).items():

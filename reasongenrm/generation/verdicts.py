@@ -12,6 +12,7 @@ from typing import Any
 from reasongenrm.data.prompts import plain_judge_prompt
 from reasongenrm.records import Message, Verdict
 
+READER_VERSION = 2  # part of an evaluation's key: raise it with a change that can alter a verdict or a probability
 TOP_LOGPROBS = 20  # asked for at every token: OpenAI's limit, and vLLM's default one
 LOWEST_LOGPROB = -9999.0  # stands for minus infinity, which JSON lacks; vLLM's own value
 
