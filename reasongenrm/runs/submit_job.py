@@ -90,7 +90,7 @@ def submit_job(
     job = {
         "backoffLimit": 0,  # a second try could start a second run
         "ttlSecondsAfterFinished": _KEEP_SECONDS,
-        "template": {"metadata": {"labels": labels}, "spec": pod},
+        "template": {"metadata": {"labels": dict(labels)}, "spec": pod},  # a copy: YAML would write an alias
     }
     return [
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data},
