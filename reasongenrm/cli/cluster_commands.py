@@ -212,9 +212,8 @@ def show_runs(host: str | None, namespace: str | None, run: str | None, as_json:
         print_json([{**to_jsonable_python(one), "link": server.link(one.run_id)} for one in found])
     elif run is not None:
         shown = found[0]
-        out.print(
-            Text.assemble((shown.name, "bold"), "  ", _state(shown.state), f"  {_took(shown)}  {shown.error or ''}")
-        )
+        told = f"  {_took(shown)}  {shown.error or ''}"
+        out.print(Text.assemble((shown.name, "bold"), "  ", _state(shown.state), told))
         print_table(_tasks_table(shown))
         print_line(server.link(shown.run_id))
     elif not found:

@@ -1,18 +1,13 @@
 """plan: what a run costs, before it runs."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from typer import Option
 
 from reasongenrm.cli.console import plain_table, print_json, print_line, print_table
 from reasongenrm.cli.settings import ConfigOption, JsonOption, SetOption, make_config
 from reasongenrm.errors import ConfigError
-
-if TYPE_CHECKING:
-    from reasongenrm.training.shapes import ModelShape
-
-ENDPOINT = "endpoint"
 
 
 def plan(
@@ -63,7 +58,8 @@ def plan(
     if named is None:
         raise ConfigError("plan: no model; expected --model, such as 8B, or a --config with inputs.model.")
     judge = find_shape(named)
-    taught_by = teacher or settings.inputs.teacher
+    taught_by = teacher or settings.inputs.teacher or named
+    is_endpoint = taught_by.startswith(("http://", "https://")) or taught_by == "endpoint"
     measured = read_measurements() + read_measurements(measurements) if measurements else read_measurements()
     machine = measured.machine(gpu)
     if gpus is not None and machine.memory_bytes is None:
@@ -72,7 +68,7 @@ def plan(
         settings,
         Assumptions(pairs, prompt_tokens, reason_tokens, kept),
         judge,
-        judge if taught_by is None else _teacher(taught_by),
+        None if is_endpoint else find_shape(taught_by),
         measured,
         machine,
         gpus or (1 if machine.memory_bytes is None else 8),
@@ -88,10 +84,3 @@ def plan(
     print_line("\n".join(answer(estimate)) + "\n")
     print_table(table)
     print_line("\n" + "\n".join(basis_lines(estimate, measured)))
-
-
-def _teacher(name: str) -> "ModelShape | None":
-    """None for an endpoint."""
-    from reasongenrm.training.shapes import find_shape
-
-    return None if name == ENDPOINT or name.startswith(("http://", "https://")) else find_shape(name)

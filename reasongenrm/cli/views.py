@@ -80,13 +80,11 @@ def judgment_panel(asked: Mapping[str, str], judgment: "PairwiseResponse", judge
     for cut in judgment.cuts:
         parts.append(Text(f"{cut.num_chars:,} characters of {cut.field} were left out in the middle.", style="yellow"))
     if judgment.p_a is not None:
-        bar = Table.grid(padding=(0, 1))
-        calibrated = "calibrated" if judgment.calibrated else "not calibrated"
-        label = f"P(A better) {judgment.p_a:.3f}, {calibrated}"
-        bar.add_row(
-            "B", Bar(1.0, 0.0, judgment.p_a, width=_BAR_CHARS, color="green", bgcolor="bright_black"), "A", label
-        )
-        parts.append(bar)
+        line = Table.grid(padding=(0, 1))
+        label = f"P(A better) {judgment.p_a:.3f}, {'' if judgment.calibrated else 'not '}calibrated"
+        bar = Bar(1.0, 0.0, judgment.p_a, width=_BAR_CHARS, color="green", bgcolor="bright_black")
+        line.add_row("B", bar, "A", label)
+        parts.append(line)
     decided = judgment.preferred in ("A", "B")
     if decided:
         words = f"Answer {judgment.preferred}" + (", in both orders." if judgment.consistent else ".")
@@ -141,10 +139,9 @@ class ConsoleRunView:
         """The running task wrote a line."""
         found = _PROGRESS.fullmatch(line)
         if found and self._console.is_terminal:
-            said = f"{found['done']}/{found['total']} {found['rest']}"
-            self._bar.update(
-                self._row, total=int(found["total"]), completed=int(found["done"]), said=said, refresh=True
-            )
+            done, total = int(found["done"]), int(found["total"])
+            said = f"{done}/{total} {found['rest']}"
+            self._bar.update(self._row, total=total, completed=done, said=said, refresh=True)
         elif not any(skipped in line for skipped in _SKIPPED_LINES):
             self._print(f"{' ' * len(self._place)}   {line}", style="dim")
 
