@@ -189,7 +189,9 @@ def evaluate_alone(
         ConfigError: the folder holds parts of another evaluation.
         EngineError: the judge failed for good.
     """
-    kept = _FolderParts(folder / "parts", digest_bytes(repr((config, benchmark.digest, style, model, READER_VERSION)).encode()))
+    kept = _FolderParts(
+        folder / "parts", digest_bytes(repr((config, benchmark.digest, style, model, READER_VERSION)).encode())
+    )
     judgments = judge_benchmark(engine, benchmark.rows, config, style, parts=kept.read(), keep_part=kept.keep)
     evaluation = evaluate(judgments, benchmark, config, variant=name, model=model, style=style)
     for file_name, data in evaluation_files(evaluation, judgments, benchmark).items():
