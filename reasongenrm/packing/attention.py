@@ -60,16 +60,6 @@ class Segments:
         keys = None if self.keys is None else change(self.keys)
         return Segments(change(self.query_starts), change(self.key_starts), keys, self.sizes)
 
-    @property
-    def max_queries(self) -> int:
-        """Of the longest segment."""
-        return max(queries for queries, _ in self.sizes)
-
-    @property
-    def max_keys(self) -> int:
-        """Of the longest segment."""
-        return max(keys for _, keys in self.sizes)
-
 
 def tensors(row: PackedRow) -> dict[str, Any]:
     """A packed row's token columns, each of shape (1, T), and its segments, on the CPU."""
@@ -170,8 +160,8 @@ def _varlen(
         v_KHD,
         segments.query_starts,
         segments.key_starts,
-        segments.max_queries,
-        segments.max_keys,
+        max(queries for queries, _ in segments.sizes),
+        max(keys for _, keys in segments.sizes),
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
         **grouped,

@@ -70,9 +70,8 @@ def draw_order(num_rows: int, config: TrainConfig) -> list[int]:
     than another.
     """
     size = config.train_batch_size
-    num_steps = config.max_steps
-    if num_steps <= 0:
-        num_steps = max(1, math.ceil(round(config.num_train_epochs * num_rows / size, 6)))
+    epochs_steps = max(1, math.ceil(round(config.num_train_epochs * num_rows / size, 6)))
+    num_steps = config.max_steps if config.max_steps > 0 else epochs_steps
     rng = random.Random(config.seed)
     order: list[int] = []
     while len(order) < num_steps * size:
@@ -97,14 +96,10 @@ def plan_batches(lengths: Sequence[int], config: TrainConfig, num_processes: int
     steps = [[lengths[row] for row in order[at : at + size]] for at in range(0, len(order), size)]
     most = size // num_processes * num_processes
     heaviest = max(sum(step) for step in steps)
-    count = min(most, _round_up(math.ceil(heaviest / max_batch_tokens), num_processes))
+    count = min(most, math.ceil(math.ceil(heaviest / max_batch_tokens) / num_processes) * num_processes)
     while count < most and not all(_fits(step, count, max_batch_tokens) for step in steps):
         count += num_processes
     return BatchPlan(order, size, list(lengths), count)
-
-
-def _round_up(number: int, unit: int) -> int:
-    return math.ceil(number / unit) * unit
 
 
 def _fits(lengths: Sequence[int], num_bins: int, max_tokens: int) -> bool:

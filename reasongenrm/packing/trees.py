@@ -23,12 +23,7 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Branch:
-    """What follows a prefix.
-
-    Attributes:
-        ids: tokens, shape (n,), n >= 1.
-        targets: the same where a token is trained or scored, `IGNORED` elsewhere, shape (n,).
-    """
+    """What follows a prefix: n >= 1 tokens, and their targets: the same where trained or scored, else `IGNORED`."""
 
     ids: Sequence[int] | IntArray
     targets: Sequence[int] | IntArray

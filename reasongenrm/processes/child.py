@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from reasongenrm.errors import EngineError
@@ -38,11 +37,7 @@ def ending_with_us(command: Sequence[str], signal_number: signal.Signals = signa
 
 
 def end_with(parent: int) -> None:
-    """Let this process get SIGKILL when its parent ends.
-
-    Args:
-        parent: its process id, read earlier; if this process has another parent by now, it ends at once.
-    """
+    """Let this process get SIGKILL when its parent ends; it ends at once if its parent is not `parent` any more."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
@@ -53,15 +48,11 @@ class Child:
 
     Args:
         name: for messages, such as "the predictor".
-        command: what to run.
         death_signal: sent to it when we end; SIGTERM for a process that must end children of its own; None: nothing is sent.
         own_group: whether it leads a session and a process group of its own, which Ctrl-C and a kill of our group do not
             reach; `kill` ends that group.
         log_path: file for its stdout and stderr; None: as in `options`.
         options: further arguments of `subprocess.Popen`.
-
-    Attributes:
-        process: the running process.
     """
 
     def __init__(
@@ -91,9 +82,7 @@ class Child:
     def __enter__(self) -> "Child":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self.process:  # closes its pipes
             self.stop()
 
@@ -115,11 +104,7 @@ class Child:
     def wait_until(
         self, is_up: Callable[[], bool], seconds: float, waiting: Callable[[float], None] = lambda _seconds: None
     ) -> None:
-        """Wait until `is_up()`.
-
-        Args:
-            seconds: how long at most.
-            waiting: called after every look, with the seconds waited so far.
+        """Wait until `is_up()`, for `seconds` at most; `waiting` is told the seconds so far after every look.
 
         Raises:
             EngineError: it ended first, or took too long; with the end of its log.
@@ -133,11 +118,9 @@ class Child:
             waiting(waited)
             time.sleep(0.1)
 
-    def wait_until_up(
-        self, url: str, seconds: float = START_SECONDS, waiting: Callable[[float], None] = lambda _seconds: None
-    ) -> None:
+    def wait_until_up(self, url: str, waiting: Callable[[float], None] = lambda _seconds: None) -> None:
         """Wait until a GET of `url` is answered with a 2xx; see `wait_until`."""
-        self.wait_until(lambda: is_up(url), seconds, waiting)
+        self.wait_until(lambda: is_up(url), START_SECONDS, waiting)
 
     def _end_of_log(self) -> str:
         assert self.log_path is not None, f"{self.name} has no log"

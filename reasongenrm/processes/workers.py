@@ -38,18 +38,12 @@ def visible_gpus() -> list[str]:
 
 
 def share_gpus(gpus: Sequence[str], count: int | None, size: int = 1, *, section: str) -> list[list[str]]:
-    """The GPUs of every replica, neighbours together.
-
-    Without GPUs, the groups are empty: replicas on CPUs.
+    """Split GPUs into `count` groups of `size` neighbours, one per replica; without GPUs the groups are empty (CPUs).
 
     Args:
-        gpus: of `visible_gpus`.
         count: replicas (`data_parallel_size`); None: as many as there is room for, at least one.
         size: GPUs of each (`tensor_parallel_size`).
         section: of the configuration, for messages.
-
-    Returns:
-        `count` groups of `size` GPUs.
 
     Raises:
         ConfigError: fewer GPUs are visible than are asked for.
@@ -82,14 +76,7 @@ class WorkerProcess:
     """
 
     def __init__(
-        self,
-        module: str,
-        gpus: Sequence[str],
-        name: str,
-        *,
-        process: str,
-        unit: str,
-        environ: Mapping[str, str] = {},
+        self, module: str, gpus: Sequence[str], name: str, *, process: str, unit: str, environ: Mapping[str, str] = {}
     ) -> None:
         self.name = f"{name} (GPU {','.join(gpus)})" if gpus else name
         self.num_under_way = 0
@@ -129,7 +116,13 @@ class WorkerProcess:
         try:
             message = self.connection.recv()
         except (EOFError, ConnectionResetError) as error:
-            raise EngineError(self._how_it_ended()) from error
+            code = self._child.wait(EXIT_SECONDS)
+            self._child.kill()
+            how = "broke its connection" if code is None else how_it_ended(code)
+            raise EngineError(
+                f"{self._child.name} {how}, with {self.num_under_way} {self._unit} under way. See its log above (SIGKILL "
+                "is most often a machine out of memory), then start again: finished work is kept."
+            ) from error
         if isinstance(message, ReasonGenRMError):
             raise type(message)(f"{self.name}: {message}")
         return message
@@ -143,15 +136,6 @@ class WorkerProcess:
         self.disconnect()
         self._child.wait(self.grace_seconds)
         self._child.kill()
-
-    def _how_it_ended(self) -> str:
-        code = self._child.wait(EXIT_SECONDS)
-        self._child.kill()
-        how = "broke its connection" if code is None else how_it_ended(code)
-        return (
-            f"{self._child.name} {how}, with {self.num_under_way} {self._unit} under way. See its log above (SIGKILL is "
-            "most often a machine out of memory), then start again: finished work is kept."
-        )
 
 
 def close_all(workers: Iterable[WorkerProcess]) -> None:
@@ -167,9 +151,8 @@ class Caller:
     """The far end of a worker's connection: messages that came in wait here while the worker is busy.
 
     Args:
-        connection: to the process that started this one.
-        grace_seconds: when the connection has broken, how long the worker may take to see it and to end by itself; then
-            its whole group is killed.
+        grace_seconds: how long the worker may take to end by itself once the connection has broken; then its whole group
+            is killed.
     """
 
     def __init__(self, connection: Connection, grace_seconds: float) -> None:
@@ -221,9 +204,7 @@ def run_worker(serve: Callable[[Caller], None], grace_seconds: float = 0.0) -> N
 
     A `ReasonGenRMError` of `serve` is an answer, and the last. Any other ends the process with a traceback and exit code 1.
 
-    Args:
-        serve: receives and sends; need not return.
-        grace_seconds: see `Caller`.
+    `serve` need not return; for `grace_seconds` see `Caller`.
     """
     caller = Caller(Connection(int(sys.argv[1])), grace_seconds)
     with suppress(_CallerGoneError):

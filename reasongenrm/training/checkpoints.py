@@ -30,9 +30,8 @@ def keep_checkpoint(stage: Stage, step: int, folder: Path) -> None:
     # Gathering waits for all, so that nothing is uploaded before the first process has made room.
     owned = first_owners(gather_object([(state.process_index, mine)]))
     if state.is_local_main_process:
-        stage.put_checkpoint_files(
-            step, folder, [entry for rank, entry in owned.values() if rank == state.process_index]
-        )
+        ours = [entry for rank, entry in owned.values() if rank == state.process_index]
+        stage.put_checkpoint_files(step, folder, ours)
     state.wait_for_everyone()
     if state.is_main_process:
         entries = sorted((entry for _, entry in owned.values()), key=lambda entry: entry.path)
@@ -47,8 +46,5 @@ def first_owners(found: list[tuple[int, tuple[FileEntry, ...]]]) -> dict[str, tu
     Args:
         found: for each process in order, its rank and the files of its node (none, unless it is its node's first).
     """
-    owned: dict[str, tuple[int, FileEntry]] = {}
-    for rank, entries in found:
-        for entry in entries:
-            owned.setdefault(entry.path, (rank, entry))
-    return owned
+    # From the last to the first, which so has the last word.
+    return {entry.path: (rank, entry) for rank, entries in reversed(found) for entry in entries}

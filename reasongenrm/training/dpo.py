@@ -44,9 +44,8 @@ def encode_preferences(
         chosen, rejected = encode_reason_examples(tokenizer, family, text, reasons, verdict)
         longest = max(chosen.reason_span[1], rejected.reason_span[1])
         if longest > max_length:
-            drops.drop(
-                "longer_than_max_length", f"prompt {pair.prompt.prompt_id}: {longest:,} of {max_length:,} tokens"
-            )
+            where = f"prompt {pair.prompt.prompt_id}"
+            drops.drop("longer_than_max_length", f"{where}: {longest:,} of {max_length:,} tokens")
             continue
         drops.num_out += 1
         columns["prompt_ids"].append(chosen.input_ids[slice(*chosen.prompt_span)])

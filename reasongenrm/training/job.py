@@ -23,13 +23,8 @@ if TYPE_CHECKING:
 LOG = "training_log.json"
 # Those of transformers that need nothing but a number of steps and of warm-up steps.
 _SCHEDULERS = (
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "inverse_sqrt",
-    "constant_with_warmup",
-    "constant",
+    *("linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt"),
+    *("constant_with_warmup", "constant"),
 )
 _CONFIGS: dict[str, type[TrainConfig]] = {"train_sft": SFTConfig, "train_dpo": DPOConfig}  # by stage
 
@@ -123,11 +118,7 @@ def length_limit(model_dir: Path, config: TrainConfig) -> int:
 def reference_stage(store: Store, config: DPOConfig, max_length: int, inputs: Mapping[str, ArtifactRef | str]) -> Stage:
     """Where the reference model's log-probabilities are kept, by all that they depend on.
 
-    So they are computed once for a model and its pairs, whatever is tried with them afterwards.
-
-    Args:
-        max_length: longer pairs are not among them.
-        inputs: `model` and `preferences`.
+    So they are computed once for a model and its pairs (`inputs`), of which none is longer than `max_length` tokens.
     """
     section = ReferenceConfig(max_length=max_length, dtype=config.dtype)
     return Stage(store, "reference_log_probs", section, inputs)

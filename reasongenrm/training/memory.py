@@ -91,9 +91,7 @@ def max_batch_tokens(model: ModelShape | None, config: TrainConfig, num_processe
     assert model is not None
     room = _COMFORTABLE * _gpu_memory() - training_bytes(model, config, 0, num_processes)
     fitting = int(room / activation_bytes(model, config.dtype))
-    if fitting < _FEWEST:
-        return USUAL_TOKENS
-    return min(fitting, _MOST)
+    return min(fitting, _MOST) if fitting >= _FEWEST else USUAL_TOKENS
 
 
 def fits_without_checkpointing(
@@ -107,14 +105,11 @@ def fits_without_checkpointing(
     """
     if model is None:
         return False
+    import psutil
     import torch
 
-    if torch.cuda.is_available():
-        room = _gpu_memory()
-    else:
-        import psutil
-
-        room = psutil.virtual_memory().available // num_processes
+    on_gpu = torch.cuda.is_available()
+    room = _gpu_memory() if on_gpu else psutil.virtual_memory().available // num_processes
     return training_bytes(model, config, max_tokens, num_processes) < USABLE * room
 
 

@@ -91,12 +91,11 @@ def forward(model: Any, batch: Batch) -> Any:
 def sum_by_branch(values_1T: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Sums over the tokens of each branch, shape (num_branches,), in float32 or better."""
     owners_T = batch["branches"][0]
-    sums = torch.zeros(
-        batch["num_branches"] + 1, dtype=torch.promote_types(values_1T.dtype, torch.float32), device=values_1T.device
-    )
+    dtype = torch.promote_types(values_1T.dtype, torch.float32)
+    sums = torch.zeros(batch["num_branches"] + 1, dtype=dtype, device=values_1T.device)
     # What belongs to no branch is added to one too many, which is dropped.
     owners_T = owners_T.where(owners_T != NO_BRANCH, batch["num_branches"])
-    return sums.index_add(0, owners_T, values_1T[0].to(sums.dtype))[:-1]
+    return sums.index_add(0, owners_T, values_1T[0].to(dtype))[:-1]
 
 
 @contextmanager
@@ -148,9 +147,8 @@ class _Planned:
         super().create_accelerator_and_postprocess()  # type: ignore[misc]
         plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None  # type: ignore[attr-defined]
         if plugin is not None and plugin.mixed_precision_policy is not None:
-            plugin.mixed_precision_policy = replace(
-                plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
-            )
+            policy = plugin.mixed_precision_policy
+            plugin.mixed_precision_policy = replace(policy, reduce_dtype=torch.float32, output_dtype=None)
 
     def _get_train_sampler(self, *_: Any) -> range:
         return range(len(self.train_dataset))

@@ -74,9 +74,8 @@ def encode_examples(
         encoded = encode_reason_example(tokenizer, family, prompt, reason, example.verdict)
         length = len(encoded.input_ids)
         if length > max_length:
-            drops.drop(
-                "longer_than_max_length", f"prompt {example.prompt.prompt_id}: {length:,} of {max_length:,} tokens"
-            )
+            where = f"prompt {example.prompt.prompt_id}"
+            drops.drop("longer_than_max_length", f"{where}: {length:,} of {max_length:,} tokens")
             continue
         drops.num_out += 1
         columns["input_ids"].append(encoded.input_ids)

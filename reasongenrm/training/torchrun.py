@@ -40,7 +40,6 @@ def train(
         rows: columns of equal length: the kind of training's own, and `length`, the tokens of each row.
         model_dir: the checkpoint to start from.
         opening_role: the turn that a generation of the trained model opens.
-        world: of `find_world`.
 
     Returns:
         The stage's metrics: num_steps, num_tokens, last_loss, seconds.
@@ -96,15 +95,8 @@ def _torchrun(job: TrainingJob, world: World) -> None:
     if world.num_nodes == 1:
         # Processes of one machine talk over loopback; without this gloo asks a resolver for the host's own name.
         env.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        *world.torchrun(),
-        "-m",
-        "reasongenrm.training.torchrun",
-        str(job_path),
-    ]
+    program = ["-m", "reasongenrm.training.torchrun", str(job_path)]
+    command = [sys.executable, "-m", "torch.distributed.run", *world.torchrun(), *program]
     with stderr_path.open("wb") as stderr, Child("torchrun", command, env=env, stderr=stderr) as torchrun:
         code = torchrun.wait()
     if code:
@@ -118,10 +110,10 @@ def _failure(job: TrainingJob, world: World, how: str, stderr_path: Path) -> Rea
         error = json.loads(path.read_bytes())
         return kinds[error["kind"]](error["message"])
     tail = last_lines(stderr_path, 60)  # torchrun's own report is 35
-    where = f"node {world.node_rank} of {world}: " if world.num_nodes > 1 else f"{world}: "
-    elsewhere = (
-        "If no process failed here, another node's log says what happened first. " if world.num_nodes > 1 else ""
-    )
+    where, elsewhere = f"{world}: ", ""
+    if world.num_nodes > 1:
+        where = f"node {world.node_rank} of {where}"
+        elsewhere = "If no process failed here, another node's log says what happened first. "
     return TrainingError(
         f"{job.stage}: {where}torchrun {how}. The end of what it wrote:\n{tail}\n{elsewhere}"
         "If a process was killed for memory, set a smaller max_batch_tokens, or gradient_checkpointing to true."

@@ -110,11 +110,10 @@ def run(job: TrainingJob) -> None:
     if main and isinstance(config, DPOConfig) and isinstance(trainer, PackedDPOTrainer) and trainer.reference:
         limit = length_limit(job.model_dir, config)
         keep_reference(reference_stage(Store(job.store_uri), config, limit, job.inputs), trainer.reference)
-    resume = str(job.resume_from) if job.resume_from else None
     plan = trainer.plan
     with track_on(job.stage, plan.num_steps, "step", shown=main) as tracker:
         trainer.add_callback(_Watch(tracker, job.open_stage()))
-        trainer.train(resume_from_checkpoint=resume)
+        trainer.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
     _save(trainer, tokenizer, job.output_dir / "model", getattr(torch, config.dtype))
     if main:
         write_log(_log_rows(trainer.state.log_history, plan), job.output_dir / "model")
@@ -232,10 +231,8 @@ def _arguments(
         assert isinstance(config, SFTConfig)
         return TrlSFTConfig(**shared, dataset_kwargs={"skip_prepare_dataset": True})
     except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"{stage}: transformers refuses the settings: {reason}. Change the setting it names."
-        ) from error
+        why = " ".join(str(error).split())
+        raise ConfigError(f"{stage}: transformers refuses the settings: {why}. Change the setting it names.") from error
 
 
 def _check_processes(trainer: Any, config: TrainConfig, job: TrainingJob) -> None:
@@ -250,11 +247,11 @@ def _check_processes(trainer: Any, config: TrainConfig, job: TrainingJob) -> Non
         sharding = f"fsdp{accelerator.state.fsdp_plugin.fsdp_version}"
     found = (kind, accelerator.num_processes, sharding)
     if found != expected:
-        advice = (
-            "" if torch.cuda.is_available() or config.sharding == "none" else "Sharding needs GPUs: set it to 'none'. "
-        )
+        said = "{1} process(es) of kind {0} with sharding '{2}'"
+        without = config.sharding != "none" and not torch.cuda.is_available()
+        advice = "Sharding needs GPUs: set it to 'none'. " if without else ""
         raise TrainingError(
-            f"{job.stage}: training would run as {_processes(*found)}; expected {_processes(*expected)}. {advice}"
+            f"{job.stage}: training would run as {said.format(*found)}; expected {said.format(*expected)}. {advice}"
             "Start it through `reasongenrm`, with neither WORLD_SIZE nor ACCELERATE_* set in the environment."
         )
     resumed = gather_object([job.resume_from.name if job.resume_from else "the beginning"])
@@ -263,10 +260,6 @@ def _check_processes(trainer: Any, config: TrainConfig, job: TrainingJob) -> Non
             f"{job.stage}: the processes would resume from different checkpoints: {', '.join(resumed)}. Another run of this stage "
             "is writing its checkpoints: stop it, and start again."
         )
-
-
-def _processes(kind: str, num_processes: int, sharding: str) -> str:
-    return f"{num_processes} process(es) of kind {kind} with sharding '{sharding}'"
 
 
 def _save(trainer: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype) -> None:
@@ -283,11 +276,7 @@ def _save(trainer: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype:
     else:
         state = without_tied(state, model.all_tied_weights_keys)
         state = {name: tensor.to(dtype) for name, tensor in state.items()}
-    tokens = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     for name, token in tokens.items():
         setattr(model.config, name, token)
     model.config.use_cache = True
@@ -305,17 +294,10 @@ def _log_rows(history: list[dict[str, Any]], plan: BatchPlan) -> list[dict[str, 
     """One row a logged step. Epoch and tokens come from the plan: TRL counts tokens from 0 again after a resume."""
     rows = []
     for logged in history:
-        if "loss" not in logged:
-            continue  # the summary at the end
-        step = int(logged["step"])
-        row = {
-            "step": step,
-            "epoch": plan.epoch(step),
-            "loss": logged["loss"],
-            "learning_rate": logged["learning_rate"],
-        }
-        row["grad_norm"] = logged["grad_norm"]
-        row["num_tokens"] = plan.num_tokens(step)
-        row.update({name: logged[name] for name in sorted(logged) if name not in row})
-        rows.append(row)
+        if "loss" in logged:  # not in the summary at the end
+            step = int(logged["step"])
+            row = {"step": step, "epoch": plan.epoch(step)}
+            row |= {name: logged[name] for name in ("loss", "learning_rate", "grad_norm")}
+            row["num_tokens"] = plan.num_tokens(step)
+            rows.append(row | {name: logged[name] for name in sorted(logged) if name not in row})
     return rows

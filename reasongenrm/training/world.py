@@ -69,9 +69,11 @@ def find_world(config: TrainConfig, stage: str, environ: Mapping[str, str] = os.
         ConfigError: not one process a GPU, no whole batch, sharding over a single process or without DeepSpeed, too little
             shared memory, or an environment that describes no node.
     """
+    import torch
+
     if config.sharding in RIGID:
         require("deepspeed")
-    num_gpus = _num_gpus()
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     asked = environ.get("PET_NPROC_PER_NODE", "auto")
     given = int(asked) if asked.isdecimal() else None  # else "auto" or "gpu": one a GPU
     world = World(
@@ -101,22 +103,12 @@ def find_world(config: TrainConfig, stage: str, environ: Mapping[str, str] = os.
 
 
 def check_batch(config: TrainConfig, stage: str, world: World) -> None:
-    """Ask for a batch of which every process gets a part.
-
-    Raises:
-        ConfigError: with a batch size that would do.
-    """
+    """Ask for a batch of which every process gets a part; a ConfigError names one that would do."""
     if config.train_batch_size < world.size:
         raise ConfigError(
             f"{stage}: train_batch_size is {config.train_batch_size}, over all processes; expected at least one example for "
             f"each of {world}. Set it to {world.size} or more."
         )
-
-
-def _num_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def _number(environ: Mapping[str, str], name: str, stage: str, default: int) -> int:
