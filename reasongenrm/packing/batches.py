@@ -82,13 +82,12 @@ def draw_order(num_rows: int, config: TrainConfig) -> list[int]:
 def plan_batches(lengths: Sequence[int], config: TrainConfig, num_processes: int, max_batch_tokens: int) -> BatchPlan:
     """Spread the rows of every step over micro-batches.
 
-    A step has as few micro-batches as let all of them keep to `max_batch_tokens`, in every step; a single row that is longer is
-    a micro-batch by itself.
+    A step has as few micro-batches as let all of them keep to `max_batch_tokens`, in every step; a single row that is
+    longer is a micro-batch by itself. Every process gets as many micro-batches as another.
 
     Args:
         lengths: tokens of each row.
-        num_processes: `train_batch_size` is not smaller; each gets as many micro-batches as another.
-        max_batch_tokens: of one forward pass (`memory.max_batch_tokens`).
+        num_processes: at most `train_batch_size`.
     """
     size = config.train_batch_size
     assert size >= num_processes, f"{size} rows for {num_processes} processes"

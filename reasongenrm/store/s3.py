@@ -39,9 +39,6 @@ def make_client() -> Any:
     """An S3 client of the standard AWS variables; a dead endpoint shows within seconds, not minutes.
 
     One client serves all stores (it may be shared by threads): making one takes a quarter of a second.
-
-    Raises:
-        botocore errors: see `errors`.
     """
     settings = ((name, value) for name, value in os.environ.items() if name.upper().startswith(("AWS_", *_PROXIES)))
     return _client_of(tuple(sorted(settings)))

@@ -26,12 +26,7 @@ def take_lock(file: IO[str]) -> bool:
 
 @contextmanager
 def scratch_folder(name: str, parent: Path | None = None) -> Iterator[Path]:
-    """An empty folder, removed at the end; those of killed runs are removed first.
-
-    Args:
-        name: says to a person whose it is.
-        parent: made if it is not there; None: TMPDIR.
-    """
+    """An empty folder, removed at the end; those of killed runs in `parent` (None: TMPDIR) are removed first."""
     parent = parent or Path(tempfile.gettempdir())
     parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(parent)

@@ -55,10 +55,7 @@ class EmbeddedStore:
 
 @contextmanager
 def embedded_store(data_dir: Path) -> Iterator[EmbeddedStore]:
-    """Run a server on `data_dir` for as long as the context is open.
-
-    Args:
-        data_dir: made if it is not there, readable by its owner alone. Objects of earlier runs are kept.
+    """Run a server for as long as the context is open, on a folder that is made for its owner alone, or used again.
 
     Raises:
         StoreError: another live server holds the folder, the server is not installed or does not start.
@@ -247,22 +244,18 @@ def _env(data_dir: Path, ports: Mapping[str, int], credentials: tuple[str, str])
     config_path.write_text("[default]\n", encoding="utf-8")
     endpoint = f"http://127.0.0.1:{ports['s3']}"
     no_proxy = os.environ.get("NO_PROXY") or os.environ.get("no_proxy")
-    no_proxy = ",".join(filter(None, (no_proxy, "127.0.0.1")))
     return {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ENDPOINT_URL_S3": endpoint,
+        **dict.fromkeys(("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"), endpoint),
+        **dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), "us-east-1"),
+        **dict.fromkeys(("NO_PROXY", "no_proxy"), ",".join(filter(None, (no_proxy, "127.0.0.1")))),
         "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "false",
         "AWS_ACCESS_KEY_ID": credentials[0],
         "AWS_SECRET_ACCESS_KEY": credentials[1],
         "AWS_SESSION_TOKEN": "",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_PROFILE": "default",
         "AWS_CONFIG_FILE": str(config_path),
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         STORE_DIR: str(data_dir),
-        "NO_PROXY": no_proxy,
-        "no_proxy": no_proxy,
     }
 
 

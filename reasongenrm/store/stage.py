@@ -151,8 +151,7 @@ class Stage:
     def latest_checkpoint(self, into: Path, num_processes: int | None = None) -> Path | None:
         """Fetch the newest whole checkpoint as `into`/checkpoint-STEP (the name the Trainer expects), verified.
 
-        Args:
-            num_processes: of the run that wants to go on, if no other number can read its checkpoints; None: any can.
+        Only those of `num_processes` count, if given: with some kinds of sharding no other number can read them.
         """
         names = [name for name in self.store.list(f"{self.folder}/checkpoints/") if name.endswith(f"/{MANIFEST}")]
         for name in reversed(names):

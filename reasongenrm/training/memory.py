@@ -75,11 +75,7 @@ def max_batch_tokens(model: ModelShape | None, config: TrainConfig, num_processe
 
     On a CPU more tokens gain nothing. The estimate has been compared with a GPU that holds everything itself; with
     `sharding` the usual number stays, and on several nodes, whose processes must come to the same plan, though their
-    GPUs may differ.
-
-    Args:
-        model: None if it cannot be counted.
-        num_processes: of all nodes.
+    GPUs may differ; and for a model that cannot be counted (None).
     """
     import torch
 
@@ -99,9 +95,7 @@ def fits_without_checkpointing(
 ) -> bool:
     """Whether `training_bytes` are there: on the smallest visible GPU, or on a CPU in the memory that is free now.
 
-    Args:
-        model: None if it cannot be counted; then False.
-        max_tokens: of the largest forward pass.
+    False for a model that cannot be counted (None).
     """
     if model is None:
         return False

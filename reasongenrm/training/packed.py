@@ -40,9 +40,7 @@ class MicroBatches(torch.utils.data.Dataset[Batch]):
     """What every forward pass reads, in the plan's order.
 
     Args:
-        rows: columns of `example_tree` or `pair_tree`; for pairs, the reference's log-probabilities too.
-        plan: groups them.
-        pairs: whether rows are preference pairs.
+        rows: columns of `example_tree`, or for pairs of `pair_tree` and the reference's log-probabilities.
     """
 
     def __init__(self, rows: Dataset, plan: BatchPlan, *, pairs: bool) -> None:

@@ -74,40 +74,25 @@ class ModelShape(BaseModel):
         return self.num_parameters * INFERENCE_BYTES + num_sequences * tokens_each * self.kv_bytes_per_token
 
 
-# From the config.json of each model on the hub: layers, hidden and MLP size, heads, KV heads, vocabulary, tied, bias.
+# From the config.json of each model on the hub; after the size by which it is asked for, the fields in their order.
 SHAPES: dict[str, ModelShape] = {
-    size: ModelShape(
-        name=name,
-        num_layers=layers,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=hidden // heads,
-        vocab_size=vocab,
-        tied=tied,
-        attention_bias=bias,
-    )
-    for size, name, layers, hidden, intermediate, heads, kv_heads, vocab, tied, bias in (
-        ("135M", "SmolLM2-135M", 30, 576, 1536, 9, 3, 49_152, True, False),
-        ("0.5B", "Qwen2.5-0.5B", 24, 896, 4864, 14, 2, 151_936, True, True),
-        ("1.5B", "Qwen2.5-1.5B", 28, 1536, 8960, 12, 2, 151_936, True, True),
-        ("3B", "Qwen2.5-3B", 36, 2048, 11_008, 16, 2, 151_936, True, True),
-        ("7B", "Qwen2.5-7B", 28, 3584, 18_944, 28, 4, 152_064, False, True),
-        ("8B", "Llama-3.1-8B", 32, 4096, 14_336, 32, 8, 128_256, False, False),
-        ("14B", "Qwen2.5-14B", 48, 5120, 13_824, 40, 8, 152_064, False, True),
-        ("32B", "Qwen2.5-32B", 64, 5120, 27_648, 40, 8, 152_064, False, True),
-        ("70B", "Llama-3.1-70B", 80, 8192, 28_672, 64, 8, 128_256, False, False),
+    size: ModelShape.model_validate(dict(zip(ModelShape.model_fields, fields, strict=True)))
+    for size, *fields in (
+        ("135M", "SmolLM2-135M", 30, 576, 1536, 9, 3, 64, 49_152, True, False),
+        ("0.5B", "Qwen2.5-0.5B", 24, 896, 4864, 14, 2, 64, 151_936, True, True),
+        ("1.5B", "Qwen2.5-1.5B", 28, 1536, 8960, 12, 2, 128, 151_936, True, True),
+        ("3B", "Qwen2.5-3B", 36, 2048, 11_008, 16, 2, 128, 151_936, True, True),
+        ("7B", "Qwen2.5-7B", 28, 3584, 18_944, 28, 4, 128, 152_064, False, True),
+        ("8B", "Llama-3.1-8B", 32, 4096, 14_336, 32, 8, 128, 128_256, False, False),
+        ("14B", "Qwen2.5-14B", 48, 5120, 13_824, 40, 8, 128, 152_064, False, True),
+        ("32B", "Qwen2.5-32B", 64, 5120, 27_648, 40, 8, 128, 152_064, False, True),
+        ("70B", "Llama-3.1-70B", 80, 8192, 28_672, 64, 8, 128, 128_256, False, False),
     )
 }
 
 
 def shape_of_config(config: Mapping[str, Any], name: str) -> ModelShape:
-    """The shape that a config.json describes.
-
-    Args:
-        config: its content.
-        name: of the model, for tables; also where an error says it was found.
+    """The shape that a config.json describes; `name` is for tables, and where an error says it was found.
 
     Raises:
         InputError: another architecture than Llama's, Mistral's or Qwen 2.5's, or a key is missing or not a number.

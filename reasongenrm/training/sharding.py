@@ -39,10 +39,8 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any] | None:
     return {
         "zero_optimization": zero,
         "bf16": {"enabled": "auto"},  # weights in bfloat16, their master copy in float32 within the optimizer
-        "train_batch_size": "auto",
-        "train_micro_batch_size_per_gpu": "auto",
-        "gradient_accumulation_steps": "auto",
-        "gradient_clipping": "auto",
+        **dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu"), "auto"),
+        **dict.fromkeys(("gradient_accumulation_steps", "gradient_clipping"), "auto"),
         # Dozens of micro-batches add up to one gradient: in bfloat16's 8 bits the last of them would be lost.
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
@@ -53,11 +51,7 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any] | None:
 
 
 def fsdp_config(config: TrainConfig, *, checkpointing: bool) -> dict[str, Any] | None:
-    """transformers' config of FSDP2 (torch's `fully_shard`); None for another kind of sharding.
-
-    Args:
-        checkpointing: whether activations are computed once more in the backward pass.
-    """
+    """transformers' config of FSDP2 (torch's `fully_shard`); None for another kind of sharding."""
     if config.sharding != "fsdp2":
         return None
     return {
@@ -75,9 +69,5 @@ def fsdp_config(config: TrainConfig, *, checkpointing: bool) -> dict[str, Any] |
 
 
 def without_tied(state: Mapping[str, Any], tied: Mapping[str, str]) -> dict[str, Any]:
-    """A state dict without the weights that are another's: gathered copies no longer show that they are one.
-
-    Args:
-        tied: names of the copies, each with the name that they copy.
-    """
+    """A state dict without copies (`tied`: name -> name of the original): gathered, they no longer show that they are."""
     return {name: tensor for name, tensor in state.items() if tied.get(name) not in state}
