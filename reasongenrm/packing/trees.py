@@ -36,11 +36,6 @@ class Tree:
     prefix: Sequence[int] | IntArray
     branches: tuple[Branch, ...]
 
-    @property
-    def num_tokens(self) -> int:
-        """T of a row that holds this tree alone."""
-        return len(self.prefix) - 1 + sum(len(branch.ids) for branch in self.branches)
-
 
 @dataclass(frozen=True)
 class PackedRow:

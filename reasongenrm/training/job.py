@@ -57,10 +57,6 @@ class TrainingJob(Section):
         """The stage's config section."""
         return _CONFIGS[self.stage].model_validate(self.config)
 
-    def open_stage(self) -> Stage:
-        """The stage, for its checkpoints."""
-        return Stage(Store(self.store_uri), self.stage, self.section(), self.inputs, self.extra)
-
 
 def check_config(config: TrainConfig, stage: str) -> None:
     """Refuse settings that contradict each other, or of which one has no effect; `find_world` knows the processes.

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -130,7 +131,8 @@ class _Planned:
         self._casts = ExitStack()
         # Sums and what they are divided by, kept on the device until they are logged: asking for a number stops a GPU.
         self._sums: dict[str, list[torch.Tensor]] = defaultdict(list)
-        super().__init__(data_collator=_only, **kwargs)  # type: ignore[call-arg]
+        # The data loader hands over lists of one micro-batch.
+        super().__init__(data_collator=itemgetter(0), **kwargs)  # type: ignore[call-arg]
         self.train_dataset = MicroBatches(self.train_dataset, plan, pairs=self.pairs)  # type: ignore[has-type]
 
     def _send_telemetry(self) -> None:
@@ -312,12 +314,6 @@ def _token_sums(output: Any, mask_1T: torch.Tensor) -> dict[str, tuple[torch.Ten
         "entropy": ((output.entropy * mask_1T).sum(), mask_1T.sum()),
         "mean_token_accuracy": ((output.is_top1.bool() & mask_1T).sum(), mask_1T.sum()),
     }
-
-
-def _only(batches: Sequence[Batch]) -> Batch:
-    """The data loader hands over lists of one micro-batch."""
-    (batch,) = batches
-    return batch
 
 
 def _share(lengths: Sequence[int], max_tokens: int, rank: int, num_processes: int) -> list[list[int]]:

@@ -4,14 +4,13 @@ In goes what config.json says, out come counts; nothing is loaded. `SHAPES` has 
 take by name.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from reasongenrm.errors import InputError
+from reasongenrm.errors import InputError, validated
 
 INFERENCE_BYTES = 2  # per parameter, in bfloat16
 RESUME_BYTES = 12  # per parameter of a checkpoint to resume from: float32 weights and both of AdamW's moments
@@ -143,10 +142,6 @@ def find_shape(model: str) -> ModelShape:
             f"{model}: no size with this name and no such file; expected one of {', '.join(SHAPES)}, a checkpoint's "
             f"folder, or its {CONFIG}."
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON: {error}. Expected a model's {CONFIG}.") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: found a {type(config).__name__}, expected an object. Give a model's {CONFIG}.")
+    with validated(str(path), f"a model's {CONFIG}. Copy the model again, or give another file."):
+        config = TypeAdapter(dict[str, Any]).validate_json(path.read_bytes())
     return shape_of_config(config, str(path))

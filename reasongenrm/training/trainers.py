@@ -106,13 +106,14 @@ def run(job: TrainingJob) -> None:
         num_processes=job.num_processes,
     )
     _check_processes(trainer, config, job)
+    store = Store(job.store_uri)
     main = trainer.is_world_process_zero()
     if main and isinstance(config, DPOConfig) and isinstance(trainer, PackedDPOTrainer) and trainer.reference:
         limit = length_limit(job.model_dir, config)
-        keep_reference(reference_stage(Store(job.store_uri), config, limit, job.inputs), trainer.reference)
+        keep_reference(reference_stage(store, config, limit, job.inputs), trainer.reference)
     plan = trainer.plan
     with track_on(job.stage, plan.num_steps, "step", shown=main) as tracker:
-        trainer.add_callback(_Watch(tracker, job.open_stage()))
+        trainer.add_callback(_Watch(tracker, Stage(store, job.stage, config, job.inputs, job.extra)))
         trainer.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
     _save(trainer, tokenizer, job.output_dir / "model", getattr(torch, config.dtype))
     if main:

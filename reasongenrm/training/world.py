@@ -91,7 +91,12 @@ def find_world(config: TrainConfig, stage: str, environ: Mapping[str, str] = os.
         port = _number(environ, "PET_MASTER_PORT", stage, 0)
         world = World(world.num_nodes, world.node_rank, world.num_processes, (environ["PET_MASTER_ADDR"], port))
     check_batch(config, stage, world)
-    _check_gpus(world, num_gpus, stage)
+    # With fewer, transformers splits batches in threads; with more, NCCL hangs.
+    if num_gpus and world.num_processes != num_gpus:
+        raise ConfigError(
+            f"{stage}: num_processes is {world.num_processes}, but {num_gpus} GPU(s) are visible; expected one process a "
+            f"GPU. Set num_processes to {num_gpus}, leave it out, or hide GPUs with CUDA_VISIBLE_DEVICES."
+        )
     if config.sharding != "none" and world.size == 1:
         raise ConfigError(
             f"{stage}: sharding is '{config.sharding}', but there is one process: it would hold everything. Set sharding to "
@@ -119,15 +124,6 @@ def _number(environ: Mapping[str, str], name: str, stage: str, default: int) -> 
             "Unset it, or set a number."
         )
     return int(text)
-
-
-def _check_gpus(world: World, num_gpus: int, stage: str) -> None:
-    """Ask for one process a GPU: with fewer, transformers splits batches in threads; with more, NCCL hangs."""
-    if num_gpus and world.num_processes != num_gpus:
-        raise ConfigError(
-            f"{stage}: num_processes is {world.num_processes}, but {num_gpus} GPU(s) are visible; expected one process a GPU. "
-            f"Set num_processes to {num_gpus}, leave it out, or hide GPUs with CUDA_VISIBLE_DEVICES."
-        )
 
 
 def _check_shared_memory(stage: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from reasongenrm.config import SFTConfig
 from reasongenrm.packing.batches import draw_order, example_tree, num_trained, pair_tree, plan_batches
-from reasongenrm.packing.trees import IGNORED
+from reasongenrm.packing.trees import IGNORED, pack
 
 LIMIT = 100  # tokens of a forward pass
 
@@ -91,4 +91,4 @@ def test_the_first_token_of_an_example_is_never_predicted() -> None:
 def test_a_pair_is_two_branches_of_which_every_token_counts() -> None:
     tree = pair_tree({"prompt_ids": [1, 2], "chosen_ids": [3, 4], "rejected_ids": [5]})
     assert [list(branch.targets) for branch in tree.branches] == [[3, 4], [5]]
-    assert tree.num_tokens == 1 + 2 + 1
+    assert pack([tree]).num_tokens == 1 + 2 + 1

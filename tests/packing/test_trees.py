@@ -59,7 +59,7 @@ def test_a_row_has_as_many_tokens_as_its_trees_say_and_predicts_every_branch_who
         for length, sizes in shapes
     ]
     row = pack(trees)
-    assert row.num_tokens == sum(tree.num_tokens for tree in trees)
+    assert row.num_tokens == sum(len(tree.prefix) - 1 + sum(len(one.ids) for one in tree.branches) for tree in trees)
     branches = [list(branch.ids) for tree in trees for branch in tree.branches]
     for number, ids in enumerate(branches):
         assert [
