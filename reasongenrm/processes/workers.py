@@ -127,13 +127,9 @@ class WorkerProcess:
             raise type(message)(f"{self.name}: {message}")
         return message
 
-    def disconnect(self) -> None:
-        """Tell the process to end."""
-        self.connection.close()
-
     def close(self) -> None:
         """End the process and all that it started."""
-        self.disconnect()
+        self.connection.close()
         self._child.wait(self.grace_seconds)
         self._child.kill()
 
@@ -142,7 +138,7 @@ def close_all(workers: Iterable[WorkerProcess]) -> None:
     """End several workers at the same time."""
     workers = list(workers)
     for worker in workers:
-        worker.disconnect()
+        worker.connection.close()  # tells it to end
     for worker in workers:
         worker.close()
 
