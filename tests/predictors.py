@@ -9,6 +9,7 @@ import asyncio
 import json
 import math
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -80,7 +81,7 @@ class RulePredictor:
             return StreamingResponse(self._stream(body, content), media_type="text/event-stream")
         self.num_open += 1
         try:
-            work = asyncio.create_task(asyncio.sleep(self.latency))
+            work = asyncio.create_task(self._work())
             gone = asyncio.create_task(_disconnected(request))
             await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
@@ -95,6 +96,12 @@ class RulePredictor:
         message = {"role": "assistant", "content": verdict, "reasoning": reason, "reasoning_content": reason}
         choice = {"index": 0, "message": message, "logprobs": {"content": _tokens(p_a)}, "finish_reason": "stop"}
         return JSONResponse(_head("chat.completion") | {"choices": [choice], "usage": _usage(content)})
+
+    async def _work(self) -> None:
+        """Take `latency` seconds, also where that is changed meanwhile."""
+        began = time.monotonic()
+        while (left := began + self.latency - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, 0.05))
 
     async def _stream(self, body: dict[str, Any], content: str) -> AsyncIterator[str]:
         p_a = self._p_a(content)

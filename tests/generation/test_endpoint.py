@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -171,12 +172,17 @@ def test_resume_leaves_out_whole_batches_only_and_writes_the_same() -> None:
 
 
 def test_no_more_requests_are_open_than_allowed_and_batches_overlap() -> None:
+    open_at_once: list[int] = []
+
     async def slow(body: dict[str, Any], number: int) -> Response:
-        await asyncio.sleep(0.05)
+        open_at_once.append(number)
+        while len(open_at_once) < 6:  # three batches of two side by side; fewer would wait for ever
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)  # for a seventh to come
         return echo(body, number)
 
     fake, batches = generate(slow, [ask(f"q{i}") for i in range(20)], batch_size=2, concurrency=6)
-    assert fake.most_open == 6  # three batches of two side by side
+    assert fake.most_open == 6
     assert len(batches) == 10
 
 
@@ -317,8 +323,12 @@ def test_key_is_sent_and_a_broken_one_never_printed(monkeypatch: pytest.MonkeyPa
 
 
 def test_engine_can_be_left_in_the_middle() -> None:
+    left = threading.Event()
+
     async def slow_later(body: dict[str, Any], number: int) -> Response:
-        await asyncio.sleep(0 if number < 2 else 300)
+        began = time.monotonic()
+        while number >= 2 and not left.is_set() and time.monotonic() - began < HANG_SECONDS:
+            await asyncio.sleep(0.01)
         return echo(body, number)
 
     fake = FakeEndpoint(slow_later)
@@ -329,7 +339,8 @@ def test_engine_can_be_left_in_the_middle() -> None:
         assert [g.request_id for g in next(batches)] == ["q0", "q1"]
         started = time.monotonic()
         batches.close()  # type: ignore[attr-defined]
-        assert time.monotonic() - started < HANG_SECONDS
+        assert time.monotonic() - started < HANG_SECONDS  # the others have not been answered
+        left.set()
 
 
 @pytest.mark.parametrize("batch_size", [1, 16])

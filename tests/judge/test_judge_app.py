@@ -120,16 +120,21 @@ def test_a_client_that_leaves_takes_its_generations_along(path: str, body: dict[
 
         asyncio.run(asyncio.wait_for(leave(), HANG_SECONDS))
         wait_until(lambda: predictor.num_open == 0 and predictor.num_abandoned > 0)
-        assert metric(client, "reasongenrm_judge_abandoned_total") == 1
-        assert metric(client, "reasongenrm_judge_in_flight") == 0
+        wait_until(lambda: metric(client, "reasongenrm_judge_abandoned_total") == 1)
+        wait_until(lambda: metric(client, "reasongenrm_judge_in_flight") == 0)
 
 
 def test_requests_above_the_limit_get_429_and_the_others_an_answer() -> None:
-    with judging(RulePredictor(latency=1.0), Limits(max_requests=2, retry_after_seconds=7)) as client:
+    predictor = RulePredictor(latency=HANG_SECONDS)
+    with judging(predictor, Limits(max_requests=2, retry_after_seconds=7)) as client:
 
         async def ask_all() -> list[httpx.Response]:
             async with httpx.AsyncClient(base_url=client.base_url, timeout=HANG_SECONDS) as many:
-                return await asyncio.gather(*(many.post("/v1/pairwise", json=PAIR) for _ in range(5)))
+                asked = [asyncio.create_task(many.post("/v1/pairwise", json=PAIR)) for _ in range(5)]
+                while sum(task.done() for task in asked) < 3 or predictor.num_open < 4:  # two orders of each that may
+                    await asyncio.sleep(0.01)
+                predictor.latency = 0.0
+                return await asyncio.gather(*asked)
 
         answers = asyncio.run(ask_all())
         assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429, 429]

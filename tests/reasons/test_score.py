@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -478,8 +479,12 @@ def test_replicas_share_the_cpus_unless_the_number_of_threads_was_set(
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
     before = children()
     with closing(ScorerReplicas(tmp_path, "auto", [[], []])):
-        started = [pid for pid in children() if pid not in before]
-        found = [Path(f"/proc/{pid}/environ").read_text().split("\0") for pid in started]
+        found = []
+        for pid in children():
+            if pid not in before:
+                while not (environ := Path(f"/proc/{pid}/environ").read_text()):
+                    time.sleep(0.005)  # the launcher is about to become the worker
+                found.append(environ.split("\0"))
     assert len(found) == 2
     assert all(f"OMP_NUM_THREADS={expected}" in environ for environ in found)
     assert children() == before

@@ -202,7 +202,7 @@ def test_a_judge_that_takes_too_long_is_given_up() -> None:
 
 
 def test_many_pairs_go_side_by_side_within_the_bound_and_keep_their_order() -> None:
-    fake = FakeJudge(seconds=0.05)
+    fake = FakeJudge(seconds=0.2)
     done: list[int] = []
     pairs = [("q", "a" * (number % 3 + 1), "bb") for number in range(24)]
     with fake.running() as url, Judge(url) as judge:
