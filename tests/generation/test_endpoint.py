@@ -293,7 +293,7 @@ def test_prompt_beyond_the_context_is_cut_off_not_the_end_of_the_run(
 @pytest.mark.parametrize(
     ("reply", "says"),
     [
-        (PlainTextResponse("<html>hello</html>"), r"not JSON \(<html>hello</html>\)"),
+        (PlainTextResponse("<html>hello</html>"), r"not JSON: .* \(<html>hello</html>\)"),
         (refusal(200, "fine"), "no chat completion with choices and usage: choices"),
     ],
 )
