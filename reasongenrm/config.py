@@ -83,17 +83,22 @@ class PairsConfig(Section):
     seed: int = 0
 
 
-class DistillConfig(Section):
-    """distill_reasons: the teacher writes reasons, knowing the right verdict (docs/method.md, section 1)."""
+class WriteConfig(Section):
+    """What the two stages that have reasons written share."""
 
     num_samples: PositiveInt = 16  # reference: 16 samples per prompt in all
     temperature: Annotated[float, Field(ge=0)] = 1.0  # reference
     top_p: Probability = 1.0  # reference
     max_tokens: PositiveInt = 8192  # reference
-    teacher_model: str | None = None  # name to ask an endpoint for; None: the only one it lists
     min_reason_chars: PositiveInt = 8  # a shorter reason is dropped (counted)
     seed: int = 0
     engine: EngineConfig = EngineConfig()
+
+
+class DistillConfig(WriteConfig):
+    """distill_reasons: the teacher writes reasons, knowing the right verdict (docs/method.md, section 1)."""
+
+    teacher_model: str | None = None  # name to ask an endpoint for; None: the only one it lists
 
 
 class ScoreConfig(Section):
@@ -110,9 +115,8 @@ class ScoreConfig(Section):
 class SelectConfig(Section):
     """Which reason becomes R* (docs/method.md, section 2)."""
 
-    formula: Literal["signed", "product"] = (
-        "signed"  # the reference code's P(R|U)(2P(A|U,R)-1), or the paper's P(R|U)P(A|U,R)
-    )
+    # The reference code's P(R|U)(2P(A|U,R)-1), or the paper's P(R|U)P(A|U,R).
+    formula: Literal["signed", "product"] = "signed"
     min_score: Annotated[float, Field(ge=-1, le=1)] = 0.1  # reference: kept if the score > 0.1
 
 
@@ -140,12 +144,8 @@ class TrainJobConfig(Section):
     s3_secret: str = "reasongenrm-s3"
     node_selector: dict[str, str] = {}
     tolerations: tuple[Toleration, ...] = ()
-    failing_pod_seconds: Annotated[float, Field(ge=0)] = (
-        60.0  # an image that cannot be pulled, a Secret that is missing
-    )
-    report_seconds: Annotated[float, Field(gt=0)] = (
-        60.0  # between two log lines about what the step waits for: quota, free GPUs
-    )
+    failing_pod_seconds: Annotated[float, Field(ge=0)] = 60.0  # without the image or a Secret
+    report_seconds: Annotated[float, Field(gt=0)] = 60.0  # between two log lines about what the step waits for
 
 
 class TrainConfig(Section):
@@ -174,9 +174,7 @@ class TrainConfig(Section):
     mode: Literal["pod", "trainjob"] = "pod"  # in this pod (or on this machine), or in pods that Kubeflow Trainer makes
     trainjob: TrainJobConfig = TrainJobConfig()
 
-    placement: ClassVar[frozenset[str]] = frozenset(
-        {"mode", "trainjob", "num_processes", "max_batch_tokens", "gradient_checkpointing"}
-    )
+    placement = frozenset({"mode", "trainjob", "num_processes", "max_batch_tokens", "gradient_checkpointing"})
 
 
 class SFTConfig(TrainConfig):
@@ -188,17 +186,10 @@ class SFTConfig(TrainConfig):
     mask: Literal["one_generation", "reference"] = "one_generation"  # docs/method.md, section 3, "On purpose different"
 
 
-class SampleConfig(Section):
+class SampleConfig(WriteConfig):
     """sample_reasons: the SFT model writes reasons without seeing the verdict (docs/method.md, section 4)."""
 
-    num_samples: PositiveInt = 16  # reference
-    temperature: Annotated[float, Field(ge=0)] = 1.0  # reference
-    top_p: Probability = 1.0  # reference
-    max_tokens: PositiveInt = 8192
     limit: PositiveInt | None = None  # the most judge prompts, taken after a seeded shuffle
-    min_reason_chars: PositiveInt = 8
-    seed: int = 0
-    engine: EngineConfig = EngineConfig()
 
 
 Strategy = Literal[
@@ -285,9 +276,7 @@ class DeployConfig(Section):
     runtime: str = "reasongenrm-vllm"  # the ServingRuntime, in the same namespace
     server: Literal["vllm", "transformers"] = "vllm"  # what that runtime starts: vLLM, or `reasongenrm serve`
     judge: JudgeServerConfig = JudgeServerConfig()
-    judge_secret: str | None = (
-        None  # Secret with VLLM_API_KEY and JUDGE_API_KEY; None: reasongenrm-judge, if it is there
-    )
+    judge_secret: str | None = None  # has VLLM_API_KEY and JUDGE_API_KEY; None: reasongenrm-judge, if it is there
     gpu_resource: str = "nvidia.com/gpu"
     gpu_count: Annotated[int, Field(ge=0)] = 1  # of one replica; vLLM spreads the model over all of them
     cpu: str = "4"
@@ -299,9 +288,7 @@ class DeployConfig(Section):
     strategy: Literal["Recreate", "RollingUpdate"] = "Recreate"  # a rolling update needs room for a replica more
     rollout_timeout_seconds: Annotated[float, Field(gt=0)] = 3600.0  # 28 GiB of a 14B model, image and start included
     num_golden: PositiveInt = 8  # rows of the winner's own evaluation that the new pods judge, in both orders
-    min_golden_agreement: Probability = (
-        0.75  # below 1: another engine or GPU changes some greedy tokens; 0: any answer will do
-    )
+    min_golden_agreement: Probability = 0.75  # another engine or GPU changes some greedy tokens; 0: any answer will do
     golden_timeout_seconds: Annotated[float, Field(gt=0)] = 300.0  # of one request
     golden_endpoint: str | None = None  # http(s)://host[:port] that leads to the new pods; None: what KServe reports
 

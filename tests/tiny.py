@@ -4,9 +4,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from reasongenrm.data import chat
 from reasongenrm.demo.tiny import FAMILIES, Family, tiny_checkpoint, tiny_tokenizer
 
-__all__ = ["FAMILIES", "Family", "exact", "exact_model", "say", "tiny_checkpoint", "tiny_tokenizer"]
+__all__ = ["BY_NAME", "FAMILIES", "Family", "exact", "exact_model", "say", "tiny_checkpoint", "tiny_tokenizer"]
+
+BY_NAME = {family.name: family for family in chat.FAMILIES}
 
 
 def say(model: Any, script: list[int]) -> None:

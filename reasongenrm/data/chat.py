@@ -8,11 +8,11 @@ docs/decisions/0002-one-generation.md has the reasons.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from reasongenrm.errors import InputError
 from reasongenrm.records import OpeningRole, Verdict
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _MARK = "ReasonGenRM chat template"
+_TEMPLATES = resources.files("reasongenrm.data") / "chat_templates"
 REASONING_PARSER_FILE = "reasongenrm_reasoning_parser.py"  # of vLLM; in every checkpoint, next to the template
+REASONING_PARSER = _TEMPLATES / REASONING_PARSER_FILE
 
 
 @dataclass(frozen=True)
@@ -55,57 +57,42 @@ class ChatFamily:
         """What stands between the reason's closing token and the verdict: the assistant turn's opening."""
         return self.between_turns + self.opening("assistant")
 
-    @property
+    @cached_property
     def template(self) -> str:
         """The family's Jinja template, its opening role not yet chosen."""
-        return _template(self.name)
+        return (_TEMPLATES / f"{self.name}.jinja").read_text(encoding="utf-8")
+
+    @property
+    def control_tokens(self) -> list[str]:
+        """The tokens that the template keeps out of texts."""
+        [listed] = re.findall(r"control_tokens = \[(.*?)\]", self.template)
+        return re.findall(r'"([^"]+)"', listed)
 
 
-@lru_cache
-def _template(name: str) -> str:
-    return resources.files("reasongenrm.data").joinpath("chat_templates", f"{name}.jinja").read_text(encoding="utf-8")
-
-
-# In the order in which they are looked for: Qwen 2.5's vocabulary also has ChatML's tokens.
-FAMILIES: tuple[ChatFamily, ...] = (
-    ChatFamily(
-        name="llama3",
-        header="<|start_header_id|>ROLE<|end_header_id|>\n\n",
-        turn_end="<|eot_id|>",
-        between_turns="",
-        sequence_end="<|end_of_text|>",
-        pad_token="<|finetune_right_pad_id|>",
-        told_by=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>"),
-    ),
-    ChatFamily(
-        name="qwen2.5",
-        header="<|im_start|>ROLE\n",
-        turn_end="<|im_end|>",
-        between_turns="\n",
-        sequence_end="<|endoftext|>",
-        pad_token="<|fim_pad|>",
-        told_by=("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|fim_pad|>"),
-    ),
-    ChatFamily(
-        name="chatml",
-        header="<|im_start|>ROLE\n",
-        turn_end="<|im_end|>",
-        between_turns="\n",
-        sequence_end="<|endoftext|>",
-        pad_token="<|im_end|>",  # SmolLM2's own choice; the loss mask and the attention mask leave padding out
-        told_by=("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
-    ),
+_LLAMA3 = ChatFamily(
+    name="llama3",
+    header="<|start_header_id|>ROLE<|end_header_id|>\n\n",
+    turn_end="<|eot_id|>",
+    between_turns="",
+    sequence_end="<|end_of_text|>",
+    pad_token="<|finetune_right_pad_id|>",
+    told_by=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>"),
 )
-BY_NAME: dict[str, ChatFamily] = {family.name: family for family in FAMILIES}
+_CHATML = ChatFamily(
+    name="chatml",
+    header="<|im_start|>ROLE\n",
+    turn_end="<|im_end|>",
+    between_turns="\n",
+    sequence_end="<|endoftext|>",
+    pad_token="<|im_end|>",  # SmolLM2's own choice; the loss mask and the attention mask leave padding out
+    told_by=("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
+)
+_QWEN = replace(_CHATML, name="qwen2.5", pad_token="<|fim_pad|>", told_by=(*_CHATML.told_by, "<|fim_pad|>"))
+# In the order in which they are looked for: Qwen 2.5's vocabulary also has ChatML's tokens.
+FAMILIES: tuple[ChatFamily, ...] = (_LLAMA3, _QWEN, _CHATML)
 
 # Tokens that no text of a question, an answer or a reason may become, over all families.
-CONTROL_TOKENS: tuple[str, ...] = tuple(
-    dict.fromkeys(
-        token
-        for family in FAMILIES
-        for token in re.findall(r'"([^"]+)"', re.search(r"control_tokens = \[(.*?)\]", family.template)[1])  # type: ignore[index]
-    )
-)
+CONTROL_TOKENS = tuple(dict.fromkeys(token for family in FAMILIES for token in family.control_tokens))
 
 
 def neutralise(text: str) -> str:
@@ -142,34 +129,21 @@ def install_template(tokenizer: "PreTrainedTokenizerBase", family: ChatFamily, o
     Special tokens of this tokenizer that the family's list does not cover are added to the template's list.
     """
     template = family.template.replace('default("reason")', f'default("{opening_role}")', 1)
-    covered = re.search(r"control_tokens = \[(.*?)\]", template)
-    assert covered is not None
-    known = re.findall(r'"([^"]+)"', covered[1])
-    missing = [
-        token.content
+    missing = "".join(
+        f', "{token.content}"'
         for token in tokenizer.added_tokens_decoder.values()
-        if token.special and not any(part in token.content for part in known)
-    ]
-    if missing:
-        listed = covered[1] + "".join(f', "{token}"' for token in missing)
-        template = template.replace(covered[1], listed, 1)
-    tokenizer.chat_template = template
+        if token.special and not any(part in token.content for part in family.control_tokens)
+    )
+    tokenizer.chat_template = re.sub(
+        r"control_tokens = \[.*?(?=\])", lambda found: found[0] + missing, template, count=1
+    )
     tokenizer.eos_token = family.sequence_end
     tokenizer.pad_token = family.pad_token if family.pad_token in tokenizer.get_vocab() else family.turn_end
 
 
-def reasoning_parser() -> str:
-    """The source of vLLM's reasoning parser."""
-    return (
-        resources.files("reasongenrm.data")
-        .joinpath("chat_templates", REASONING_PARSER_FILE)
-        .read_text(encoding="utf-8")
-    )
-
-
 def save_reasoning_parser(folder: Path) -> None:
     """Put vLLM's reasoning parser next to a judge's template, so that vLLM tells its reason from its verdict."""
-    (folder / REASONING_PARSER_FILE).write_text(reasoning_parser(), encoding="utf-8")
+    (folder / REASONING_PARSER_FILE).write_bytes(REASONING_PARSER.read_bytes())
 
 
 def is_installed(tokenizer: "PreTrainedTokenizerBase") -> bool:
@@ -195,15 +169,9 @@ def render(
         raise InputError(
             f"{tokenizer.name_or_path}: has no chat template; expected an instruct model. Use one, or train with train_sft."
         )
-    role: dict[str, str] = {} if opening_role is None else {"opening_role": opening_role}
-    ids = tokenizer.apply_chat_template(
-        [dict(message) for message in messages],
-        add_generation_prompt=add_generation_prompt,
-        tokenize=True,
-        return_dict=False,
-        **role,
-    )
-    return [int(token) for token in ids]
+    options: dict[str, Any] = {} if opening_role is None else {"opening_role": opening_role}
+    options |= {"add_generation_prompt": add_generation_prompt, "return_dict": False}
+    return list(map(int, tokenizer.apply_chat_template([dict(message) for message in messages], **options)))
 
 
 def split_generation(text: str, family: ChatFamily, opening_role: OpeningRole | None) -> tuple[str | None, str]:

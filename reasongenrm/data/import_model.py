@@ -8,13 +8,13 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from reasongenrm.config import ModelConfig
-from reasongenrm.data.chat import REASONING_PARSER_FILE, detect_family, is_installed, reasoning_parser
+from reasongenrm.data.chat import REASONING_PARSER, detect_family, is_installed
 from reasongenrm.errors import InputError
 from reasongenrm.records import CALIBRATION_FILE
 from reasongenrm.store.artifacts import (
@@ -32,11 +32,8 @@ _INDEX = "model.safetensors.index.json"
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))  # any one set will do
 # What is copied besides config and weights, where it is there.
 _EXTRAS = (
+    *(name for names in _TOKENIZERS for name in names),
     "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -87,7 +84,11 @@ def import_model(store: Store, config: ModelConfig, model_uri: str) -> ArtifactR
         return _import_gguf(store, config, path)
     if path.is_dir():
         folder = check_folder(path, model_uri)
-        with Stage(store, "import_model", config, {"model": _digest(folder.files.values(), path)}) as stage:
+        digest = content_digest(
+            FileEntry(path=name, size=file.stat().st_size, sha256=sha256_file(file))
+            for name, file in folder.files.items()
+        )
+        with Stage(store, "import_model", config, {"model": digest}) as stage:
             return stage.done or _finish(stage, config, path, str(path.resolve()), None)
     if _HUB_NAME.fullmatch(model_uri) and not model_uri.startswith("."):
         return _import_hub(store, config, model_uri)
@@ -167,7 +168,7 @@ def _finish(stage: Stage, config: ModelConfig, path: Path, source: str, revision
         stage.add_file(file, name)
     if is_judge:
         # Ours, never the folder's own: vLLM runs this file.
-        stage.add_bytes(REASONING_PARSER_FILE, reasoning_parser().encode())
+        stage.add_bytes(REASONING_PARSER.name, REASONING_PARSER.read_bytes())
     metrics = {
         "source": source,
         "revision": revision,
@@ -190,9 +191,7 @@ def check_folder(path: Path, where: str) -> ModelFolder:
     """
     config = _read_json(path / "config.json", where)
     if "model_type" not in config:
-        raise InputError(
-            f"{where}/config.json: has no model_type; expected a transformers config. Copy the model again."
-        )
+        raise InputError(f"{where}/config.json: has no model_type, as a transformers config has. Copy it again.")
     for name in ("config.json", "tokenizer_config.json"):
         if (path / name).is_file() and "auto_map" in _read_json(path / name, where):
             raise InputError(
@@ -200,13 +199,9 @@ def check_folder(path: Path, where: str) -> ModelFolder:
                 "Give a model that transformers knows."
             )
     if "quantization_config" in config:
-        raise InputError(
-            f"{where}/config.json: the weights are quantised and cannot be trained. Give the original model."
-        )
+        raise InputError(f"{where}: the weights are quantised and cannot be trained. Give the original model.")
     if not any(all((path / name).is_file() for name in names) for names in _TOKENIZERS):
-        raise InputError(
-            f"{where}: found no tokenizer; expected tokenizer.json next to the weights. Copy it from the base model."
-        )
+        raise InputError(f"{where}: found no tokenizer; expected tokenizer.json next to the weights. Copy it too.")
     weights = _weight_files(path, where)
     num_parameters: Counter[str] = Counter()
     for file in weights:
@@ -238,9 +233,7 @@ def _weight_files(path: Path, where: str) -> list[Path]:
             "model.safetensors. Give a safetensors version of the model."
         )
     if (path / "adapter_config.json").is_file():
-        raise InputError(
-            f"{where}: is an adapter without its model; expected model.safetensors. Merge it into its base first."
-        )
+        raise InputError(f"{where}: is an adapter without its model, no model.safetensors. Merge it into its base.")
     raise InputError(
         f"{where}: a model folder without weights; expected model.safetensors, or {_INDEX} and the files that it names. "
         "Copy the model again, or give another folder."
@@ -251,17 +244,17 @@ def _check_safetensors(path: Path, where: str) -> Counter[str]:
     """See that a file's header is valid and that all its tensors are there; returns the number of parameters per dtype."""
     from safetensors import SafetensorError, safe_open
 
+    num_parameters: Counter[str] = Counter()
     try:
         with safe_open(path, "numpy") as file:
-            tensors = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118 - the file itself cannot be iterated
-            num_parameters: Counter[str] = Counter()
-            for tensor in tensors:
+            for name in file.keys():  # noqa: SIM118 - the file itself cannot be iterated
+                tensor = file.get_slice(name)
                 num_parameters[tensor.get_dtype()] += math.prod(tensor.get_shape())
     except SafetensorError as error:
         raise InputError(
             f"{where}/{path.name}: not a whole safetensors file ({error}). It is damaged or was not copied whole. Copy it again."
         ) from error
-    if not tensors:
+    if not num_parameters:
         raise InputError(f"{where}/{path.name}: holds no weights. Copy it again.")
     return num_parameters
 
@@ -276,9 +269,7 @@ def _read_json(path: Path, where: str) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{where}/{path.name}: not JSON ({error}). Copy the model again.") from error
     if not isinstance(values, dict):
-        raise InputError(
-            f"{where}/{path.name}: found a {type(values).__name__}, expected a mapping. Copy the model again."
-        )
+        raise InputError(f"{where}/{path.name}: found a {type(values).__name__}, expected a mapping. Copy it again.")
     return values
 
 
@@ -295,9 +286,7 @@ def _chat_family(path: Path, where: str) -> tuple[str, bool]:
         raise InputError(f"{where}: its tokenizer cannot be loaded: {reason} Copy the model again.") from error
     family = detect_family(tokenizer)
     if tokenizer.chat_template is None:
-        raise InputError(
-            f"{where}: has no chat template; expected an instruct model, which has one. Give such a model."
-        )
+        raise InputError(f"{where}: has no chat template; expected an instruct model, which has one. Give such a one.")
     return family.name, is_installed(tokenizer)
 
 
@@ -322,14 +311,6 @@ def _convert_gguf(path: Path, folder: Path, dtype: str) -> None:
         ) from error
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _digest(files: Iterable[Path], root: Path) -> str:
-    """Content address of local files."""
-    return content_digest(
-        FileEntry(path=file.relative_to(root).as_posix(), size=file.stat().st_size, sha256=sha256_file(file))
-        for file in files
-    )
 
 
 def _s3_digest(source: Store) -> str:

@@ -6,12 +6,10 @@ verdict mark survives) and between fixed headings. generation/verdicts.py reads 
 
 import re
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 from reasongenrm.data.chat import neutralise
 from reasongenrm.records import JudgePrompt
-
-Style = Literal["plain", "trained"]
 
 _MARK = re.compile(r"\[(?=\[[AB]\]\])")
 # A line that is one of the headings below, or looks like one: in any case, depth and spacing, invisible characters too.
@@ -105,9 +103,3 @@ def teacher_prompt(prompt: JudgePrompt) -> str:
     """The user turn for the teacher: the judge prompt with the right verdict (docs/method.md, section 1)."""
     task = judge_prompt(prompt.question, prompt.answer_a, prompt.answer_b)
     return _TEACHER.format(task=task, letter=prompt.label[2])
-
-
-def judge_messages(prompt: JudgePrompt, style: Style) -> tuple[dict[str, str], ...]:
-    """The chat messages that ask for a judgment, in the style of an untrained ("plain") or a trained model."""
-    write = plain_judge_prompt if style == "plain" else judge_prompt
-    return ({"role": "user", "content": write(prompt.question, prompt.answer_a, prompt.answer_b)},)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from reasongenrm.config import DistillConfig, RunConfig, SampleConfig, TrainConfig
+from reasongenrm.config import RunConfig, TrainConfig, WriteConfig
 from reasongenrm.data.sections import NUM_OFFICIAL_ROWS
 from reasongenrm.planning.measurements import WorkKind, Workload
 from reasongenrm.training.shapes import INFERENCE_BYTES, RESUME_BYTES, ModelShape
@@ -47,7 +47,7 @@ class Assumptions:
             reason_tokens=num_reasons * tokens_each,
         )
 
-    def written(self, num_prompts: int, config: DistillConfig | SampleConfig) -> Workload:
+    def written(self, num_prompts: int, config: WriteConfig) -> Workload:
         """Reasons that a model writes."""
         return self.texts(num_prompts, config.num_samples, min(self.reason_tokens, config.max_tokens))
 

@@ -21,17 +21,11 @@ MAX_UNDER_WAY = 2  # batches per replica: the second is there when the first is 
 
 @dataclass(frozen=True)
 class ScorerSettings:
-    """What a replica is told first.
-
-    Attributes:
-        folder: of the checkpoint.
-        dtype: `ScoreConfig.dtype`.
-        on_gpu: whether a GPU was set aside for it.
-    """
+    """What a replica is told first."""
 
     folder: Path
     dtype: ScoreDtype
-    on_gpu: bool
+    on_gpu: bool  # a GPU was set aside for it
 
 
 class ScorerReplicas:
@@ -40,30 +34,19 @@ class ScorerReplicas:
     They load the model while the caller does something else; what they cannot load is raised by `score`.
 
     Args:
-        folder: of the checkpoint.
-        dtype: `ScoreConfig.dtype`.
         gpus: of `share_gpus`, a group for each replica.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        dtype: ScoreDtype,
-        gpus: Sequence[Sequence[str]],
-    ) -> None:
+    def __init__(self, folder: Path, dtype: ScoreDtype, gpus: Sequence[Sequence[str]]) -> None:
         # Each would start a thread for every core. What the user has set stays, as it does for training.
         num_threads = max(1, (os.cpu_count() or 1) // len(gpus))
         environ = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(num_threads))}
         self.replicas: list[WorkerProcess] = []
         try:
             for place, names in enumerate(gpus):
+                called = f"replica {place}"
                 replica = WorkerProcess(
-                    __name__,
-                    names,
-                    f"replica {place}",
-                    process="score_reasons' process",
-                    unit="batches",
-                    environ=environ,
+                    __name__, names, called, process="score_reasons' process", unit="batches", environ=environ
                 )
                 self.replicas.append(replica)
                 replica.send(ScorerSettings(folder, dtype, on_gpu=bool(names)))

@@ -5,19 +5,12 @@ stages round them. A prompt without such reasons is dropped, and counted by caus
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Literal
 
 from reasongenrm.config import PreferencesConfig, SelectConfig, Strategy
 from reasongenrm.errors import ConfigError, InputError
-from reasongenrm.records import (
-    OPPOSITE,
-    Drops,
-    JudgePrompt,
-    Preference,
-    ScoredReason,
-    TrainingExample,
-    dump_records,
-)
+from reasongenrm.records import OPPOSITE, Drops, JudgePrompt, Preference, ScoredReason, TrainingExample, dump_records
 from reasongenrm.store.artifacts import ArtifactRef, Store, read_records
 from reasongenrm.store.stage import Stage
 
@@ -82,19 +75,7 @@ def best_reasons(
     return examples, drops
 
 
-Pick = Callable[[Sequence[ScoredReason], random.Random], ScoredReason]
-
-
-def _highest(reasons: Sequence[ScoredReason], _random: random.Random) -> ScoredReason:
-    return max(reasons, key=lambda reason: reason.reason_score)
-
-
-def _lowest(reasons: Sequence[ScoredReason], _random: random.Random) -> ScoredReason:
-    return min(reasons, key=lambda reason: reason.reason_score)
-
-
-def _any(reasons: Sequence[ScoredReason], numbers: random.Random) -> ScoredReason:
-    return numbers.choice(reasons)
+Pick = Literal["highest", "lowest", "any"]
 
 
 # How the chosen is picked among the correct, and the rejected among the incorrect reasons of a prompt. A score far from 0
@@ -102,12 +83,18 @@ def _any(reasons: Sequence[ScoredReason], numbers: random.Random) -> ScoredReaso
 # them commented out), its README the two random ones. Results of each on RewardBench: docs/method.md, section 5.
 BEST_AGAINST_WORST: Strategy = "correct_fluent+incorrect_fluent"
 STRATEGIES: dict[Strategy, tuple[Pick, Pick]] = {
-    BEST_AGAINST_WORST: (_highest, _lowest),
-    "correct_fluent+incorrect_influent": (_highest, _highest),
-    "correct_fluent+random_incorrect": (_highest, _any),
-    "correct_influent+incorrect_fluent": (_lowest, _lowest),
-    "random+random": (_any, _any),
+    BEST_AGAINST_WORST: ("highest", "lowest"),
+    "correct_fluent+incorrect_influent": ("highest", "highest"),
+    "correct_fluent+random_incorrect": ("highest", "any"),
+    "correct_influent+incorrect_fluent": ("lowest", "lowest"),
+    "random+random": ("any", "any"),
 }
+
+
+def _picked(pick: Pick, reasons: Sequence[ScoredReason], numbers: random.Random) -> ScoredReason:
+    if pick == "any":
+        return numbers.choice(reasons)
+    return (max if pick == "highest" else min)(reasons, key=lambda reason: reason.reason_score)
 
 
 def choose_preferences(
@@ -147,10 +134,12 @@ def choose_preferences(
         incorrect = [reason for reason in of_prompt if reason.reason_score < config.rejected_below]
         if not correct or not incorrect:
             scores = ", ".join(f"{reason.reason_score:.3f}" for reason in of_prompt)
-            drops.drop(_why_no_pair(of_prompt, correct, incorrect), f"prompt {prompt.prompt_id}: {scores or 'none'}")
+            causes = {(True, False): "no_incorrect_reason", (False, True): "no_correct_reason"}
+            cause = causes.get((bool(correct), bool(incorrect)), "neither_correct_nor_incorrect")
+            drops.drop(cause if of_prompt else "no_reason", f"prompt {prompt.prompt_id}: {scores or 'none'}")
             continue
         numbers = random.Random(f"{config.seed}/{prompt.prompt_id}")
-        chosen, rejected = pick_chosen(correct, numbers), pick_rejected(incorrect, numbers)
+        chosen, rejected = _picked(pick_chosen, correct, numbers), _picked(pick_rejected, incorrect, numbers)
         if chosen.reason_score <= rejected.reason_score:  # only where the two ranges overlap
             drops.drop("best_is_worst", f"prompt {prompt.prompt_id}: {chosen.reason_score:.3f}")
             continue
@@ -167,16 +156,6 @@ def choose_preferences(
             )
         )
     return preferences, drops
-
-
-def _why_no_pair(
-    reasons: Sequence[ScoredReason], correct: Sequence[ScoredReason], incorrect: Sequence[ScoredReason]
-) -> str:
-    if not reasons:
-        return "no_reason"
-    if correct:
-        return "no_incorrect_reason"
-    return "no_correct_reason" if incorrect else "neither_correct_nor_incorrect"
 
 
 def select_reasons(store: Store, config: SelectConfig, prompts: ArtifactRef, scored: ArtifactRef) -> ArtifactRef:
@@ -197,14 +176,12 @@ def select_reasons(store: Store, config: SelectConfig, prompts: ArtifactRef, sco
         stage.add_bytes("examples.jsonl", dump_records(examples))
         scores = [example.reason_score for example in examples if example.reason_score is not None]
         num_a = sum(example.verdict == "[[A]]" for example in examples)
-        return stage.finish(
-            drops.counts(),
-            {
-                "num_reasons": len({example.reason for example in examples}),
-                "score_mean": sum(scores) / len(scores),
-                "label_a_fraction": num_a / len(examples),  # far from 1/2: the selection itself favours a place
-            },
-        )
+        metrics = {
+            "num_reasons": len({example.reason for example in examples}),
+            "score_mean": sum(scores) / len(scores),
+            "label_a_fraction": num_a / len(examples),  # far from 1/2: the selection itself favours a place
+        }
+        return stage.finish(drops.counts(), metrics)
 
 
 def select_preferences(
@@ -227,18 +204,13 @@ def select_preferences(
         )
         stage.add_bytes("preferences.jsonl", dump_records(preferences))
         num = len(preferences)
-        return stage.finish(
-            drops.counts(),
-            {
-                "chosen_score_mean": sum(preference.chosen_score for preference in preferences) / num,
-                "rejected_score_mean": sum(preference.rejected_score for preference in preferences) / num,
-                "label_a_fraction": sum(preference.chosen_verdict == "[[A]]" for preference in preferences) / num,
-            },
-        )
+        metrics = {
+            "chosen_score_mean": sum(preference.chosen_score for preference in preferences) / num,
+            "rejected_score_mean": sum(preference.rejected_score for preference in preferences) / num,
+            "label_a_fraction": sum(preference.chosen_verdict == "[[A]]" for preference in preferences) / num,
+        }
+        return stage.finish(drops.counts(), metrics)
 
 
 def _read(prompts: ArtifactRef, scored: ArtifactRef) -> tuple[list[JudgePrompt], list[ScoredReason]]:
-    return (
-        read_records(prompts, "prompts.jsonl", JudgePrompt),
-        read_records(scored, "scored.jsonl", ScoredReason),
-    )
+    return read_records(prompts, "prompts.jsonl", JudgePrompt), read_records(scored, "scored.jsonl", ScoredReason)

@@ -6,14 +6,15 @@ a verdict's mark, and without a word of having been told the verdict. What is dr
 
 import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from reasongenrm.config import DistillConfig, ModelConfig, SampleConfig
-from reasongenrm.data.prompts import judge_messages, teacher_prompt
+from reasongenrm.config import DistillConfig, ModelConfig, SampleConfig, WriteConfig
+from reasongenrm.data.prompts import judge_prompt, teacher_prompt
 from reasongenrm.data.rows import take
 from reasongenrm.errors import ConfigError
-from reasongenrm.generation import Engine, Generation, GenerationRequest, Sampling, is_endpoint, open_engine
+from reasongenrm.generation import GenerationRequest, Sampling, is_endpoint, open_engine
 from reasongenrm.progress import track
 from reasongenrm.records import Drops, JudgePrompt, Reason, dump_records, parse_records
 from reasongenrm.store.artifacts import ArtifactRef, Store, download, open_artifact, read_records
@@ -129,9 +130,7 @@ def distill_reasons(store: Store, config: DistillConfig, prompts: ArtifactRef, t
         ]
         address = download(teacher, stage.work_dir / "teacher") if teacher else teacher_uri
         name = _name(teacher) if teacher else config.teacher_model
-        with contextlib.closing(open_engine(address, config.engine, model_name=name)) as engine:
-            written = _write(stage, engine, requests, _sampling(config), lambda generation: generation.answer)
-        return _finish(stage, config, written, told_verdict=True)
+        return _write(stage, config, requests, address, name, told_verdict=True)
 
 
 def _teacher_artifact(store: Store, config: DistillConfig, teacher_uri: str) -> ArtifactRef:
@@ -164,15 +163,12 @@ def sample_reasons(store: Store, config: SampleConfig, model: ArtifactRef, promp
             return stage.done
         judge_prompts = read_records(prompts, "prompts.jsonl", JudgePrompt)
         requests = [
-            GenerationRequest(
-                prompt.prompt_id, judge_messages(prompt, "trained"), opening_role="reason", stop_at="turn"
-            )
+            GenerationRequest(prompt.prompt_id, ({"role": "user", "content": text},), "reason", stop_at="turn")
             for prompt in take(judge_prompts, config.limit, config.seed)
+            for text in [judge_prompt(prompt.question, prompt.answer_a, prompt.answer_b)]
         ]
         folder = download(model, stage.work_dir / "model")
-        with contextlib.closing(open_engine(folder, config.engine, model_name=_name(model))) as engine:
-            written = _write(stage, engine, requests, _sampling(config), lambda generation: generation.reason or "")
-        return _finish(stage, config, written, told_verdict=False)
+        return _write(stage, config, requests, folder, _name(model), told_verdict=False)
 
 
 def _name(model: ArtifactRef) -> str:
@@ -180,61 +176,48 @@ def _name(model: ArtifactRef) -> str:
     return f"{model.stage}/{model.key}"
 
 
-def _sampling(config: DistillConfig | SampleConfig) -> Sampling:
-    return Sampling(
+def _write(
+    stage: Stage,
+    config: WriteConfig,
+    requests: Sequence[GenerationRequest],
+    address: str | Path,
+    model_name: str | None,
+    *,
+    told_verdict: bool,
+) -> ArtifactRef:
+    """Have all reasons written, clean them and close the stage; each batch is kept as a part, and not made again."""
+    sampling = Sampling(
         max_tokens=config.max_tokens,
         temperature=config.temperature,
         top_p=config.top_p,
         num_samples=config.num_samples,
         seed=config.seed,
     )
-
-
-def _write(
-    stage: Stage,
-    engine: Engine,
-    requests: Sequence[GenerationRequest],
-    sampling: Sampling,
-    text_of: Callable[[Generation], str],
-) -> list[Reason]:
-    """All reasons as generated, in the order of the requests; each batch is kept as a part, and not made again."""
     parts = stage.parts()
-    written: dict[str, list[Reason]] = {}
-    for name, data in parts.items():
-        _add(written, parse_records(data, Reason, name))
-    with track(stage.name, total=len(requests) * sampling.num_samples, unit="reason") as progress:
-        progress.start_at(len(written) * sampling.num_samples)
-        for number, batch in enumerate(engine.generate(requests, sampling, skip=list(written)), start=len(parts)):
-            reasons = [_reason(generation, text_of(generation), engine.model_name) for generation in batch]
+    written = [reason for name, data in parts.items() for reason in parse_records(data, Reason, name)]
+    is_done = list(dict.fromkeys(reason.prompt_id for reason in written))
+    with (
+        contextlib.closing(open_engine(address, config.engine, model_name=model_name)) as engine,
+        track(stage.name, total=len(requests) * config.num_samples, unit="reason") as progress,
+    ):
+        progress.start_at(len(written))
+        for number, batch in enumerate(engine.generate(requests, sampling, skip=is_done), start=len(parts)):
+            reasons = [
+                Reason(
+                    prompt_id=generation.request_id,
+                    sample=generation.sample,
+                    reason=generation.answer if told_verdict else generation.reason or "",
+                    model=engine.model_name,
+                    num_tokens=generation.num_output_tokens,
+                    finish_reason=generation.finish_reason,
+                )
+                for generation in batch
+            ]
             stage.put_part(f"{number:06}.jsonl", dump_records(reasons))
-            _add(written, reasons)
+            written += reasons
             progress.advance(len(reasons))
-    return [reason for request in requests for reason in written[request.request_id]]
-
-
-def _add(written: dict[str, list[Reason]], batch: Sequence[Reason]) -> None:
-    """File a batch by prompt, samples in order; a batch holds all samples of its prompts."""
-    by_prompt: dict[str, list[Reason]] = {}
-    for reason in sorted(batch, key=lambda reason: reason.sample):
-        by_prompt.setdefault(reason.prompt_id, []).append(reason)
-    written.update(by_prompt)
-
-
-def _reason(generation: Generation, text: str, model: str) -> Reason:
-    return Reason(
-        prompt_id=generation.request_id,
-        sample=generation.sample,
-        reason=text,
-        model=model,
-        num_tokens=generation.num_output_tokens,
-        finish_reason=generation.finish_reason,
-    )
-
-
-def _finish(
-    stage: Stage, config: DistillConfig | SampleConfig, written: Sequence[Reason], *, told_verdict: bool
-) -> ArtifactRef:
-    """Clean what was written and close the stage."""
+    places = {request.request_id: place for place, request in enumerate(requests)}
+    written.sort(key=lambda reason: (places[reason.prompt_id], reason.sample))
     kept, drops, num_cut = clean_reasons(written, config.min_reason_chars, told_verdict=told_verdict)
     drops.require_some(
         stage.name,
@@ -242,10 +225,10 @@ def _finish(
         f"({config.min_reason_chars:,}).",
     )
     stage.add_bytes("reasons.jsonl", dump_records(kept))
-    counts: Mapping[str, int] = {
+    counts = {
         **drops.counts(),
-        "num_prompts": len({reason.prompt_id for reason in written}),
-        "num_prompts_without_reason": len({reason.prompt_id for reason in written} - {r.prompt_id for r in kept}),
+        "num_prompts": len(requests),
+        "num_prompts_without_reason": len(requests) - len({reason.prompt_id for reason in kept}),
         **({"num_verdict_lines_cut": num_cut} if told_verdict else {}),
     }
     metrics = {

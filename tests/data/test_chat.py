@@ -5,7 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasongenrm.data.chat import (
-    BY_NAME,
     CONTROL_TOKENS,
     detect_family,
     encode_reason_example,
@@ -20,7 +19,7 @@ from reasongenrm.data.chat import (
 from reasongenrm.data.prompts import judge_prompt
 from reasongenrm.errors import InputError
 from reasongenrm.records import Message
-from tests.tiny import FAMILIES, tiny_tokenizer
+from tests.tiny import BY_NAME, FAMILIES, tiny_tokenizer
 
 EXPECTED_TEXT = {
     "chatml": (

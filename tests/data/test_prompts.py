@@ -1,6 +1,6 @@
 """Prompts: what the judge, the untrained judge and the teacher are asked."""
 
-from reasongenrm.data.prompts import judge_messages, judge_prompt, question_text, teacher_prompt
+from reasongenrm.data.prompts import judge_prompt, plain_judge_prompt, question_text, teacher_prompt
 from reasongenrm.records import JudgePrompt, Message
 
 QUESTION = (Message(role="user", content="Name a river."),)
@@ -33,12 +33,8 @@ def test_swapping_the_answers_swaps_nothing_but_the_answers():
     assert one.replace("X1", "?").replace("Y2", "X1").replace("?", "Y2") == two
 
 
-def test_judge_prompt_does_not_tell_the_label():
-    assert judge_messages(prompt("[[A]]"), "trained") == judge_messages(prompt("[[B]]"), "trained")
-
-
 def test_only_the_untrained_judge_is_told_to_explain():
-    trained, plain = (judge_messages(prompt("[[A]]"), style)[0]["content"] for style in ("trained", "plain"))
+    trained, plain = (write(QUESTION, "The Nile.", "A tree.") for write in (judge_prompt, plain_judge_prompt))
     assert plain.startswith(trained)
     assert "explain" in plain
     assert "explain" not in trained

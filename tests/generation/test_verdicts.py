@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasongenrm.data.prompts import judge_messages, teacher_prompt
+from reasongenrm.data.prompts import plain_judge_prompt, teacher_prompt
 from reasongenrm.generation.verdicts import LOWEST_LOGPROB, ReplyToken, parse_verdict, probability_of_a
 from reasongenrm.records import JudgePrompt, Message
 
@@ -14,7 +14,7 @@ A, B = "[[A]]", "[[B]]"
 PROMPT = JudgePrompt(
     prompt_id="0", pair_id="0", question=(Message(role="user", content="?"),), answer_a="x", answer_b="y", label=A
 )
-INSTRUCTION = judge_messages(PROMPT, "plain")[0]["content"].rpartition("### Verdict\n")[2]
+INSTRUCTION = plain_judge_prompt(PROMPT.question, "x", "y").rpartition("### Verdict\n")[2]
 TEACHERS = teacher_prompt(PROMPT).rpartition("### Your part\n")[2]
 
 TEXTS = [

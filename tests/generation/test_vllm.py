@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 
 from reasongenrm.config import EngineConfig
-from reasongenrm.data.chat import BY_NAME, render
+from reasongenrm.data.chat import render
 from reasongenrm.errors import ConfigError, EngineError, InputError
 from reasongenrm.generation import open_engine
 from reasongenrm.generation.seam import GenerationRequest, Sampling, sample_seed
 from reasongenrm.generation.vllm import VLLMEngine
-from tests.tiny import tiny_checkpoint
+from tests.tiny import BY_NAME, tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
 CHATML = BY_NAME["chatml"]

@@ -5,14 +5,14 @@ from functools import cache
 
 import pytest
 
-from reasongenrm.data.chat import BY_NAME, detect_family, install_template, render
+from reasongenrm.data.chat import detect_family, install_template, render
 from reasongenrm.data.prompts import as_data, judge_prompt, plain_judge_prompt, teacher_prompt
 from reasongenrm.generation.verdicts import parse_verdict
 from reasongenrm.judge.api import QuestionTurn
 from reasongenrm.judge.prompting import Pair
 from reasongenrm.records import JudgePrompt, Message
 from tests.hostile.cases import QUESTION, every_case
-from tests.tiny import FAMILIES, tiny_tokenizer
+from tests.tiny import BY_NAME, FAMILIES, tiny_tokenizer
 
 HEADINGS = ["question", "answer a", "answer b", "verdict"]
 HARMLESS = ("Name a river.", "The Nile", "A tree")

@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasongenrm.data.chat import CONTROL_TOKENS
-from reasongenrm.data.prompts import judge_messages
+from reasongenrm.data.prompts import judge_prompt, plain_judge_prompt
 from reasongenrm.judge.api import Cut, QuestionTurn
 from reasongenrm.judge.prompting import Pair
-from reasongenrm.records import JudgePrompt, Message
+from reasongenrm.records import Message
 
 HOSTILE = {
     "null byte": "a\0b",
@@ -31,18 +31,12 @@ def content(of: Pair, order: str = "given") -> str:
 @pytest.mark.parametrize("style", ["plain", "reason"])
 def test_without_a_rubric_the_prompt_is_that_of_the_training_byte_for_byte(style: str) -> None:
     turns = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"), ("user", "Why? {x}")]
-    trained = JudgePrompt(
-        prompt_id="1-given",
-        pair_id="1",
-        question=tuple(Message(role=role, content=text) for role, text in turns),  # type: ignore[arg-type]
-        answer_a="one",
-        answer_b="two",
-        label="[[A]]",
-    )
     asked = Pair(tuple(QuestionTurn(role=role, content=text) for role, text in turns), "one", "two")  # type: ignore[arg-type]
-    expected = judge_messages(trained, "plain" if style == "plain" else "trained")
-    assert asked.request("vote", "given", "plain" if style == "plain" else "reason").messages == expected
-    assert "System: Be brief." in expected[0]["content"]
+    question = tuple(Message(role=role, content=text) for role, text in turns)  # type: ignore[arg-type]
+    expected = (plain_judge_prompt if style == "plain" else judge_prompt)(question, "one", "two")
+    (message,) = asked.request("vote", "given", "plain" if style == "plain" else "reason").messages
+    assert message == {"role": "user", "content": expected}
+    assert "System: Be brief." in expected
 
 
 def test_rubric_is_a_section_before_the_verdict_and_changes_nothing_else() -> None:

@@ -9,11 +9,10 @@ import httpx
 import openai
 import pytest
 
-from reasongenrm.data.chat import BY_NAME
 from reasongenrm.serving.live import LiveModel
 from tests.endpoints import serving
 from tests.serving.test_server import client, error_of, joined, load, stream
-from tests.tiny import FAMILIES, tiny_checkpoint
+from tests.tiny import BY_NAME, FAMILIES, tiny_checkpoint
 
 QUESTION: dict[str, Any] = {"model": "judge", "messages": [{"role": "user", "content": "Which?"}], "temperature": 0}
 HELD = {"structured_outputs": {"choice": ["[[A]]", "[[B]]"]}}

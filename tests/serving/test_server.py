@@ -19,14 +19,13 @@ import httpx
 import pytest
 
 from reasongenrm.config import EngineConfig
-from reasongenrm.data.chat import BY_NAME
 from reasongenrm.generation import GenerationRequest, Sampling, open_engine
 from reasongenrm.generation.transformers import load_checkpoint
 from reasongenrm.generation.turns import Turns, end_ids
 from reasongenrm.serving.live import LiveModel, _without_unsure_end
 from reasongenrm.serving.server import create_app, serve, vllm_command
 from tests.endpoints import serving
-from tests.tiny import say, tiny_checkpoint
+from tests.tiny import BY_NAME, say, tiny_checkpoint
 from tests.waiting import HANG_SECONDS, wait_until
 
 CHATML = BY_NAME["chatml"]

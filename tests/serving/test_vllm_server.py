@@ -18,10 +18,9 @@ import openai
 import pytest
 
 from reasongenrm.config import EngineConfig
-from reasongenrm.data.chat import BY_NAME
 from reasongenrm.generation import GenerationRequest, Sampling, open_engine
 from reasongenrm.serving.server import vllm_command
-from tests.tiny import FAMILIES, tiny_checkpoint
+from tests.tiny import BY_NAME, FAMILIES, tiny_checkpoint
 
 PYTHON = os.environ.get("REASONGENRM_VLLM_PYTHON")
 pytestmark = [
