@@ -124,9 +124,7 @@ class Benchmark:
 
     def coverage(self) -> Coverage | None:
         """What was judged of RewardBench's filtered split; None for a benchmark with other subsets."""
-        if not self.is_rewardbench:
-            return None
-        return coverage_of(row.subset for row in self.rows)
+        return coverage_of(row.subset for row in self.rows) if self.is_rewardbench else None
 
 
 def load_benchmark(uri: str, limit: int | None = None, seed: int = 0) -> Benchmark:
@@ -230,10 +228,6 @@ def _row(fields: Any, where: str) -> BenchmarkRow:
     prompt = [_Turn(role="user", content=row.prompt)] if isinstance(row.prompt, str) else row.prompt
     return BenchmarkRow(
         row_id=f"{row.subset}/{row.id}",
-        subset=row.subset,
         question=tuple(Message(role=turn.role, content=turn.content) for turn in prompt),
-        chosen=row.chosen,
-        rejected=row.rejected,
-        chosen_model=row.chosen_model,
-        rejected_model=row.rejected_model,
+        **row.model_dump(exclude={"id", "prompt"}),
     )

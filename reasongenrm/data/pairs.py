@@ -119,9 +119,7 @@ def make_judge_prompts(pairs: Sequence[PreferencePair], order: str, seed: int) -
     with the chosen answer always in one place learns that place. Source: docs/method.md, Records.
     """
     if order == "mirrored":
-        return [
-            judge for pair in pairs for judge in (_judge(pair, chosen_first=True), _judge(pair, chosen_first=False))
-        ]
+        return [_judge(pair, chosen_first) for pair in pairs for chosen_first in (True, False)]
     deck = [place % 2 == 0 for place in range(len(pairs))]
     random.Random(seed).shuffle(deck)
     return [_judge(pair, chosen_first) for pair, chosen_first in zip(pairs, deck, strict=True)]
@@ -171,23 +169,18 @@ def prepare_pairs(store: Store, config: PairsConfig, preferences_uri: str, model
         drops = Drops()
         pairs = parse_pairs(rows, drops, config.bad_rows)
         if config.max_prompt_tokens is not None:
+            from transformers import AutoTokenizer
+
             with TemporaryDirectory() as folder:
-                pairs = drop_long_pairs(pairs, _load_tokenizer(model, Path(folder)), config.max_prompt_tokens, drops)
+                tokenizer = AutoTokenizer.from_pretrained(download(model, Path(folder)))
+            pairs = drop_long_pairs(pairs, tokenizer, config.max_prompt_tokens, drops)
         selected = take(pairs, config.limit, config.seed)
         for pair in set(pairs) - set(selected):
             drops.drop("over_limit", f"pair {pair.pair_id}")
         drops.num_out = len(selected)
-        drops.require_some(
-            "prepare_pairs", f"Check {preferences_uri}, and pairs.max_prompt_tokens ({config.max_prompt_tokens})."
-        )
+        advice = f"Check {preferences_uri}, and pairs.max_prompt_tokens ({config.max_prompt_tokens})."
+        drops.require_some("prepare_pairs", advice)
         prompts = make_judge_prompts(selected, config.order, config.seed)
         stage.add_bytes("prompts.jsonl", dump_records(prompts))
         num_a = sum(prompt.label == "[[A]]" for prompt in prompts)
         return stage.finish(drops.counts(), {"num_prompts": len(prompts), "label_a_fraction": num_a / len(prompts)})
-
-
-def _load_tokenizer(model: ArtifactRef, folder: Path) -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer
-
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(download(model, folder))
-    return tokenizer

@@ -39,19 +39,13 @@ def parse_json_lines(data: bytes, name: str, shape: str) -> Iterator[tuple[str, 
                 "Fix or remove the line."
             ) from error
         # JSON can spell half a surrogate pair ("\\ud83d"), which no file can hold as UTF-8.
-        if "\\ud" in line.lower() and _holds_half_a_character(row):
-            raise InputError(
-                f"{name} line {number}: holds half a surrogate pair, which is no text. Fix or remove the line."
-            )
+        if "\\ud" in line.lower():
+            try:
+                json.dumps(row, ensure_ascii=False).encode()
+            except UnicodeEncodeError as error:
+                where = f"{name} line {number}"
+                raise InputError(f"{where}: holds half a surrogate pair, no text. Fix or remove the line.") from error
         yield f"{name} line {number}", row
-
-
-def _holds_half_a_character(row: Any) -> bool:
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def hub_commit(name: str) -> str:

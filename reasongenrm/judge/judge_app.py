@@ -85,7 +85,7 @@ def create_app(judge: JudgeSettings, limits: Limits, server: ServerSettings) -> 
     @app.get("/readyz", response_model=Live, responses=errors(503), tags=["operation"])
     async def readyz(request: Request) -> Any:
         """Whether the predictor answers."""
-        return Live(status="ready") if await service().ready() else not_ready(request)
+        return Live(status="ready") if await service().predictor.ready() else not_ready(request)
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:

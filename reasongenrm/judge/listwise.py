@@ -24,16 +24,7 @@ class Ranking:
     scores: list[float]
     comparisons: list[Comparison]
     complete: bool
-    results: list[PairResult]
-
-    @property
-    def usage(self) -> Usage:
-        """Of all comparisons."""
-        return Usage(
-            num_requests=sum(result.usage.num_requests for result in self.results),
-            prompt_tokens=sum(result.usage.prompt_tokens for result in self.results),
-            completion_tokens=sum(result.usage.completion_tokens for result in self.results),
-        )
+    usage: Usage
 
 
 async def rank(num_answers: int, compare: Compare, max_comparisons: int | None = None) -> Ranking:
@@ -89,7 +80,13 @@ async def rank(num_answers: int, compare: Compare, max_comparisons: int | None =
         )
         for (first, second), result in results.items()
     ]
-    return Ranking(runs[0], _scores(num_answers, results), comparisons, complete, list(results.values()))
+    used = [result.usage for result in results.values()]
+    usage = Usage(
+        num_requests=sum(each.num_requests for each in used),
+        prompt_tokens=sum(each.prompt_tokens for each in used),
+        completion_tokens=sum(each.completion_tokens for each in used),
+    )
+    return Ranking(runs[0], _scores(num_answers, results), comparisons, complete, usage)
 
 
 def _merge(left: Sequence[int], right: Sequence[int]) -> Merge:

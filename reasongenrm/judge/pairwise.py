@@ -91,21 +91,13 @@ class PairJudge:
         self._predictor, self._settings, self._observer = predictor, settings, observer
 
     async def judge(self, pair: Pair, options: JudgeOptions, on_event: OnEvent | None = None) -> PairResult:
-        """Judge one pair (see `_judge_fitting`) and tell the observer.
+        """Judge one pair, cut until it fits if it may be cut.
+
+        Equal answers are a tie with p_a 0.5, by symmetry and without a request.
 
         Raises:
             TooLongError: it does not fit, and was not to be cut or cannot be cut enough.
             JudgeError: the predictor failed (see `Predictor.complete`).
-        """
-        result = await self._judge_fitting(pair, options, on_event)
-        if self._observer is not None:
-            self._observer.pair(result)
-        return result
-
-    async def _judge_fitting(self, pair: Pair, options: JudgeOptions, on_event: OnEvent | None) -> PairResult:
-        """Cut the pair until it fits, if it may be cut.
-
-        Equal answers are a tie with p_a 0.5, by symmetry and without a request.
         """
         if pair.answer_a == pair.answer_b:
             return PairResult("tie", 0.5, True if options.both_orders else None)
@@ -134,7 +126,9 @@ class PairJudge:
     async def _judge(self, pair: Pair, options: JudgeOptions, on_event: OnEvent | None) -> PairResult:
         orders: tuple[CallerOrder, ...] = ("given", "swapped") if options.both_orders else ("given",)
         places = [(order, vote) for order in orders for vote in range(options.votes)]
-        max_tokens = await self._max_tokens(options)
+        max_tokens = options.max_tokens or self._settings.max_tokens
+        if (context := (await self._predictor.card()).max_model_len) is not None:
+            max_tokens = max(1, min(max_tokens, context // 2))  # the prompt needs room as well
         replies = await gather_or_cancel(
             self._ask(pair, order, vote, options, max_tokens, on_event) for order, vote in places
         )
@@ -146,12 +140,6 @@ class PairJudge:
         )
         preferred, consistent = agree(judgments, orders)
         return PairResult(preferred, mean_p_a(judgments, orders), consistent, judgments, pair.cuts, usage)
-
-    async def _max_tokens(self, options: JudgeOptions) -> int:
-        """What was asked for, and no more than half of the context: the prompt needs room as well."""
-        wanted = options.max_tokens or self._settings.max_tokens
-        context = (await self._predictor.card()).max_model_len
-        return wanted if context is None else max(1, min(wanted, context // 2))
 
     async def _ask(
         self,
@@ -175,27 +163,23 @@ class PairJudge:
                 await notify(ReasonDelta(order=order, vote=vote, delta=piece))
 
         generation = await self._predictor.complete(request, vote, sampling, choices, on_reason)
-        judgment = self._judgment(generation, order)
+        is_swapped = order == "swapped"
+        reason = generation.reason
+        if reason is None and settings.style == "plain":
+            reason = generation.answer  # plain chat: it says why in its answer
+        judgment = OrderJudgment(
+            order=order,
+            vote=vote,
+            reason=reason,
+            preferred=preferred_answer(generation, is_swapped),
+            p_a=probability_of_first(generation.p_a, is_swapped, settings.calibration),
+            truncated=generation.finish_reason == "length",
+        )
         if self._observer is not None:
             self._observer.generation(order, generation)
         if on_event is not None:
             await on_event(judgment)
         return generation, judgment
-
-    def _judgment(self, generation: Generation, order: CallerOrder) -> OrderJudgment:
-        """A generation in terms of the caller's answers."""
-        is_swapped = order == "swapped"
-        reason = generation.reason
-        if reason is None and self._settings.style == "plain":
-            reason = generation.answer  # plain chat: it says why in its answer
-        return OrderJudgment(
-            order=order,
-            vote=generation.sample,
-            reason=reason,
-            preferred=preferred_answer(generation, is_swapped),
-            p_a=probability_of_first(generation.p_a, is_swapped, self._settings.calibration),
-            truncated=generation.finish_reason == "length",
-        )
 
 
 def agree(

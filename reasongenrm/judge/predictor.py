@@ -143,9 +143,8 @@ class Predictor:
                     completion = await self._client.complete(body)
                 else:
                     parts: list[Completion] = []
-                    async with aclosing(
-                        self._client.stream(body | {"stream_options": {"include_usage": True}})
-                    ) as pieces:
+                    body |= {"stream_options": {"include_usage": True}}
+                    async with aclosing(self._client.stream(body)) as pieces:
                         async for part in pieces:
                             parts.append(part)
                             if part.reason:
@@ -202,9 +201,8 @@ class Predictor:
             ) from error
         except EndpointError as error:
             if isinstance(error, EndpointRefusedError) and error.param in ("max_tokens", "max_completion_tokens"):
-                raise TooFewTokensError(
-                    f"the predictor refuses this max_tokens: {error.found}", param="max_tokens"
-                ) from error
+                message = f"the predictor refuses this max_tokens: {error.found}"
+                raise TooFewTokensError(message, param="max_tokens") from error
             raise PredictorRefusedError(
                 f"the predictor at {self.url} did not give a completion: {error.found}. Ask the judge's operator "
                 f"to look at the predictor: its log, its model's name, and the key in {KEY_VARIABLE}."

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from reasongenrm.judge.api import (
     AnswerPair,
@@ -16,6 +17,7 @@ from reasongenrm.judge.api import (
     PairwiseResponse,
     PointwiseRequest,
     PointwiseResponse,
+    Usage,
 )
 from reasongenrm.judge.listwise import rank
 from reasongenrm.judge.pairwise import JudgeEvent, JudgeSettings, Observer, OnEvent, PairJudge, PairResult
@@ -26,62 +28,48 @@ __all__ = ["JudgeEvent", "JudgeService", "JudgeSettings", "Observer", "judge_onc
 
 
 class JudgeService:
-    """Judges pairs, lists and single answers. Make it with `open_judge`."""
+    """Judges pairs, lists and single answers. Make it with `open_judge`.
+
+    What cannot be judged is raised as a `JudgeError`: see `PairJudge.judge`.
+    """
 
     def __init__(self, predictor: Predictor, settings: JudgeSettings, observer: Observer | None = None) -> None:
         self.predictor, self.settings = predictor, settings
-        self._pairs = PairJudge(predictor, settings, observer)
+        self._pairs, self._observer = PairJudge(predictor, settings, observer), observer
+        self._is_calibrated = settings.calibration is not None
 
     async def pairwise(self, request: AnswerPair, request_id: str, on_event: OnEvent | None = None) -> PairwiseResponse:
-        """Which of two answers is better; `on_event` is told of each piece of a reason and of each judgment.
-
-        Raises:
-            JudgeError: see `PairJudge.judge`.
-        """
+        """Which of two answers is better; `on_event` is told of each piece of a reason and of each judgment."""
         started = time.perf_counter()
         result = await self._judge(request, request.answer_a, request.answer_b, on_event)
         return PairwiseResponse(
-            id=request_id,
-            model=(await self.predictor.card()).name,
             preferred=result.preferred,
             p_a=result.p_a,
             consistent=result.consistent,
-            calibrated=self._calibrated,
+            calibrated=self._is_calibrated,
             judgments=result.judgments,
             cuts=list(result.cuts),
-            usage=result.usage,
-            latency_seconds=time.perf_counter() - started,
+            **await self._common(request_id, started, result.usage),
         )
 
     async def pointwise(self, request: PointwiseRequest, request_id: str) -> PointwiseResponse:
-        """How probable it is that an answer is better than its reference, or than the fixed anchor.
-
-        Raises:
-            JudgeError: see `PairJudge.judge`.
-        """
+        """How probable it is that an answer is better than its reference, or than the fixed anchor."""
         started = time.perf_counter()
         against = self.settings.anchor if request.reference is None else request.reference
         result = await self._judge(request, request.answer, against)
         names = {"question": "question", "answer_a": "answer", "answer_b": "reference"}
         return PointwiseResponse(
-            id=request_id,
-            model=(await self.predictor.card()).name,
             score=result.p_a,
             against="anchor" if request.reference is None else "reference",
             consistent=result.consistent,
-            calibrated=self._calibrated,
+            calibrated=self._is_calibrated,
             judgments=result.judgments,
             cuts=[cut.model_copy(update={"field": names[cut.field]}) for cut in result.cuts],
-            usage=result.usage,
-            latency_seconds=time.perf_counter() - started,
+            **await self._common(request_id, started, result.usage),
         )
 
     async def listwise(self, request: ListwiseRequest, request_id: str) -> ListwiseResponse:
-        """A ranking of several answers.
-
-        Raises:
-            JudgeError: see `PairJudge.judge`; the comparisons under way are given up.
-        """
+        """A ranking of several answers; what cannot be judged ends the comparisons under way."""
         started = time.perf_counter()
         cuts: dict[str, Cut] = {}
 
@@ -96,30 +84,27 @@ class JudgeService:
 
         ranking = await rank(len(request.answers), compare, request.max_comparisons)
         return ListwiseResponse(
-            id=request_id,
-            model=(await self.predictor.card()).name,
             ranking=ranking.order,
             scores=ranking.scores,
             comparisons=ranking.comparisons,
             complete=ranking.complete,
             cuts=[cuts[name] for name in sorted(cuts)],
-            usage=ranking.usage,
-            latency_seconds=time.perf_counter() - started,
+            **await self._common(request_id, started, ranking.usage),
         )
 
-    async def ready(self) -> bool:
-        """Whether the predictor answers."""
-        return await self.predictor.ready()
-
-    @property
-    def _calibrated(self) -> bool:
-        return self.settings.calibration is not None
+    async def _common(self, request_id: str, started: float, usage: Usage) -> dict[str, Any]:
+        """What every answer has."""
+        model = (await self.predictor.card()).name
+        return {"id": request_id, "model": model, "usage": usage, "latency_seconds": time.perf_counter() - started}
 
     async def _judge(
         self, options: JudgeOptions, answer_a: str, answer_b: str, on_event: OnEvent | None = None
     ) -> PairResult:
         pair = Pair(tuple(options.turns()), answer_a, answer_b, options.rubric)
-        return await self._pairs.judge(pair, options, on_event)
+        result = await self._pairs.judge(pair, options, on_event)
+        if self._observer is not None:
+            self._observer.pair(result)
+        return result
 
 
 @asynccontextmanager
@@ -144,11 +129,7 @@ async def open_judge(
 
 
 def judge_once(settings: JudgeSettings, request: PairwiseRequest, key: str | None = None) -> PairwiseResponse:
-    """One pair, judged as a server with these settings would, from code without an event loop (see `open_judge`).
-
-    Raises:
-        JudgeError: see `PairJudge.judge`.
-    """
+    """One pair, judged as a server with these settings would, from code without an event loop (see `open_judge`)."""
 
     async def ask() -> PairwiseResponse:
         async with open_judge(settings, key=key) as service:

@@ -89,9 +89,7 @@ def encode_candidates(
                 f"{_where(reason)}: no such prompt in prompts.jsonl. Give the prompts that these reasons were written for."
             )
         if reason.sample in by_prompt[reason.prompt_id]:
-            raise InputError(
-                f"{_where(reason)}: is there twice; expected each sample once. Re-run the stage that wrote it."
-            )
+            raise InputError(f"{_where(reason)}: is there twice, expected once. Re-run the stage that wrote it.")
         by_prompt[reason.prompt_id][reason.sample] = reason
     rows = []
     for prompt_id in tracked(list(by_prompt), "score_reasons (tokenising)", "prompt"):

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 PART_SECONDS = 10.0  # work that a kill may cost; a part for each batch would be many small objects on a GPU
-HISTOGRAM_EDGES = tuple(tenth / 10 for tenth in range(-10, 11))
 _EXACT_ATTENTION = {"full_attention", "sliding_attention"}  # kinds in which reasons of a row do not see each other
 
 
@@ -52,6 +51,7 @@ def context_length(model_config: "PreTrainedConfig") -> int:
 
 def score_metrics(scored: Sequence[ScoredReason]) -> dict[str, Any]:
     """What a person wants to know of the scores at a glance; fractions in [0, 1], a histogram in bins of 0.1."""
+    edges = tuple(tenth / 10 for tenth in range(-10, 11))
     scores = np.array([reason.reason_score for reason in scored])
     p_verdict = np.array([reason.p_verdict for reason in scored])
     quantiles = {f"score_p{percent:02}": float(np.quantile(scores, percent / 100)) for percent in (5, 25, 50, 75, 95)}
@@ -63,10 +63,7 @@ def score_metrics(scored: Sequence[ScoredReason]) -> dict[str, Any]:
         "p_reason_mean": float(np.mean([reason.p_reason for reason in scored])),
         "p_verdict_mean": float(p_verdict.mean()),
         "p_verdict_above_half_fraction": float((p_verdict > 0.5).mean()),
-        "score_histogram": {
-            "edges": list(HISTOGRAM_EDGES),
-            "counts": np.histogram(scores, HISTOGRAM_EDGES)[0].tolist(),
-        },
+        "score_histogram": {"edges": list(edges), "counts": np.histogram(scores, edges)[0].tolist()},
     }
 
 
@@ -101,9 +98,8 @@ def score_reasons(
             max_length = min(config.max_length, context_length(model_config))
             by_id = {prompt.prompt_id: prompt for prompt in judge_prompts}
             rows, drops = encode_candidates(tokenizer, family, by_id, written, max_length)
-            drops.require_some(
-                "score_reasons", f"The limit is {max_length:,} tokens: score.max_length or the model's context."
-            )
+            advice = f"The limit is {max_length:,} tokens: score.max_length or the model's context."
+            drops.require_some("score_reasons", advice)
             by_key = _score_all(stage, score, plan_batches(rows, config.max_batch_tokens))
         scored = [by_key[key] for key in map(_key, written) if key in by_key]
         stage.add_bytes("scored.jsonl", dump_records(scored))
@@ -140,9 +136,8 @@ def _score_all(stage: Stage, score: _Score, batches: Sequence[Sequence[Row]]) ->
     num_parts = len(parts)
     fresh: list[ScoredReason] = []
     kept_at = time.monotonic()
-    with track(
-        "score_reasons", total=sum(len(row.candidates) for rows in batches for row in rows), unit="reason"
-    ) as progress:
+    total = sum(len(row.candidates) for rows in batches for row in rows)
+    with track("score_reasons", total=total, unit="reason") as progress:
         progress.start_at(len(scored))
         for batch in score(todo):
             scored.update((_key(reason), reason) for reason in batch)

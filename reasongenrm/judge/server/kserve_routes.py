@@ -154,7 +154,7 @@ def kserve_router(name: str, service: Callable[[], JudgeService]) -> APIRouter:
     async def model_ready(model_name: str, request: Request) -> Any:
         """Whether the model can judge now."""
         check_name(model_name)
-        return ModelReadyResponse(name=name, ready=True) if await service().ready() else not_ready(request)
+        return ModelReadyResponse(name=name, ready=True) if await service().predictor.ready() else not_ready(request)
 
     @router.get("/v2", response_model=ServerMetadataResponse)
     async def v2_server() -> Any:
@@ -169,7 +169,7 @@ def kserve_router(name: str, service: Callable[[], JudgeService]) -> APIRouter:
     @router.get("/v2/health/ready", response_model=ServerReadyResponse, responses=errors(503))
     async def v2_ready(request: Request) -> Any:
         """Whether the server can judge now."""
-        return ServerReadyResponse(ready=True) if await service().ready() else not_ready(request)
+        return ServerReadyResponse(ready=True) if await service().predictor.ready() else not_ready(request)
 
     @router.get(
         "/v2/models/{model_name}",
