@@ -93,19 +93,12 @@ class _Fields(BaseModel):
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Rows to judge, in file order, with where they came from.
+    """Rows to judge, in file order, with where they came from."""
 
-    Attributes:
-        uri: what was asked for.
-        rows: the rows to judge, after `spread`; row ids are unique.
-        num_available_rows: how many there were before `spread`.
-        digest: "sha256:..." of all available rows, the same for any place they were read from.
-    """
-
-    uri: str
-    rows: tuple[BenchmarkRow, ...]
-    num_available_rows: int
-    digest: str
+    uri: str  # what was asked for
+    rows: tuple[BenchmarkRow, ...]  # to judge, after `spread`; row ids are unique
+    num_available_rows: int  # before `spread`
+    digest: str  # "sha256:..." of all available rows, the same for any place they were read from
 
     @property
     def name(self) -> str:

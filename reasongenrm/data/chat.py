@@ -28,25 +28,15 @@ REASONING_PARSER = _TEMPLATES / REASONING_PARSER_FILE
 
 @dataclass(frozen=True)
 class ChatFamily:
-    """The turn markup of one family of models.
+    """The turn markup of one family of models."""
 
-    Attributes:
-        name: also the name of its template, `chat_templates/<name>.jinja`.
-        header: text that opens a turn, with ROLE for the role.
-        turn_end: the token that closes a turn; not a stop token of a judge.
-        between_turns: text between a closed turn and the next opening.
-        sequence_end: the token that ends a judge's generation, its only stop token.
-        pad_token: a token that is neither of the two where the family has one to spare.
-        told_by: tokens that a tokenizer of this family has.
-    """
-
-    name: Literal["chatml", "qwen2.5", "llama3"]
-    header: str
-    turn_end: str
-    between_turns: str
-    sequence_end: str
-    pad_token: str
-    told_by: tuple[str, ...]
+    name: Literal["chatml", "qwen2.5", "llama3"]  # also of its template, `chat_templates/<name>.jinja`
+    header: str  # text that opens a turn, with ROLE for the role
+    turn_end: str  # the token that closes a turn; not a stop token of a judge
+    between_turns: str  # text between a closed turn and the next opening
+    sequence_end: str  # the token that ends a judge's generation, its only stop token
+    pad_token: str  # neither of the two where the family has a token to spare
+    told_by: tuple[str, ...]  # tokens that a tokenizer of this family has
 
     def opening(self, role: str) -> str:
         """Text that opens a turn of `role`."""
@@ -198,22 +188,14 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """A training text as token ids, shape (T,), with the spans [start, stop) that masks and scores are made of.
-
-    Attributes:
-        prompt_span: user turn and the opening of the turn that is generated.
-        reason_span: the reason and its closing token; empty for GenRM.
-        bridge_span: the opening of the assistant turn; empty for GenRM, whose prompt has it.
-        verdict_span: the verdict and its closing token.
-        end_span: the sequence's end token.
-    """
+    """A training text as token ids, shape (T,), with the spans [start, stop) that masks and scores are made of."""
 
     input_ids: list[int]
-    prompt_span: Span
-    reason_span: Span
-    bridge_span: Span
-    verdict_span: Span
-    end_span: Span
+    prompt_span: Span  # user turn and the opening of the turn that is generated
+    reason_span: Span  # the reason and its closing token; empty for GenRM
+    bridge_span: Span  # the opening of the assistant turn; empty for GenRM, whose prompt has it
+    verdict_span: Span  # the verdict and its closing token
+    end_span: Span  # the sequence's end token
 
 
 def encode_reason_example(

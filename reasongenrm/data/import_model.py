@@ -46,17 +46,11 @@ _GGUF_MAGIC = b"GGUF"
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A folder that has been found to be a whole model.
+    """A folder that has been found to be a whole model."""
 
-    Attributes:
-        files: what belongs to it, by name, sorted.
-        num_parameters: counted from the weights' headers; tied weights once.
-        dtype: of most parameters, as safetensors names it ("BF16", "F32").
-    """
-
-    files: dict[str, Path]
-    num_parameters: int
-    dtype: str
+    files: dict[str, Path]  # what belongs to it, by name, sorted
+    num_parameters: int  # counted from the weights' headers; tied weights once
+    dtype: str  # of most parameters, as safetensors names it ("BF16", "F32")
 
 
 def import_model(store: Store, config: ModelConfig, model_uri: str) -> ArtifactRef:

@@ -30,18 +30,12 @@ BACKLOG = 4096  # connections that wait to be accepted: a burst is answered with
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """How the judge serves.
-
-    Attributes:
-        host, port: to listen on.
-        model_name: under which KServe's protocols know the judge.
-        log_text: let the log have the users' text.
-    """
+    """How the judge serves."""
 
     host: str = "127.0.0.1"
     port: int = 8080
-    model_name: str = "reasongenrm"
-    log_text: bool = False
+    model_name: str = "reasongenrm"  # in KServe's protocols
+    log_text: bool = False  # let the log have the users' text
 
 
 def create_app(judge: JudgeSettings, limits: Limits, server: ServerSettings) -> Guard:

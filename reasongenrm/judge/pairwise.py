@@ -29,33 +29,20 @@ LEAST_CUT_STEP = 0.05  # and at least, whatever the predictor said
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """How the judge asks its predictor.
+    """How the judge asks its predictor."""
 
-    Attributes:
-        predictor_url: up to and including /v1.
-        model: the predictor's model; None: the only one that it lists.
-        style: how the checkpoint wants to be asked: a trained judge for "reason" and verdict or for the "verdict" at
-            once, any other model in "plain" chat.
-        max_tokens: of one generation, reason and verdict, unless a request says otherwise.
-        max_chars: of question and answers together; more is refused or cut before the predictor sees it.
-        timeout_seconds: of one generation.
-        constrained: have the predictor allow nothing but [[A]] and [[B]] as the answer (not with style "plain", whose
-            answer holds its reasoning too).
-        anchor: what a single answer is held against if it comes without a reference.
-        max_concurrency: generations under way at the predictor at once.
-        calibration: of this checkpoint, if there is one.
-    """
-
-    predictor_url: str
-    model: str | None = None
+    predictor_url: str  # up to and including /v1
+    model: str | None = None  # the predictor's; None: the only one that it lists
+    # A trained judge is asked for "reason" and verdict or for the "verdict" at once, any other model in "plain" chat.
     style: JudgeStyle = "reason"
-    max_tokens: int = 2048
-    max_chars: int = 400_000
-    timeout_seconds: float = 120.0
+    max_tokens: int = 2048  # of one generation, reason and verdict, unless a request says otherwise
+    max_chars: int = 400_000  # of question and answers together; more is refused or cut before it is sent
+    timeout_seconds: float = 120.0  # of one generation
+    # Nothing but [[A]] and [[B]] is allowed as the answer; not with "plain", whose answer holds its reasoning too.
     constrained: bool = True
-    anchor: str = "I am not sure how to answer that."
-    max_concurrency: int = 64
-    calibration: "PlattScaling | None" = None
+    anchor: str = "I am not sure how to answer that."  # what a single answer is held against without a reference
+    max_concurrency: int = 64  # generations under way at the predictor at once
+    calibration: "PlattScaling | None" = None  # of this checkpoint
 
 
 JudgeEvent = ReasonDelta | OrderJudgment  # one generation's reason grew, or its judgment is there

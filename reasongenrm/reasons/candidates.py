@@ -25,17 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One reason as tokens.
-
-    Attributes:
-        ids: reason, assistant header and labelled verdict, shape (T,), both closing tokens included.
-        num_reason_tokens, num_verdict_tokens: how many of the first and of the last of them are scored.
-    """
+    """One reason as tokens."""
 
     reason: Reason
-    ids: "array[int]"
-    num_reason_tokens: int
-    num_verdict_tokens: int
+    ids: "array[int]"  # reason, assistant header and labelled verdict, shape (T,), both closing tokens included
+    num_reason_tokens: int  # scored at the beginning of `ids`
+    num_verdict_tokens: int  # scored at its end
 
     def branch(self) -> Branch:
         """For packing: reason and verdict are predicted, the assistant header between them is not."""
