@@ -79,23 +79,15 @@ class Retries:
 
     The wait doubles at every attempt; it is as long as the server asks if that is longer, and never longer than
     MAX_WAIT_SECONDS.
-
-    Attributes:
-        num: further attempts; None: as many as begin within `within_seconds`.
-        within_seconds: counted from the first attempt.
-        first_wait_seconds: before the second attempt.
-        max_wait_seconds: of the waits that the server did not ask for.
-        jitter: the fraction of a wait that is added at random: clients that were refused together do not come back
-            together.
-        log_level: of the line that says what is tried again.
     """
 
-    num: int | None = None
-    within_seconds: float = 0.0
-    first_wait_seconds: float = 0.5
-    max_wait_seconds: float = MAX_WAIT_SECONDS
+    num: int | None = None  # further attempts; None: as many as begin within `within_seconds`
+    within_seconds: float = 0.0  # counted from the first attempt
+    first_wait_seconds: float = 0.5  # before the second attempt
+    max_wait_seconds: float = MAX_WAIT_SECONDS  # of the waits that the server did not ask for
+    # The fraction of a wait that is added at random: clients that were refused together do not come back together.
     jitter: float = 0.0
-    log_level: int = logging.INFO
+    log_level: int = logging.INFO  # of the line that says what is tried again
 
     def retrying(
         self, passing: type[AttemptError] | tuple[type[AttemptError], ...], logger: logging.Logger

@@ -18,23 +18,14 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Variant:
-    """One variant (docs/method.md, sections 3, 6 and 7).
+    """One variant (docs/method.md, sections 3, 6 and 7)."""
 
-    Attributes:
-        name: in configs, artifacts and file names.
-        label: in reports.
-        style: how it is asked.
-        trained_from: the variant whose weights its training starts from; None: it is not trained.
-        trained_on: what its training reads.
-        is_candidate: whether the gate considers it, unless a config says otherwise.
-    """
-
-    name: str
-    label: str
-    style: JudgeStyle
-    trained_from: str | None = None
-    trained_on: Literal["examples", "preferences"] | None = None
-    is_candidate: bool = False
+    name: str  # in configs, artifacts and file names
+    label: str  # in reports
+    style: JudgeStyle  # how it is asked
+    trained_from: str | None = None  # the variant whose weights its training starts from; None: it is not trained
+    trained_on: Literal["examples", "preferences"] | None = None  # what its training reads
+    is_candidate: bool = False  # whether the gate considers it, unless a config says otherwise
 
     @property
     def opening_role(self) -> OpeningRole:

@@ -48,25 +48,15 @@ OPTIONAL_EXTRAS = {
 
 @dataclass(frozen=True)
 class ImageChecks:
-    """What an image holds, and what it may not hold.
+    """What an image holds, and what it may not hold."""
 
-    Attributes:
-        extras: of pyproject.toml. kfp is in all of them: its executor runs the task.
-        foreign: packages that must not be there: a gigabyte without use, or another image's environment.
-        stages: functions that its tasks call (a test compares with components/).
-        commands: that pods of it run besides the tasks (a test compares with the manifests).
-        lazy: modules that those functions and commands import only when they work.
-        caches: variables that name a writable folder.
-        min_shm_mib: size of /dev/shm, where NCCL and the workers of tensor parallelism share memory.
-    """
-
-    extras: tuple[str, ...]
-    foreign: tuple[str, ...]
-    stages: tuple[str, ...]
-    commands: tuple[str, ...]
-    lazy: tuple[str, ...]
-    caches: tuple[str, ...]
-    min_shm_mib: int
+    extras: tuple[str, ...]  # of pyproject.toml. kfp is in all of them: its executor runs the task
+    foreign: tuple[str, ...]  # packages that must not be there: a gigabyte without use, or another image's environment
+    stages: tuple[str, ...]  # functions that its tasks call (a test compares with components/)
+    commands: tuple[str, ...]  # that pods of it run besides the tasks (a test compares with the manifests)
+    lazy: tuple[str, ...]  # modules that those functions and commands import only when they work
+    caches: tuple[str, ...]  # variables that name a writable folder
+    min_shm_mib: int  # size of /dev/shm, where NCCL and the workers of tensor parallelism share memory
 
 
 _EVERY_CACHE = ("HF_HOME", "XDG_CACHE_HOME")
@@ -120,18 +110,13 @@ COMPILERS = ("cc", "gcc", "g++", "c++", "clang", "tcc", "nvcc", "ld", "as", "mak
 
 @dataclass
 class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        advice: what to do; "" if it is as it should be.
-        needed: whether it makes the doctor fail when it is not.
-    """
+    """One thing that was looked at."""
 
     name: str
     ok: bool
     found: str
-    advice: str
-    needed: bool = True
+    advice: str  # what to do; "" if it is as it should be
+    needed: bool = True  # whether it makes the doctor fail when it is not
 
     def __post_init__(self) -> None:
         self.advice = "" if self.ok else self.advice

@@ -23,20 +23,13 @@ from reasongenrm.store.served import ServedJudge, forget_served, record_served, 
 
 @dataclass(frozen=True)
 class Choice:
-    """A judge to go back to.
+    """A judge to go back to."""
 
-    Attributes:
-        number: 1 is the newest that was ever deployed.
-        judge: its record; None for a judge that was put there by hand.
-        is_served: whether the cluster has its manifest now.
-        is_before: whether what is served now has replaced it; the newest if nothing is served.
-    """
-
-    number: int
+    number: int  # 1 is the newest that was ever deployed
     manifest: dict[str, Any]
-    judge: ServedJudge | None
-    is_served: bool
-    is_before: bool
+    judge: ServedJudge | None  # its record; None for a judge that was put there by hand
+    is_served: bool  # whether the cluster has its manifest now
+    is_before: bool  # whether what is served now has replaced it; the newest if nothing is served
 
     @property
     def digest(self) -> str:

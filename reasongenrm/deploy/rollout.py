@@ -45,17 +45,12 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Target:
-    """Whose pods are waited for: the predictor's of an InferenceService and, if there is one, the judge's server's.
-
-    Attributes:
-        revision: the rollout revision that the pods must have; None for a manifest that we did not make.
-        predictor: the predictor's own name, which most have not.
-    """
+    """Whose pods are waited for: the predictor's of an InferenceService and, if there is one, the judge's server's."""
 
     namespace: str
     name: str
-    revision: str | None
-    predictor: str = ""
+    revision: str | None  # the rollout revision that the pods must have; None for a manifest that we did not make
+    predictor: str = ""  # the predictor's own name, which most have not
     has_transformer: bool = False
 
     @classmethod

@@ -25,15 +25,10 @@ Values = Sequence[float] | np.ndarray
 
 
 class PlattScaling(Record):
-    """P -> sigmoid(logit(P) / temperature + bias).
+    """P -> sigmoid(logit(P) / temperature + bias)."""
 
-    Attributes:
-        temperature: above 1 the judge was too sure.
-        bias: added log-odds of the answer that the prompt names A.
-    """
-
-    temperature: float = Field(gt=0)
-    bias: float = 0.0
+    temperature: float = Field(gt=0)  # above 1 the judge was too sure
+    bias: float = 0.0  # added log-odds of the answer that the prompt names A
 
     def apply(self, p: float) -> float:
         """The calibrated probability, in (0, 1), of one judgment's P([[A]]) in [0, 1]."""
@@ -41,25 +36,15 @@ class PlattScaling(Record):
 
 
 class Calibration(PlattScaling):
-    """A fitted map, and what it was worth.
+    """A fitted map, and what it was worth."""
 
-    Attributes:
-        num_judgments: that it was fitted on.
-        nll_before: mean negative log-likelihood of the labels, in nats, before.
-        nll_after: the same after; of judgments that the map was not fitted on, if it was cross-validated.
-        ece_before: expected calibration error before, in [0, 1].
-        ece_after: the same after, as for nll_after.
-        cross_validated: whether the two "after" are of held-out judgments.
-        model_digest: of the judge that was calibrated, if known.
-    """
-
-    num_judgments: int = Field(ge=1)
-    nll_before: float
-    nll_after: float
-    ece_before: float
-    ece_after: float
-    cross_validated: bool = False
-    model_digest: str | None = None
+    num_judgments: int = Field(ge=1)  # that it was fitted on
+    nll_before: float  # mean negative log-likelihood of the labels, in nats, before
+    nll_after: float  # the same after; of judgments that the map was not fitted on, if it was cross-validated
+    ece_before: float  # expected calibration error before, in [0, 1]
+    ece_after: float  # the same after, as for nll_after
+    cross_validated: bool = False  # whether the two "after" are of held-out judgments
+    model_digest: str | None = None  # of the judge that was calibrated, if known
 
 
 def fit(p: Sequence[float], is_a_better: Sequence[bool], groups: Sequence[str] | None = None) -> Calibration:

@@ -27,20 +27,14 @@ class Check(Record):
 
 
 class Champion(Record):
-    """The judge that is served while the gate decides, as far as its own deployment wrote it down.
+    """The judge that is served while the gate decides, as far as its own deployment wrote it down."""
 
-    Attributes:
-        service: NAMESPACE/NAME of its InferenceService.
-        model_digest: of its checkpoint.
-        evaluation: on the benchmark of that time; None if it was deployed without one.
-        differences: by candidate, accuracy minus the champion's, paired by row; empty where the rows are not the same.
-    """
-
-    service: str
+    service: str  # NAMESPACE/NAME of its InferenceService
     variant: str
-    model_digest: str
+    model_digest: str  # of its checkpoint
     served_since: str
-    evaluation: Evaluation | None
+    evaluation: Evaluation | None  # on the benchmark of that time; None if it was deployed without one
+    # By candidate, accuracy minus the champion's, paired by row; empty where the rows are not the same.
     differences: Mapping[str, Difference] = Field(default_factory=dict)
 
 
@@ -56,24 +50,17 @@ class GateCandidate(Record):
 
 
 class Decision(Record):
-    """The gate's decision.
-
-    Attributes:
-        winner: the best candidate. Those that pass every check come first, then the higher accuracy, the higher consistent
-            fraction, the fewer tokens per judgment, and the place in the config's list decide.
-        passed: whether the winner passed every check, and so may be served.
-        candidates: best first.
-        champion: the judge that was served when this was decided, None if there was none.
-        remarks: what a reader should know in addition to the checks.
-    """
+    """The gate's decision."""
 
     schema_version: Literal[1] = 1
+    # The best candidate. Those that pass every check come first, then the higher accuracy, the higher consistent
+    # fraction, the fewer tokens per judgment, and the place in the config's list decide.
     winner: str
-    passed: bool
+    passed: bool  # whether the winner passed every check, and so may be served
     summary: str
-    candidates: tuple[GateCandidate, ...]
-    champion: Champion | None = None
-    remarks: tuple[str, ...]
+    candidates: tuple[GateCandidate, ...]  # best first
+    champion: Champion | None = None  # the judge that was served when this was decided, None if there was none
+    remarks: tuple[str, ...]  # what a reader should know in addition to the checks
     thresholds: GateConfig
 
 

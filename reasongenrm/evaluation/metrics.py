@@ -64,51 +64,38 @@ class SectionScore(Record):
 
 
 class Evaluation(Record):
-    """What one judge did on one benchmark. Fractions are of rows or of judgments, in [0, 1].
-
-    Attributes:
-        variant: of `VARIANTS`, or any other name for a judge outside a run.
-        accuracy: the headline. RewardBench: plain mean of the sections; other benchmarks: plain mean of the subsets.
-        row_accuracy: plain mean over all rows, whatever their subset.
-        consistent_accuracy: rows with both orders right.
-        consistent_fraction: rows whose two orders name the same answer.
-        flip_fraction: rows whose two orders name different answers (the same letter twice).
-        undecided_fraction: rows with an order that has no verdict: unparsed, or a tie of votes.
-        share_a: share of [[A]] among the parsed judgments; None if none was parsed.
-        unparsed_fraction: judgments without a verdict.
-        truncated_fraction: judgments that the token limit cut off.
-        mean_seconds: wall time a judgment, each in its batch or among its concurrent requests.
-        calibration: of the judge's P([[A]]), with figures before and after, those after from rows held out of the fit;
-            None if the engine gave no probabilities, or of fewer than MIN_CALIBRATION_JUDGMENTS.
-        notes: what a reader must know to read the figures (a partial benchmark, subsets too small for their interval).
-    """
+    """What one judge did on one benchmark. Fractions are of rows or of judgments, in [0, 1]."""
 
     schema_version: Literal[1] = 1
-    variant: str
+    variant: str  # of `VARIANTS`, or any other name for a judge outside a run
     model: str
     style: JudgeStyle
     two_step: bool
     votes: int
     benchmark: BenchmarkInfo
+    # The headline. RewardBench: plain mean of the sections; other benchmarks: plain mean of the subsets.
     accuracy: float
     interval: Interval
     confidence: float
     num_bootstrap: int
-    row_accuracy: float
+    row_accuracy: float  # plain mean over all rows, whatever their subset
     sections: tuple[SectionScore, ...]
     subsets: tuple[SubsetScore, ...]
-    consistent_accuracy: float
-    consistent_fraction: float
-    flip_fraction: float
-    undecided_fraction: float
-    share_a: float | None
+    consistent_accuracy: float  # rows with both orders right
+    consistent_fraction: float  # rows whose two orders name the same answer
+    flip_fraction: float  # rows whose two orders name different answers (the same letter twice)
+    undecided_fraction: float  # rows with an order that has no verdict: unparsed, or a tie of votes
+    share_a: float | None  # share of [[A]] among the parsed judgments; None if none was parsed
     num_judgments: int
-    unparsed_fraction: float
-    truncated_fraction: float
+    unparsed_fraction: float  # judgments without a verdict
+    truncated_fraction: float  # judgments that the token limit cut off
     mean_prompt_tokens: float
     mean_output_tokens: float
-    mean_seconds: float
+    mean_seconds: float  # wall time a judgment, each in its batch or among its concurrent requests
+    # What a reader must know to read the figures (a partial benchmark, subsets too small for their interval).
     notes: tuple[str, ...]
+    # Of the judge's P([[A]]), with figures before and after, those after from rows held out of the fit; None if the
+    # engine gave no probabilities, or of fewer than MIN_CALIBRATION_JUDGMENTS.
     calibration: Calibration | None = None
 
 

@@ -48,24 +48,15 @@ class Tick(NamedTuple):
 
 @dataclass(frozen=True)
 class Plot:
-    """One curve in a box of 100 by 100, which the page stretches.
+    """One curve in a box of 100 by 100, which the page stretches."""
 
-    Attributes:
-        curve: what is plotted.
-        points: "x,y x,y ..." of the logged values.
-        smooth: the same of their trailing mean, "" if there are too few.
-        window: how many steps that mean takes in.
-        ticks: of the y axis.
-        baseline: place of the value before training, if that is known and within the box.
-    """
-
-    curve: Curve
+    curve: Curve  # what is plotted
     title: str
-    points: str
-    smooth: str
-    window: int
-    ticks: tuple[Tick, ...]
-    baseline: float | None
+    points: str  # "x,y x,y ..." of the logged values
+    smooth: str  # the same of their trailing mean, "" if there are too few
+    window: int  # how many steps that mean takes in
+    ticks: tuple[Tick, ...]  # of the y axis
+    baseline: float | None  # place of the value before training, if that is known and within the box
 
 
 def render_html(report: Report) -> str:

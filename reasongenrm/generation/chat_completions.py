@@ -112,22 +112,16 @@ _REPLY = TypeAdapter(_Reply)
 
 @dataclass(frozen=True)
 class Completion:
-    """A chat completion's one choice, or a part of it while it is streamed.
+    """A chat completion's one choice, or a part of it while it is streamed."""
 
-    Attributes:
-        reason: what the server split off as the reason, as it was written; None if it split nothing off.
-        content: the rest.
-        tokens: `logprobs.content`: {"token", "logprob", "top_logprobs": [{"token", "logprob"}, ...]} each, natural logs;
-            of the content alone, or (vLLM) of all that was generated; none if the server gave none.
-        finish_reason: None for a part that is not the last.
-        reason_truncated: the reason was cut off, though the generation went on.
-    """
-
+    # What the server split off as the reason, as it was written; None if it split nothing off.
     reason: str | None = None
-    content: str = ""
+    content: str = ""  # the rest
+    # `logprobs.content`: {"token", "logprob", "top_logprobs": [{"token", "logprob"}, ...]} each, natural logs; of the
+    # content alone, or (vLLM) of all that was generated; none if the server gave none.
     tokens: Sequence[Mapping[str, Any]] = field(default_factory=list)
-    finish_reason: str | None = None
-    reason_truncated: bool = False
+    finish_reason: str | None = None  # None for a part that is not the last
+    reason_truncated: bool = False  # the reason was cut off, though the generation went on
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
 

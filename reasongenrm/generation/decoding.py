@@ -24,19 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DecodingPrompt:
-    """A prompt and the rows to be written for it.
+    """A prompt and the rows to be written for it."""
 
-    Attributes:
-        ids: token ids, shape (T_prompt,), T_prompt >= 1.
-        stop_ids: tokens that end a row; the stop token is part of the row.
-        max_tokens: of each row, at least 1.
-        seeds: one per row; all prompts of a call have equally many.
-    """
-
-    ids: Sequence[int]
-    stop_ids: frozenset[int]
-    max_tokens: int
-    seeds: Sequence[int]
+    ids: Sequence[int]  # token ids, shape (T_prompt,), T_prompt >= 1
+    stop_ids: frozenset[int]  # tokens that end a row; the stop token is part of the row
+    max_tokens: int  # of each row, at least 1
+    seeds: Sequence[int]  # one per row; all prompts of a call have equally many
 
 
 @dataclass(frozen=True)

@@ -15,21 +15,17 @@ from reasongenrm.records import OpeningRole
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One prompt to be answered `num_samples` times.
+    """One prompt to be answered `num_samples` times."""
 
-    Attributes:
-        request_id: unique within a call; with the seed and the sample's number it fixes the random numbers.
-        messages: chat messages, each {"role", "content"}; the last is a user turn (or a reason turn, for the second
-            step of two-step generation).
-        opening_role: the turn that the generation prompt opens, handed to the chat template as `opening_role`;
-            None leaves it to the template (a base model's own template knows nothing of reasons).
-        stop_at: "sequence" runs to the end of the sequence (reason, then verdict, in one generation); "turn" stops at
-            the end of the first turn (a reason alone).
-    """
-
-    request_id: str
+    request_id: str  # unique within a call; with the seed and the sample's number it fixes the random numbers
+    # Chat messages, each {"role", "content"}; the last is a user turn (or a reason turn, for the second step of
+    # two-step generation).
     messages: tuple[dict[str, str], ...]
+    # The turn that the generation prompt opens, handed to the chat template as `opening_role`; None leaves it to the
+    # template (a base model's own template knows nothing of reasons).
     opening_role: OpeningRole | None = None
+    # "sequence" runs to the end of the sequence (reason, then verdict, in one generation); "turn" stops at the end of
+    # the first turn (a reason alone).
     stop_at: Literal["sequence", "turn"] = "sequence"
 
 
@@ -50,24 +46,17 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Generation:
-    """One sampled answer, split into its turns.
-
-    Attributes:
-        reason: text of the reason turn, None if the generation had none (plain chat, GenRM).
-        answer: text of the assistant turn, "" if the generation ended before it.
-        finish_reason: "length" if max_tokens or the context cut it off.
-        p_a: P([[A]]) at the verdict, in [0, 1] (`verdicts.probability_of_a`); None if it is not known.
-        seconds: wall time of the request, or of its batch divided by the batch's samples.
-    """
+    """One sampled answer, split into its turns."""
 
     request_id: str
     sample: int
-    reason: str | None
-    answer: str
+    reason: str | None  # text of the reason turn, None if the generation had none (plain chat, GenRM)
+    answer: str  # text of the assistant turn, "" if the generation ended before it
     num_prompt_tokens: int
     num_output_tokens: int
-    finish_reason: Literal["stop", "length"]
-    seconds: float
+    finish_reason: Literal["stop", "length"]  # "length" if max_tokens or the context cut it off
+    seconds: float  # wall time of the request, or of its batch divided by the batch's samples
+    # P([[A]]) at the verdict, in [0, 1] (`verdicts.probability_of_a`); None if it is not known.
     p_a: float | None = None
 
 

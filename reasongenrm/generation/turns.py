@@ -22,17 +22,11 @@ _LETTER = re.compile(r"\[{0,2}[AB](\]?|\]\].*)")
 
 @dataclass(frozen=True)
 class Prompt:
-    """One request as an engine needs it.
+    """One request as an engine needs it."""
 
-    Attributes:
-        ids: token ids, shape (T_prompt,), ending inside the turn that is generated.
-        opening_role: the turn in which the generation begins, as it was really rendered.
-        stop_ids: tokens that end the generation.
-    """
-
-    ids: list[int]
-    opening_role: OpeningRole
-    stop_ids: frozenset[int]
+    ids: list[int]  # token ids, shape (T_prompt,), ending inside the turn that is generated
+    opening_role: OpeningRole  # the turn in which the generation begins, as it was really rendered
+    stop_ids: frozenset[int]  # tokens that end the generation
 
 
 def end_ids(generation_config: "GenerationConfig") -> frozenset[int]:

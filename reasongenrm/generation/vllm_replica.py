@@ -27,35 +27,22 @@ CAPACITY = 2 * MAX_NUM_SEQS  # samples under way: as many wait as are decoded, s
 
 @dataclass(frozen=True)
 class PromptTask:
-    """One prompt to be answered once a seed.
+    """One prompt to be answered once a seed."""
 
-    Attributes:
-        prompt_ids: token ids, shape (T_prompt,), T_prompt < max_model_len.
-        stop_ids: tokens that end a generation; nothing else does but `max_tokens`.
-        seeds: of the samples, shape (num_samples,).
-        max_tokens: to be generated, at least 1.
-    """
-
-    prompt_ids: list[int]
-    stop_ids: list[int]
-    seeds: list[int]
-    max_tokens: int
+    prompt_ids: list[int]  # token ids, shape (T_prompt,), T_prompt < max_model_len
+    stop_ids: list[int]  # tokens that end a generation; nothing else does but `max_tokens`
+    seeds: list[int]  # of the samples, shape (num_samples,)
+    max_tokens: int  # to be generated, at least 1
 
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Prompts whose samples are wanted together.
+    """Prompts whose samples are wanted together."""
 
-    Attributes:
-        prompts: none is fine.
-        temperature: 0 is greedy.
-        top_p: in (0, 1].
-        letter_ids: tokens whose log-probabilities are wanted wherever one of them was written; None: none are.
-    """
-
-    prompts: list[PromptTask]
-    temperature: float
-    top_p: float
+    prompts: list[PromptTask]  # none is fine
+    temperature: float  # 0 is greedy
+    top_p: float  # in (0, 1]
+    # Tokens whose log-probabilities are wanted wherever one of them was written; None: none are.
     letter_ids: tuple[int, ...] | None = None
 
     @property
@@ -86,19 +73,12 @@ class _Open:
 
 @dataclass(frozen=True)
 class ReplicaSettings:
-    """How to start a replica.
+    """How to start a replica."""
 
-    Attributes:
-        path: folder of the checkpoint.
-        config: dtype, tensor_parallel_size and gpu_memory_utilization are used.
-        max_model_len: context in tokens.
-        options: further arguments of `vllm.LLM`.
-    """
-
-    path: Path
-    config: EngineConfig
-    max_model_len: int
-    options: Mapping[str, Any] = field(default_factory=dict)
+    path: Path  # folder of the checkpoint
+    config: EngineConfig  # dtype, tensor_parallel_size and gpu_memory_utilization are used
+    max_model_len: int  # context in tokens
+    options: Mapping[str, Any] = field(default_factory=dict)  # further arguments of `vllm.LLM`
 
 
 class Replica:

@@ -72,21 +72,15 @@ _METHODS = {"get": "GET", "list": "GET", "create": "POST", "update": "PUT", "pat
 
 @dataclass(frozen=True)
 class Call:
-    """One request, in the words of RBAC.
+    """One request, in the words of RBAC."""
 
-    Attributes:
-        verb: get, list, create, update, patch (a JSON merge patch) or delete.
-        namespace: None: all of them.
-        subresource: of one object, such as a pod's "log".
-    """
-
-    verb: str
+    verb: str  # get, list, create, update, patch (a JSON merge patch) or delete
     kind: Kind
-    namespace: str | None
+    namespace: str | None  # None: all of them
     name: str | None = None
     query: Mapping[str, str] = field(default_factory=dict)
     body: Any = None
-    subresource: str = ""
+    subresource: str = ""  # of one object, such as a pod's "log"
 
     @property
     def resource(self) -> str:

@@ -25,18 +25,12 @@ CANNOT_START = _BAD_IMAGE | _BAD_CONFIG
 
 @dataclass(frozen=True)
 class Trouble:
-    """One cause.
+    """One cause."""
 
-    Attributes:
-        cause: the same for the same cause at every look.
-        patience: seconds that it may last; infinite for what may pass by itself (no room on any node).
-        pod: whose log says more; with its container, and whether of the container's run before.
-    """
-
-    cause: str
+    cause: str  # the same for the same cause at every look
     text: str
-    patience: float
-    pod: str | None = None
+    patience: float  # seconds that it may last; infinite for what may pass by itself (no room on any node)
+    pod: str | None = None  # whose log says more; with its container, and whether of the container's run before
     container: str | None = None
     previous: bool = False
 

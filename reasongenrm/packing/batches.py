@@ -19,18 +19,12 @@ from reasongenrm.packing.trees import IGNORED, Branch, IntArray, Tree, balance
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """See above.
+    """See above."""
 
-    Attributes:
-        order: row numbers, `batch_size` after `batch_size`, shape (num_steps * batch_size,).
-        lengths: tokens of every row, shape (num_rows,).
-        num_micro_batches: of every step, over all processes.
-    """
-
-    order: list[int]
+    order: list[int]  # row numbers, `batch_size` after `batch_size`, shape (num_steps * batch_size,)
     batch_size: int
-    lengths: list[int]
-    num_micro_batches: int
+    lengths: list[int]  # tokens of every row, shape (num_rows,)
+    num_micro_batches: int  # of every step, over all processes
 
     @property
     def num_steps(self) -> int:

@@ -51,65 +51,41 @@ NOTHING = Range()
 
 @dataclass(frozen=True)
 class Basis:
-    """What a stage's figure rests on.
+    """What a stage's figure rests on."""
 
-    Attributes:
-        measurement: its number in `RunEstimate.measurements`, from 1.
-        model_scale: the stage's parameters / those that were measured; 1 without a model.
-        peak_scale: peak of the machine asked for / of the one that was measured.
-        work_scale: the stage's work per GPU / the work that was measured: the same step, repeated.
-        factor: the range is expected / factor to expected x factor.
-    """
-
-    measurement: int
-    model_scale: float
-    peak_scale: float
-    work_scale: float
-    factor: float
+    measurement: int  # its number in `RunEstimate.measurements`, from 1
+    model_scale: float  # the stage's parameters / those that were measured; 1 without a model
+    peak_scale: float  # peak of the machine asked for / of the one that was measured
+    work_scale: float  # the stage's work per GPU / the work that was measured: the same step, repeated
+    factor: float  # the range is expected / factor to expected x factor
 
 
 @dataclass(frozen=True)
 class StageEstimate(StageWorkload):
-    """What one stage takes.
+    """What one stage takes."""
 
-    Attributes:
-        num_devices: GPUs that it holds; 1 on a CPU; 0 for a stage that holds none.
-        hours: of wall time; None for what is not estimated: an endpoint's work, and the cluster's.
-        cost: money; None without a price.
-    """
-
-    num_devices: int = 0
-    hours: Range | None = None
+    num_devices: int = 0  # GPUs that it holds; 1 on a CPU; 0 for a stage that holds none
+    hours: Range | None = None  # of wall time; None for what is not estimated: an endpoint's work, and the cluster's
     device_hours: Range = NOTHING
-    cost: Range | None = None
+    cost: Range | None = None  # money; None without a price
     basis: Basis | None = None
 
 
 class ModelMemory(Record):
-    """GPUs that a model needs, and the bytes on each.
-
-    Attributes:
-        serving_gpus: of one replica, with tensor parallelism.
-        training_gpus: with the states sharded; 0 for a teacher, which is never trained.
-    """
+    """GPUs that a model needs, and the bytes on each."""
 
     name: str
     weights_bytes: float
     kv_bytes_per_token: int
     checkpoint_bytes: float
-    serving_gpus: int
+    serving_gpus: int  # of one replica, with tensor parallelism
     serving_bytes: float
-    training_gpus: int = 0
+    training_gpus: int = 0  # with the states sharded; 0 for a teacher, which is never trained
     training_bytes: float = 0.0
 
 
 class RunEstimate(Record):
-    """All stages, one after another, and what they rest on.
-
-    Attributes:
-        peak_bytes: the most that the store holds at a time.
-        memory: of judge and teacher; empty on a CPU.
-    """
+    """All stages, one after another, and what they rest on."""
 
     machine: Machine
     num_devices: int
@@ -118,8 +94,8 @@ class RunEstimate(Record):
     device_hours: Range
     cost: Range | None
     kept_bytes: float
-    peak_bytes: float
-    memory: tuple[ModelMemory, ...]
+    peak_bytes: float  # the most that the store holds at a time
+    memory: tuple[ModelMemory, ...]  # of judge and teacher; empty on a CPU
     stages: tuple[StageEstimate, ...]
     measurements: tuple[Measurement, ...]
 

@@ -38,23 +38,14 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class Workload(Record):
-    """The size of a piece of work. What does not apply is 0.
+    """The size of a piece of work. What does not apply is 0."""
 
-    Attributes:
-        num_prompts: judge prompts; of DPO, pairs. Training counts each as often as it is trained on.
-        prompt_tokens: of all prompts together, each once however many reasons follow it.
-        num_reasons: sequences after the prompts: written, scored, or trained on (two per DPO pair).
-        reason_tokens: of all these together, verdicts included.
-        num_rows: records that a light stage reads.
-        num_bytes: of a model that is copied into the store.
-    """
-
-    num_prompts: Amount = 0
-    prompt_tokens: Amount = 0
-    num_reasons: Amount = 0
-    reason_tokens: Amount = 0
-    num_rows: Amount = 0
-    num_bytes: Amount = 0
+    num_prompts: Amount = 0  # judge prompts; of DPO, pairs. Training counts each as often as it is trained on
+    prompt_tokens: Amount = 0  # of all prompts together, each once however many reasons follow it
+    num_reasons: Amount = 0  # sequences after the prompts: written, scored, or trained on (two per DPO pair)
+    reason_tokens: Amount = 0  # of all these together, verdicts included
+    num_rows: Amount = 0  # records that a light stage reads
+    num_bytes: Amount = 0  # of a model that is copied into the store
 
     def __add__(self, other: "Workload") -> "Workload":
         return Workload(**{name: value + getattr(other, name) for name, value in self})
@@ -84,25 +75,17 @@ def _named(value: Any) -> Any:
 
 
 class Measurement(Record):
-    """One measurement.
-
-    Attributes:
-        machine: name of a `Machine`.
-        model: one of SHAPES by name, or a shape; None for LIGHT kinds.
-        seconds: wall time on one GPU (or on the CPU).
-        version: of this code; None: a prototype or another program.
-        command: that gave it, or where it is from.
-        date: YYYY-MM or YYYY-MM-DD.
-    """
+    """One measurement."""
 
     kind: WorkKind
-    machine: str
+    machine: str  # name of a `Machine`
+    # One of SHAPES by name, or a shape; None for LIGHT kinds.
     model: Annotated[ModelShape | None, BeforeValidator(_named)] = None
     work: Workload
-    seconds: Positive
-    version: str | None = None
-    command: str
-    date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}(-\d{2})?$")]
+    seconds: Positive  # wall time on one GPU (or on the CPU)
+    version: str | None = None  # of this code; None: a prototype or another program
+    command: str  # that gave it, or where it is from
+    date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}(-\d{2})?$")]  # YYYY-MM or YYYY-MM-DD
 
     @model_validator(mode="after")
     def _whole(self) -> "Measurement":
@@ -120,18 +103,13 @@ class Measurement(Record):
 
 
 class Machine(Record):
-    """What was measured on: one GPU, or a CPU.
+    """What was measured on: one GPU, or a CPU."""
 
-    Attributes:
-        name: what `--gpu` takes.
-        memory_bytes: of one GPU; None: a CPU, where nothing is spread over several.
-        peak_tflops: of one GPU in dense bfloat16, from its data sheet: measurements of another GPU are scaled by the
-            ratio of both. None: only what was measured on this machine counts.
-    """
-
-    name: str
+    name: str  # what `--gpu` takes
     title: str
-    memory_bytes: Positive | None = None
+    memory_bytes: Positive | None = None  # of one GPU; None: a CPU, where nothing is spread over several
+    # Of one GPU in dense bfloat16, from its data sheet: measurements of another GPU are scaled by the ratio of both.
+    # None: only what was measured on this machine counts.
     peak_tflops: Positive | None = None
 
 

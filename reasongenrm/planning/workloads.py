@@ -22,19 +22,13 @@ NO_WORK = Workload()
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What a configuration does not say.
+    """What a configuration does not say."""
 
-    Attributes:
-        num_pairs: preference pairs, before `pairs.limit`.
-        prompt_tokens: of a judge prompt, on average.
-        reason_tokens: of a reason, on average, before `max_tokens`.
-        kept_fraction: of the prompts that get an R*, and of those sampled that get a DPO pair. The reference kept 51 %
-            (8B) and 56 % (14B) for SFT and does not say how many for DPO; half of them is our assumption.
-    """
-
-    num_pairs: int
-    prompt_tokens: int = 1_000
-    reason_tokens: int = 500
+    num_pairs: int  # preference pairs, before `pairs.limit`
+    prompt_tokens: int = 1_000  # of a judge prompt, on average
+    reason_tokens: int = 500  # of a reason, on average, before `max_tokens`
+    # Of the prompts that get an R*, and of those sampled that get a DPO pair. The reference kept 51 % (8B) and 56 %
+    # (14B) for SFT and does not say how many for DPO; half of them is our assumption.
     kept_fraction: float = 0.5
 
     def texts(self, num_prompts: int, reasons_each: int, tokens_each: int) -> Workload:
@@ -54,21 +48,15 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class StageWorkload:
-    """One stage.
+    """One stage."""
 
-    Attributes:
-        stage: its name in the pipeline.
-        kind: of its work; None: it costs no time of these machines, or waits for a cluster.
-        kept_bytes: of its artifact.
-        passing_bytes: that the store also holds while it runs: parts, and two checkpoints to resume from (the older
-            one goes when the newer one is complete).
-    """
-
-    stage: str
-    kind: WorkKind | None = None
+    stage: str  # its name in the pipeline
+    kind: WorkKind | None = None  # of its work; None: it costs no time of these machines, or waits for a cluster
     work: Workload = NO_WORK
     model: ModelShape | None = None
-    kept_bytes: float = 0.0
+    kept_bytes: float = 0.0  # of its artifact
+    # That the store also holds while it runs: parts, and two checkpoints to resume from (the older one goes when the
+    # newer one is complete).
     passing_bytes: float = 0.0
 
 

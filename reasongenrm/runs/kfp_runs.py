@@ -15,20 +15,14 @@ _STATES: dict[str, ClusterRunState] = {state.upper(): state for state in get_arg
 
 @dataclass(frozen=True)
 class ClusterTask:
-    """A task of a cluster run.
+    """A task of a cluster run."""
 
-    Attributes:
-        key: what the pipeline's graph, and so every object in the cluster, calls it: "train-sft-2".
-        name: what the UI calls it: "train_sft (sft)".
-        node_ids: of the nodes below it in the workflow, by which KFP finds its archived logs.
-    """
-
-    key: str
-    name: str
+    key: str  # what the pipeline's graph, and so every object in the cluster, calls it: "train-sft-2"
+    name: str  # what the UI calls it: "train_sft (sft)"
     state: ClusterRunState
     started_at: datetime | None = None
     ended_at: datetime | None = None
-    node_ids: tuple[str, ...] = ()
+    node_ids: tuple[str, ...] = ()  # of the nodes below it in the workflow, by which KFP finds its archived logs
 
 
 @dataclass(frozen=True)

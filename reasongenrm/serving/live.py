@@ -22,25 +22,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LiveRequest:
-    """What is asked.
-
-    Attributes:
-        max_tokens: fits into the context, and with `choices` holds at least their `num_answer_tokens`.
-        seeds: one a choice of OpenAI's `n`.
-        top_logprobs: None: no log-probabilities.
-        choices: what the answer is held to; None: nothing, and the reason may be as long as it likes.
-        max_reason_tokens: with `choices`: the reason's budget, if it has a separate one.
-    """
+    """What is asked."""
 
     prompt: Prompt
-    max_tokens: int
+    max_tokens: int  # fits into the context, and with `choices` holds at least their `num_answer_tokens`
     temperature: float
     top_p: float
-    seeds: tuple[int, ...]
+    seeds: tuple[int, ...]  # one a choice of OpenAI's `n`
     stop: tuple[str, ...] = ()
-    top_logprobs: int | None = None
+    top_logprobs: int | None = None  # None: no log-probabilities
+    # What the answer is held to; None: nothing, and the reason may be as long as it likes.
     choices: Choices | None = None
-    max_reason_tokens: int | None = None
+    max_reason_tokens: int | None = None  # with `choices`: the reason's budget, if it has a separate one
 
 
 @dataclass(frozen=True)

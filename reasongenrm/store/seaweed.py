@@ -40,15 +40,10 @@ _ATTEMPTS = 3  # another program may take a port between our look and the server
 
 @dataclass(frozen=True)
 class EmbeddedStore:
-    """A running server.
+    """A running server."""
 
-    Attributes:
-        env: the variables by which boto3, here or in a child process, reaches this server and no other.
-        uri: of its bucket.
-    """
-
-    env: dict[str, str]
-    uri: str
+    env: dict[str, str]  # the variables by which boto3, here or in a child process, reaches this server and no other
+    uri: str  # of its bucket
     data_dir: Path
     pid: int
 

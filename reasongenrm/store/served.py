@@ -15,26 +15,19 @@ from reasongenrm.store.artifacts import ArtifactRef, Store
 
 
 class ServedJudge(Record):
-    """One judge that was served from `served_since` on.
-
-    Attributes:
-        variant: base, genrm, sft or dpo.
-        evaluation: the benchmark run that the gate decided on; None if the judge was not deployed by a decision of ours.
-        manifest: the InferenceService as it was applied.
-        served_since: UTC, ISO 8601, milliseconds.
-        cause: "deploy", or "rollback" to a judge that was served before.
-    """
+    """One judge that was served from `served_since` on."""
 
     schema_version: Literal[1] = 1
     namespace: str
     name: str
-    variant: str
+    variant: str  # base, genrm, sft or dpo
     model: ArtifactRef
     decision: ArtifactRef
+    # The benchmark run that the gate decided on; None if the judge was not deployed by a decision of ours.
     evaluation: ArtifactRef | None
-    manifest: dict[str, Any]
-    served_since: str
-    cause: Literal["deploy", "rollback"] = "deploy"
+    manifest: dict[str, Any]  # the InferenceService as it was applied
+    served_since: str  # UTC, ISO 8601, milliseconds
+    cause: Literal["deploy", "rollback"] = "deploy"  # "deploy", or "rollback" to a judge that was served before
 
 
 def _folder(namespace: str, name: str) -> str:

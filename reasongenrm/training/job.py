@@ -30,28 +30,19 @@ _CONFIGS: dict[str, type[TrainConfig]] = {"train_sft": SFTConfig, "train_dpo": D
 
 
 class TrainingJob(Section):
-    """Everything that a training process is told, as one file.
+    """Everything that a training process is told, as one file."""
 
-    Attributes:
-        stage: name of the stage, with `config`, `inputs` and `extra` what its key is made of.
-        model_dir: the checkpoint to start from, with its tokenizer.
-        dataset_dir: tokenised rows as `datasets` saves them, with a column `length`.
-        output_dir: where `model/` (the checkpoint, the log, the event files) and the Trainer's own files go.
-        resume_from: a checkpoint of this very job, or None.
-        num_processes: of all nodes.
-    """
-
-    stage: str
+    stage: str  # name of the stage, with `config`, `inputs` and `extra` what its key is made of
     config: dict[str, Any]
     inputs: dict[str, str]
     extra: dict[str, Any]
     store_uri: str
-    model_dir: Path
-    dataset_dir: Path
-    output_dir: Path
-    resume_from: Path | None
+    model_dir: Path  # the checkpoint to start from, with its tokenizer
+    dataset_dir: Path  # tokenised rows as `datasets` saves them, with a column `length`
+    output_dir: Path  # where `model/` (the checkpoint, the log, the event files) and the Trainer's own files go
+    resume_from: Path | None  # a checkpoint of this very job, or None
     opening_role: OpeningRole
-    num_processes: int
+    num_processes: int  # of all nodes
 
     def section(self) -> TrainConfig:
         """The stage's config section."""

@@ -22,12 +22,7 @@ Count = Annotated[int, Field(gt=0)]
 
 
 class ModelShape(BaseModel):
-    """A decoder of the Llama or Qwen 2.5 family, as its config.json describes it.
-
-    Attributes:
-        tied: the output layer is the embedding.
-        attention_bias: q, k and v have biases (Qwen 2.5).
-    """
+    """A decoder of the Llama or Qwen 2.5 family, as its config.json describes it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -39,8 +34,8 @@ class ModelShape(BaseModel):
     num_kv_heads: Count
     head_dim: Count
     vocab_size: Count
-    tied: bool
-    attention_bias: bool = False
+    tied: bool  # the output layer is the embedding
+    attention_bias: bool = False  # q, k and v have biases (Qwen 2.5)
 
     @property
     def num_parameters(self) -> int:

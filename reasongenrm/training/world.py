@@ -22,19 +22,12 @@ _SHARED_MEMORY = "/dev/shm"
 
 @dataclass(frozen=True)
 class World:
-    """All processes of one training.
+    """All processes of one training."""
 
-    Attributes:
-        num_nodes: machines or pods.
-        node_rank: this one's number, from 0.
-        num_processes: on this node, and on every other.
-        master: host and port of node 0; None for one node.
-    """
-
-    num_nodes: int = 1
-    node_rank: int = 0
-    num_processes: int = 1
-    master: tuple[str, int] | None = None
+    num_nodes: int = 1  # machines or pods
+    node_rank: int = 0  # this one's number, from 0
+    num_processes: int = 1  # on this node, and on every other
+    master: tuple[str, int] | None = None  # host and port of node 0; None for one node
 
     @property
     def size(self) -> int:

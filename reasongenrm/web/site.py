@@ -41,19 +41,12 @@ REPORT_POLICY = (
 
 @dataclass(frozen=True)
 class WebSettings:
-    """What the page needs to know.
+    """What the page needs to know."""
 
-    Attributes:
-        judge_url: the judge's root, without /v1; its key is in JUDGE_API_KEY.
-        store: where the leaderboard's reports are, as in --store.
-        root_path: the path below which an ingress shows the page, such as "/judge"; "" at the top.
-        most_per_visitor: judgments and chats that one address may have in progress.
-    """
-
-    judge_url: str
-    store: str
-    root_path: str = ""
-    most_per_visitor: int = 4
+    judge_url: str  # the judge's root, without /v1; its key is in JUDGE_API_KEY
+    store: str  # where the leaderboard's reports are, as in --store
+    root_path: str = ""  # the path below which an ingress shows the page, such as "/judge"; "" at the top
+    most_per_visitor: int = 4  # judgments and chats that one address may have in progress
 
 
 def make_app(settings: WebSettings) -> ASGIApp:

@@ -30,15 +30,10 @@ class _PairLine(AnswerPair):
 
 
 class JudgedPair(Record):
-    """One line of the output: a judgment, or why there is none.
+    """One line of the output: a judgment, or why there is none."""
 
-    Attributes:
-        id: the pair's own, or "line N".
-        asked: SHA-256 of the request: a judgment of an earlier run is used again only for the same one.
-    """
-
-    id: str
-    asked: str
+    id: str  # the pair's own, or "line N"
+    asked: str  # SHA-256 of the request: a judgment of an earlier run is used again only for the same one
     result: PairwiseResponse | None = None
     error: ErrorDetail | None = None
 

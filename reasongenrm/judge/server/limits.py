@@ -36,23 +36,14 @@ OPEN_PREFIXES = ("/static-offline-docs/", "/docs/")
 
 @dataclass(frozen=True)
 class Limits:
-    """What the judge takes.
+    """What the judge takes."""
 
-    Attributes:
-        api_key: that clients send as a bearer token; None lets everybody in.
-        max_requests: under way at once; more get 429.
-        max_body_bytes: of a request; longer ones get 413.
-        max_held_bytes: of all the requests under way; what would be more gets 429.
-        request_seconds: a request takes at most; then 504.
-        retry_after_seconds: told with 429.
-    """
-
-    api_key: str | None = None
-    max_requests: int = 256
-    max_body_bytes: int = 32 * 2**20
-    max_held_bytes: int = 256 * 2**20
-    request_seconds: float = 600.0
-    retry_after_seconds: int = 1
+    api_key: str | None = None  # that clients send as a bearer token; None lets everybody in
+    max_requests: int = 256  # under way at once; more get 429
+    max_body_bytes: int = 32 * 2**20  # of a request; longer ones get 413
+    max_held_bytes: int = 256 * 2**20  # of all the requests under way; what would be more gets 429
+    request_seconds: float = 600.0  # a request takes at most; then 504
+    retry_after_seconds: int = 1  # told with 429
 
 
 def error_body(detail: ErrorDetail) -> bytes:
