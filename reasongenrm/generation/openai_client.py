@@ -2,17 +2,8 @@
 
 The endpoint engine, the judge's predictor and the web page's chat stand on it. A body goes in, a `Completion` comes out.
 Connections are pooled; cancelling the task that waits closes its connection, which is how a cancellation reaches vLLM.
-aiohttp, because a request costs a fraction of the CPU time that httpx takes (benchmarks/evaluate_cost.py).
-
-    EngineError
-    `- EndpointError                no reply that can be used
-       |- EndpointAwayError         no connection, a connection that broke, or 502 to 504; may pass
-       |- EndpointFailedError       another 5xx; may pass
-       |- EndpointBusyError         429; may pass, perhaps when Retry-After says
-       |- EndpointTimeoutError      no reply in time; may pass
-       |- ContextExceededError      prompt and max_tokens do not fit into the model's context
-       |- EndpointRefusedError      any other status
-       `- WrongReplyError           what came is no reply of an OpenAI-compatible server
+aiohttp, because a request costs a fraction of the CPU time that httpx takes (benchmarks/evaluate_cost.py). Every error is
+an `EndpointError`; those of `PASSING` may pass.
 """
 
 import json
@@ -23,11 +14,11 @@ import urllib.request
 from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NotRequired, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import aiohttp
 import certifi
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 from yarl import URL
 
@@ -41,13 +32,8 @@ T = TypeVar("T")
 CONNECT_SECONDS = 10.0
 EXCERPT_CHARS = 300  # of a server's words, in messages
 # OpenAI's code; the words of vLLM 0.32 (its API, then its engine), and of versions before it.
-CONTEXT_WORDS = (
-    "context_length_exceeded",
-    "maximum context length",
-    "maximum model length",
-    "context length is only",
-)
-_AWAY = (502, 503, 504)
+CONTEXT_WORDS = ("context_length_exceeded", "maximum context length", "maximum model length", "context length is only")
+NO_RETRIES = Retries(0)
 _NOT_OK = range(201, 1000)
 
 
@@ -86,15 +72,15 @@ class EndpointError(EngineError, AttemptError):
 
 
 class EndpointAwayError(EndpointError):
-    """Nobody answers there now."""
+    """No connection, one that broke, or 502 to 504."""
 
 
 class EndpointFailedError(EndpointError):
-    """The server failed."""
+    """The server failed: another 5xx."""
 
 
 class EndpointBusyError(EndpointError):
-    """The server has too much to do."""
+    """The server has too much to do: 429, perhaps with a Retry-After."""
 
 
 class EndpointTimeoutError(EndpointError):
@@ -118,7 +104,7 @@ class ContextExceededError(EndpointError):
 
 
 class EndpointRefusedError(EndpointError):
-    """The server refuses the request, as it will the next time."""
+    """The server refuses the request, as it will the next time: any other status."""
 
     advice = "Expected a chat completion. Change what the server refuses."
 
@@ -136,17 +122,12 @@ PASSING = (EndpointAwayError, EndpointFailedError, EndpointBusyError, EndpointTi
 class ModelCard:
     """A model that a server lists; `max_model_len` is its context in tokens, if told."""
 
-    name: str
-    max_model_len: int | None
-
-
-class _Card(TypedDict):
-    id: str
-    max_model_len: NotRequired[int | None]
+    name: Annotated[str, Field(validation_alias="id")]
+    max_model_len: int | None = None
 
 
 class _Cards(TypedDict):
-    data: list[_Card]
+    data: list[ModelCard]
 
 
 _CARDS = TypeAdapter(_Cards)
@@ -180,7 +161,7 @@ class OpenAIClient:
         timeout_seconds: float | None = None,
         silence_seconds: float | None = None,
         connect_seconds: float = CONNECT_SECONDS,
-        retries: Retries | None = None,
+        retries: Retries = NO_RETRIES,
         passing: tuple[type[EndpointError], ...] = PASSING,
         after_retries: str | None = None,
     ) -> None:
@@ -193,15 +174,13 @@ class OpenAIClient:
                 raise ValueError("neither http:// nor https:// and a host")
             _ = url.port
         except ValueError as error:
-            raise EndpointError(
-                self.base_url, f"{error}; expected a URL such as http://127.0.0.1:8000/v1", "Correct the URL."
-            ) from error
+            found = f"{error}; expected a URL such as http://127.0.0.1:8000/v1"
+            raise EndpointError(self.base_url, found, "Correct the URL.") from error
         self._chat_url, self._models_url = url / "chat/completions", url / "models"
         self._timeout = aiohttp.ClientTimeout(timeout_seconds, connect_seconds, silence_seconds)
         self._timeout_seconds, self._connect_seconds = timeout_seconds or silence_seconds, connect_seconds
-        self._num_attempts = 1 if retries is None else retries.num and retries.num + 1
-        self._retrying = None if retries is None else retries.retrying(passing, logger)
-        self._passing, self._after_retries = passing, after_retries
+        self._retrying = retries.retrying(passing, logger)
+        self._num_retries, self._passing, self._after_retries = retries.num, passing, after_retries
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -224,7 +203,11 @@ class OpenAIClient:
         Raises:
             EndpointError: no list of models.
         """
-        return await self._retried(self._models, self.base_url)
+        raw = await self._retried(self._read, self.base_url, "GET", self._models_url, {})
+        try:
+            return _CARDS.validate_json(raw)["data"]
+        except ValidationError as error:
+            raise WrongReplyError(f"{self.base_url}/models", f"is not a list of models: {mistake_in(error)}") from error
 
     async def complete(self, body: Mapping[str, Any], what: str = "") -> Completion:
         """One chat completion, whole.
@@ -234,9 +217,15 @@ class OpenAIClient:
             what: the request's name in messages.
 
         Raises:
-            EndpointError: see the module's docstring; after the retries.
+            EndpointError: after the retries.
         """
-        return await self._retried(self._complete, self._where(what), body)
+        where = self._where(what)
+        raw = await self._retried(self._read, where, "POST", self._chat_url, {"json": body})
+        try:
+            return read_completion(raw)
+        except ValueError as error:
+            found = f"the reply is no chat completion with choices and usage: {error} ({_excerpt(raw)})"
+            raise WrongReplyError(where, found) from error
 
     async def stream(self, body: Mapping[str, Any], what: str = "") -> AsyncGenerator[Completion, None]:
         """One chat completion in parts (`chat_completions.join_parts` joins them); retried until the first one comes.
@@ -277,36 +266,13 @@ class OpenAIClient:
         return f"{self.base_url}: {what}" if what else self.base_url
 
     async def _retried(self, attempt: Callable[..., Awaitable[T]], where: str, *rest: Any) -> T:
-        if self._retrying is None:
-            return await attempt(where, *rest)
         try:
             return await self._retrying(attempt, where, *rest)
         except self._passing as error:
-            if self._num_attempts is None or self._num_attempts == 1:
+            if not self._num_retries:
                 raise
-            raise type(error)(
-                where,
-                f"failed {self._num_attempts} times, the last time with {error.found}; expected a reply",
-                self._after_retries,
-                status=error.status,
-                code=error.code,
-            ) from error
-
-    async def _models(self, where: str) -> list[ModelCard]:
-        raw = await self._read(where, "GET", self._models_url, {})
-        try:
-            return [ModelCard(card["id"], card.get("max_model_len")) for card in _CARDS.validate_json(raw)["data"]]
-        except ValidationError as error:
-            raise WrongReplyError(f"{where}/models", f"is not a list of models: {mistake_in(error)}") from error
-
-    async def _complete(self, where: str, body: Mapping[str, Any]) -> Completion:
-        raw = await self._read(where, "POST", self._chat_url, {"json": body})
-        try:
-            return read_completion(raw)
-        except ValueError as error:
-            raise WrongReplyError(
-                where, f"the reply is no chat completion with choices and usage: {error} ({_excerpt(raw)})"
-            ) from error
+            found = f"failed {self._num_retries + 1} times, the last time with {error.found}; expected a reply"
+            raise type(error)(where, found, self._after_retries, status=error.status, code=error.code) from error
 
     async def _read(self, where: str, method: str, url: URL, more: Mapping[str, Any]) -> bytes:
         with self._losses(where):
@@ -324,9 +290,7 @@ class OpenAIClient:
                 return response
             async with response:
                 raw = await response.read()
-        said = {"request_id": response.headers.get("X-Request-ID"), **_error_of(raw)}
-        after = retry_after_seconds(response.headers.get("Retry-After"))
-        raise self._error(where, response.status, said, raw, after)
+        raise self._error(where, response.status, _error_of(raw), raw, response.headers)
 
     @contextmanager
     def _losses(self, where: str) -> Iterator[None]:
@@ -351,17 +315,16 @@ class OpenAIClient:
             said = _error_of(data.encode())
             if said:
                 raise self._error(where, None, said, data.encode()) from error
-            raise WrongReplyError(
-                where, f"its stream has something else than chunks of a chat completion: {error}"
-            ) from error
+            found = f"its stream has something else than chunks of a chat completion: {error}"
+            raise WrongReplyError(where, found) from error
 
     def _error(
-        self, where: str, status: int | None, said: Mapping[str, Any], raw: bytes, after: float | None = None
+        self, where: str, status: int | None, said: Mapping[str, Any], raw: bytes, headers: Mapping[str, str] = {}
     ) -> EndpointError:
         """The error that a reply means, or an event of a stream (its status is None)."""
         kind: type[EndpointError] = EndpointRefusedError
         advice = None
-        if status in _AWAY:
+        if status in (502, 503, 504):
             kind = EndpointAwayError
         elif status is None or status >= 500:
             kind = EndpointFailedError
@@ -375,7 +338,9 @@ class OpenAIClient:
             advice = "Check the model's name, and that the URL ends with the API's version (/v1)."
         words = _excerpt(str(said["message"]).encode() if said.get("message") else raw)
         found = f"HTTP {status}: {words}" if status else words
+        said = {"request_id": headers.get("X-Request-ID"), **said}
         named = {name: said[name] for name in ("code", "param", "request_id") if isinstance(said.get(name), str)}
+        after = retry_after_seconds(headers.get("Retry-After"))
         return kind(where, found, advice, said=words, status=status, retry_after_seconds=after, **named)
 
 
@@ -400,8 +365,7 @@ def _proxy_of(url: URL) -> str | None:
     """The proxy that the environment names for a URL (HTTPS_PROXY, NO_PROXY, ...)."""
     if urllib.request.proxy_bypass(url.host or ""):
         return None
-    proxies = urllib.request.getproxies()
-    return proxies.get(url.scheme) or proxies.get("all")
+    return (proxies := urllib.request.getproxies()).get(url.scheme) or proxies.get("all")
 
 
 def _tls() -> ssl.SSLContext:
