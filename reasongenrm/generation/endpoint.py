@@ -19,7 +19,7 @@ from typing import Any
 from anyio.from_thread import start_blocking_portal
 
 from reasongenrm.config import EngineConfig
-from reasongenrm.data.chat import FAMILIES, ChatFamily, split_generation
+from reasongenrm.data.chat import FAMILIES, split_generation
 from reasongenrm.errors import EngineError
 from reasongenrm.generation.chat_completions import Completion, chat_body
 from reasongenrm.generation.openai_client import CONNECT_SECONDS, ContextExceededError, OpenAIClient
@@ -128,13 +128,8 @@ class EndpointEngine:
     async def _generate_one(
         self, connections: "_Connections", request: GenerationRequest, sample: int, sampling: Sampling
     ) -> Generation:
-        body = chat_body(
-            self.model_name,
-            request,
-            sampling,
-            sample_seed(sampling.seed, request.request_id, sample),
-            keep_markup=self._keep_markup,
-        )
+        seed = sample_seed(sampling.seed, request.request_id, sample)
+        body = chat_body(self.model_name, request, sampling, seed, keep_markup=self._keep_markup)
         async with connections.slots:
             started = time.perf_counter()
             try:
@@ -161,7 +156,7 @@ class EndpointEngine:
         """(reason, answer) of a reply: split by the server, by its markup, or (a plain chat) all of it the answer."""
         if completion.reason is not None:
             return completion.reason.strip(), completion.content.strip()
-        family = _family_of(completion.content)
+        family = next((family for family in FAMILIES if family.turn_end in completion.content), None)
         if family is not None or self._keep_markup or request.stop_at == "turn":
             # A request that ends with a reason turn opens the assistant's, whatever was asked for.
             role = "assistant" if request.messages[-1]["role"] == "reason" else request.opening_role
@@ -193,8 +188,3 @@ class EndpointEngine:
                 "Name the model to ask."
             )
         return names[0]
-
-
-def _family_of(text: str) -> ChatFamily | None:
-    """The family whose markup a text holds, None for a text without any."""
-    return next((family for family in FAMILIES if family.turn_end in text), None)

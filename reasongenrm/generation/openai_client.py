@@ -365,7 +365,8 @@ def _proxy_of(url: URL) -> str | None:
     """The proxy that the environment names for a URL (HTTPS_PROXY, NO_PROXY, ...)."""
     if urllib.request.proxy_bypass(url.host or ""):
         return None
-    return (proxies := urllib.request.getproxies()).get(url.scheme) or proxies.get("all")
+    proxies = urllib.request.getproxies()
+    return proxies.get(url.scheme) or proxies.get("all")
 
 
 def _tls() -> ssl.SSLContext:

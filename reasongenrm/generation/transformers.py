@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from reasongenrm.config import Dtype, EngineConfig
 from reasongenrm.errors import EngineError, InputError
 from reasongenrm.generation.seam import Generation, GenerationRequest, Sampling, plan_batches, sample_seed
-from reasongenrm.generation.turns import Prompt, Turns, end_ids
+from reasongenrm.generation.turns import Prompt, Turns
 from reasongenrm.processes.cpu_math import warm_up_cpu_math
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _loading(path: Path) -> Iterator[None]:
 
 @dataclass
 class _Row:
-    """One sample of one request while it is written; `letters` as `Turns.p_a` takes them."""
+    """One sample of one request while it is written; `letters` as `Turns.generation` takes them."""
 
     request_id: str
     prompt: Prompt
@@ -122,23 +122,17 @@ class TransformersEngine:
     ) -> None:
         self.model_name = model_name
         self.batch_size = batch_size
-        self.max_model_len = min(
-            max_model_len or model.config.max_position_embeddings, model.config.max_position_embeddings
-        )
+        own_len = int(model.config.max_position_embeddings)
+        self.max_model_len = min(max_model_len or own_len, own_len)
         self.model = model
-        self.turns = Turns(tokenizer, end_ids(model.generation_config))
+        self.turns = Turns(tokenizer, model.generation_config)
 
     @classmethod
     def load(cls, path: Path, config: EngineConfig, model_name: str) -> "TransformersEngine":
         """Load the checkpoint in `path` (see `load_checkpoint`)."""
         model, tokenizer = load_checkpoint(path, config.dtype)
-        return cls(
-            model,
-            tokenizer,
-            batch_size=config.batch_size,
-            max_model_len=config.max_model_len,
-            model_name=model_name,
-        )
+        size, context = config.batch_size, config.max_model_len
+        return cls(model, tokenizer, batch_size=size, max_model_len=context, model_name=model_name)
 
     def generate(
         self, requests: Sequence[GenerationRequest], sampling: Sampling, skip: Collection[str] = ()
@@ -170,7 +164,10 @@ class TransformersEngine:
             if part:
                 self._decode(part, sampling)
         seconds = (time.perf_counter() - started) / len(rows)
-        return [self._generation(row, seconds) for row in rows]
+        return [
+            self.turns.generation(row.request_id, row.sample, row.prompt, row.tokens, row.letters, seconds)
+            for row in rows
+        ]
 
     def _decode(self, rows: list[_Row], sampling: Sampling) -> None:
         """Write the tokens of `rows`, which hold equally many samples of each prompt, side by side."""
@@ -204,20 +201,6 @@ class TransformersEngine:
                 f"{self.model_name}: out of GPU memory with {len(rows)} samples, the longest prompt {longest} tokens; "
                 "expected a batch that fits. Set a smaller engine.batch_size or max_tokens."
             ) from error
-
-    def _generation(self, row: _Row, seconds: float) -> Generation:
-        reason, answer = self.turns.split(row.tokens, row.prompt)
-        return Generation(
-            request_id=row.request_id,
-            sample=row.sample,
-            reason=reason,
-            answer=answer,
-            num_prompt_tokens=len(row.prompt.ids),
-            num_output_tokens=len(row.tokens),
-            finish_reason="stop" if row.tokens and row.tokens[-1] in row.prompt.stop_ids else "length",
-            seconds=seconds,
-            p_a=self.turns.p_a(row.tokens, answer, row.letters),
-        )
 
     def close(self) -> None:
         """Free the model's memory; the engine cannot be used afterwards."""

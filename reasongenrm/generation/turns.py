@@ -4,13 +4,12 @@ The transformers engine, the vLLM engine and the server all stand on it, so that
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reasongenrm.data.chat import detect_family, is_installed, render, split_generation
-from reasongenrm.generation.seam import GenerationRequest
+from reasongenrm.generation.seam import Generation, GenerationRequest
 from reasongenrm.generation.verdicts import ReplyToken, probability_of_a
 from reasongenrm.records import OpeningRole
 
@@ -29,23 +28,6 @@ class Prompt:
     stop_ids: frozenset[int]  # tokens that end the generation
 
 
-def end_ids(generation_config: "GenerationConfig") -> frozenset[int]:
-    """The end tokens that a checkpoint's generation_config.json names."""
-    ids = generation_config.eos_token_id
-    if ids is None:
-        return frozenset()
-    return frozenset([ids] if isinstance(ids, int) else ids)
-
-
-def load_end_ids(path: Path) -> frozenset[int]:
-    """`end_ids` of a checkpoint's folder; none if it has no generation_config.json."""
-    from transformers import GenerationConfig
-
-    if not (path / "generation_config.json").is_file():
-        return frozenset()
-    return end_ids(GenerationConfig.from_pretrained(path))
-
-
 class Turns:
     """Renders requests and splits generations for one tokenizer.
 
@@ -56,15 +38,16 @@ class Turns:
         InputError: the tokenizer belongs to no supported family.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", generation_end_ids: Collection[int]) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", generation_config: "GenerationConfig") -> None:
         self.tokenizer = tokenizer
         self.family = detect_family(tokenizer)
         self.turn_end_id = int(tokenizer.convert_tokens_to_ids(self.family.turn_end))
         if is_installed(tokenizer):
             self._sequence_ends = frozenset([int(tokenizer.convert_tokens_to_ids(self.family.sequence_end))])
         else:
-            own = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-            self._sequence_ends = frozenset([*generation_end_ids, *own])
+            named = generation_config.eos_token_id
+            ends = [tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
+            self._sequence_ends = frozenset(int(token) for token in ends if token is not None)
         self.special_ids = frozenset(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
         self._opening_of_reason = self.family.opening("reason")
         # All tokens that may hold a verdict's letter. Byte-level vocabularies spell ASCII as it is and have both letters.
@@ -102,29 +85,40 @@ class Turns:
                 pieces.append(self.tokenizer.decode([token], skip_special_tokens=False))
         return "".join(pieces)
 
-    def is_special(self, token: int) -> bool:
-        """Whether a token is markup."""
-        return token in self.special_ids
-
     def split(self, ids: Sequence[int], prompt: Prompt) -> tuple[str | None, str]:
         """Generated tokens, shape (T_output,), as (reason, answer); a final stop token belongs to neither."""
         if ids and ids[-1] in prompt.stop_ids:
             ids = ids[:-1]
         return split_generation(self.text(ids), self.family, prompt.opening_role)
 
-    def p_a(self, ids: Sequence[int], answer: str, letters: Mapping[int, Sequence[float]]) -> float | None:
-        """P([[A]]) where the answer's verdict was written (see `verdicts.probability_of_a`).
+    def generation(
+        self,
+        request_id: str,
+        sample: int,
+        prompt: Prompt,
+        ids: Sequence[int],
+        letters: Mapping[int, Sequence[float]],
+        seconds: float,
+    ) -> Generation:
+        """The record of one sample.
 
         Args:
-            ids: the generated tokens.
-            answer: the assistant turn that they hold.
+            ids: the generated tokens, shape (T_output,), a final stop token included.
             letters: log-probabilities of `letter_ids`, natural log, by position in `ids` of every such token.
         """
-        names = self.letter_texts
-        return probability_of_a(
-            answer,
-            (
-                ReplyToken(self.text([ids[place]]), dict(zip(names, letters.get(place, ()), strict=False)))
-                for place in range(len(ids) - 1, -1, -1)
-            ),
+        reason, answer = self.split(ids, prompt)
+        reply = (
+            ReplyToken(self.text([ids[place]]), dict(zip(self.letter_texts, letters.get(place, ()), strict=False)))
+            for place in reversed(range(len(ids)))
+        )
+        return Generation(
+            request_id=request_id,
+            sample=sample,
+            reason=reason,
+            answer=answer,
+            num_prompt_tokens=len(prompt.ids),
+            num_output_tokens=len(ids),
+            finish_reason="stop" if ids and ids[-1] in prompt.stop_ids else "length",
+            seconds=seconds,
+            p_a=probability_of_a(answer, reply),
         )

@@ -19,7 +19,7 @@ from reasongenrm.config import EngineConfig
 from reasongenrm.errors import ConfigError, EngineError
 from reasongenrm.generation.seam import Generation, GenerationRequest, Sampling, plan_batches, sample_seed
 from reasongenrm.generation.transformers import load_config_and_tokenizer
-from reasongenrm.generation.turns import Prompt, Turns, load_end_ids
+from reasongenrm.generation.turns import Prompt, Turns
 from reasongenrm.generation.vllm_process import ReplicaPool
 from reasongenrm.generation.vllm_replica import PromptBatch, PromptTask, ReplicaSettings, Sample
 from reasongenrm.processes.workers import share_gpus, visible_gpus
@@ -48,10 +48,13 @@ class VLLMEngine:
             )
         self.model_name = model_name
         self.batch_size = config.batch_size
+        from transformers import GenerationConfig
+
         checkpoint, tokenizer = load_config_and_tokenizer(path)
         own_len = int(checkpoint.max_position_embeddings)
         self.max_model_len = min(config.max_model_len or own_len, own_len)
-        self.turns = Turns(tokenizer, load_end_ids(path))
+        has_defaults = (path / "generation_config.json").is_file()
+        self.turns = Turns(tokenizer, GenerationConfig.from_pretrained(path) if has_defaults else GenerationConfig())
         settings = ReplicaSettings(path.resolve(), config, self.max_model_len, options)
         gpus = share_gpus(visible_gpus(), config.data_parallel_size, config.tensor_parallel_size, section="engine")
         try:
@@ -72,8 +75,9 @@ class VLLMEngine:
 
         def tasks() -> Iterator[PromptBatch]:
             for batch in batches:
-                prompts.update({request.request_id: self.turns.encode(request) for request in batch})
-                yield self._task(batch, prompts, sampling)
+                asked = {request.request_id: self.turns.encode(request) for request in batch}
+                prompts.update(asked)
+                yield self._task(asked, sampling)
 
         started = time.perf_counter()
         results = self.pool.run(tasks())
@@ -89,17 +93,17 @@ class VLLMEngine:
                 prompt = prompts.pop(request.request_id)
                 for number in range(sampling.num_samples):
                     written = next(samples) if self._has_room(prompt) else Sample(array("i"), {})
-                    generations.append(self._generation(request.request_id, number, prompt, written, seconds))
+                    tokens = written.tokens.tolist()
+                    generations.append(
+                        self.turns.generation(request.request_id, number, prompt, tokens, written.letters, seconds)
+                    )
             yield generations
 
     def _has_room(self, prompt: Prompt) -> bool:
         return len(prompt.ids) < self.max_model_len
 
-    def _task(
-        self, batch: Sequence[GenerationRequest], prompts: Mapping[str, Prompt], sampling: Sampling
-    ) -> PromptBatch:
+    def _task(self, asked: Mapping[str, Prompt], sampling: Sampling) -> PromptBatch:
         """A batch as a replica takes it; without the prompts that leave no room."""
-        asked = [(request.request_id, prompts[request.request_id]) for request in batch]
         return PromptBatch(
             [
                 PromptTask(
@@ -108,27 +112,12 @@ class VLLMEngine:
                     seeds=[sample_seed(sampling.seed, name, sample) for sample in range(sampling.num_samples)],
                     max_tokens=min(sampling.max_tokens, self.max_model_len - len(prompt.ids)),
                 )
-                for name, prompt in asked
+                for name, prompt in asked.items()
                 if self._has_room(prompt)
             ],
             temperature=sampling.temperature,
             top_p=sampling.top_p,
-            letter_ids=self.turns.letter_ids if sampling.verdict_logprobs else None,
-        )
-
-    def _generation(self, request_id: str, sample: int, prompt: Prompt, written: Sample, seconds: float) -> Generation:
-        tokens = written.tokens.tolist()
-        reason, answer = self.turns.split(tokens, prompt)
-        return Generation(
-            request_id=request_id,
-            sample=sample,
-            reason=reason,
-            answer=answer,
-            num_prompt_tokens=len(prompt.ids),
-            num_output_tokens=len(tokens),
-            finish_reason="stop" if tokens and tokens[-1] in prompt.stop_ids else "length",
-            seconds=seconds,
-            p_a=self.turns.p_a(tokens, answer, written.letters),
+            letter_ids=self.turns.letter_ids if sampling.verdict_logprobs else (),
         )
 
     def close(self) -> None:

@@ -73,12 +73,10 @@ class ReplicaPool:
                 del taken[first]
                 yield whole.pop(first)
             else:
-                whole |= {number: samples for number, samples in self._receive() if number in taken}
-
-    def _receive(self) -> list[tuple[int, list[Sample]]]:
-        """The tasks that became whole on any replica; waits for something to come. Some may be of a run that was broken off."""
-        ready = wait([replica.connection for replica in self.replicas])
-        return [task for replica in self.replicas if replica.connection in ready for task in replica.receive()]
+                ready = wait([replica.connection for replica in self.replicas])
+                written = [task for each in self.replicas if each.connection in ready for task in each.receive()]
+                # Some may be of a run that was broken off.
+                whole |= {number: samples for number, samples in written if number in taken}
 
     def close(self) -> None:
         """End all processes and free the GPUs."""

@@ -42,8 +42,8 @@ class PromptBatch:
     prompts: list[PromptTask]  # none is fine
     temperature: float  # 0 is greedy
     top_p: float  # in (0, 1]
-    # Tokens whose log-probabilities are wanted wherever one of them was written; None: none are.
-    letter_ids: tuple[int, ...] | None = None
+    # Tokens whose log-probabilities are wanted wherever one of them was written.
+    letter_ids: tuple[int, ...] = ()
 
     @property
     def num_samples(self) -> int:
@@ -53,22 +53,10 @@ class PromptBatch:
 
 @dataclass(frozen=True)
 class Sample:
-    """What was written: tokens, a final stop token included, and `letters` as `Turns.p_a` takes them."""
+    """What was written: tokens, a final stop token included, and `letters` as `Turns.generation` takes them."""
 
     tokens: "array[int]"  # 4 bytes each: thousands of samples wait for an earlier one
     letters: dict[int, list[float]]
-
-
-@dataclass
-class _Open:
-    """A task under way: its samples by place, in the order of its prompts, then seeds."""
-
-    task: PromptBatch
-    samples: dict[int, Sample]
-
-    @property
-    def is_whole(self) -> bool:
-        return len(self.samples) == self.task.num_samples
 
 
 @dataclass(frozen=True)
@@ -108,7 +96,8 @@ class Replica:
                 f"vLLM cannot start: {' '.join(str(error).split())} Expected a model and a context that fit on the GPUs. "
                 "See vLLM's log above; engine.max_model_len and engine.tensor_parallel_size change what it needs."
             ) from error
-        self._open: dict[int, _Open] = {}
+        # Tasks under way, and what is written of each: samples by place, in the order of its prompts, then seeds.
+        self._open: dict[int, tuple[PromptBatch, dict[int, Sample]]] = {}
 
     @property
     def is_idle(self) -> bool:
@@ -126,7 +115,7 @@ class Replica:
         """
         from vllm.inputs import tokens_input
 
-        self._open[number] = _Open(task, {})
+        self._open[number] = task, {}
         asked = [(prompt, seed) for prompt in task.prompts for seed in prompt.seeds]
         with _failures_of_vllm():
             for place, (prompt, seed) in enumerate(asked):
@@ -149,11 +138,11 @@ class Replica:
         whole = []
         for output in outputs:
             number, place = (int(part) for part in output.request_id.split(":"))
-            under_way = self._open[number]
-            under_way.samples[place] = _sample(output.outputs[0], under_way.task.letter_ids)
-            if under_way.is_whole:
+            task, samples = self._open[number]
+            samples[place] = _sample(output.outputs[0], task.letter_ids)
+            if len(samples) == task.num_samples:
                 del self._open[number]
-                whole.append((number, [under_way.samples[place] for place in range(under_way.task.num_samples)]))
+                whole.append((number, [samples[place] for place in range(task.num_samples)]))
         return len(outputs), whole
 
 
@@ -183,17 +172,15 @@ def _sampling_params(task: PromptBatch, prompt: PromptTask, seed: int) -> "vllm.
         stop_token_ids=prompt.stop_ids,
         ignore_eos=True,  # the stop tokens above are all that end a generation
         detokenize=False,  # turns are split by token, by the engine
-        logprob_token_ids=list(task.letter_ids) if task.letter_ids else None,
+        logprob_token_ids=list(task.letter_ids) or None,
         flat_logprobs=True,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
 
-def _sample(output: Any, letter_ids: tuple[int, ...] | None) -> Sample:
-    tokens = array("i", output.token_ids)
+def _sample(output: Any, letter_ids: tuple[int, ...]) -> Sample:
     letters = {}
-    if letter_ids:
-        for place in [place for place, token in enumerate(tokens) if token in letter_ids]:
-            logprobs = output.logprobs[place]
-            letters[place] = [float(logprobs[letter].logprob) for letter in letter_ids]
-    return Sample(tokens, letters)
+    for place in [place for place, token in enumerate(output.token_ids) if token in letter_ids]:
+        logprobs = output.logprobs[place]
+        letters[place] = [float(logprobs[letter].logprob) for letter in letter_ids]
+    return Sample(array("i", output.token_ids), letters)

@@ -28,7 +28,7 @@ class Choices:
         # As in training: one tokenisation of each text (chat.encode_reason_example), so that its probability is one number.
         self.ids = tuple(tuple(encode_text(turns.tokenizer, text)) for text in texts)
         for text, ids in zip(texts, self.ids, strict=True):
-            if not text or text != text.strip() or any(turns.is_special(token) for token in ids):
+            if not text or text != text.strip() or turns.special_ids.intersection(ids):
                 raise InputError(
                     f"choice {text!r}: is empty, begins or ends in white space or has turn markup; expected plain text. "
                     "Change it."

@@ -160,7 +160,7 @@ class LiveModel:
         for step in steps:
             for place, (index, token) in enumerate(zip(step.rows, step.tokens, strict=True)):
                 choice, logprob = choices[index], None
-                if request.top_logprobs is not None and choice.in_answer() and not self.turns.is_special(token):
+                if request.top_logprobs is not None and choice.in_answer() and token not in self.turns.special_ids:
                     also = set((choice.held.allowed() if choice.held else None) or ())
                     also |= set(self.turns.letter_ids) if token in self.turns.letter_ids else set()
                     logprob = self._logprob(step.logits_RV[place], token, request.top_logprobs, also)

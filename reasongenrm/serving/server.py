@@ -310,11 +310,11 @@ def serve(path: Path, model_name: str, host: str, port: int, config: EngineConfi
     import uvicorn
 
     from reasongenrm.generation.transformers import load_checkpoint
-    from reasongenrm.generation.turns import Turns, end_ids
+    from reasongenrm.generation.turns import Turns
     from reasongenrm.serving.live import LiveModel
 
     model, tokenizer = load_checkpoint(path, config.dtype)
-    live = LiveModel(model, Turns(tokenizer, end_ids(model.generation_config)), config.max_model_len)
+    live = LiveModel(model, Turns(tokenizer, model.generation_config), config.max_model_len)
     key = os.environ.get(KEY_VARIABLE) or None
     if key is None and host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning("serving on %s without a key: anybody who reaches it may use it; set %s", host, KEY_VARIABLE)

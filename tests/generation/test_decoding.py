@@ -1,4 +1,4 @@
-"""Picking tokens, worked by hand; what prompts have in common is computed once and changes nothing."""
+"""Picking tokens, worked by hand; what prompts have in common is computed once and changes nothing; the cache."""
 
 import math
 from pathlib import Path
@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.cache_utils import Cache
 
-from reasongenrm.generation.decoding import DecodingPrompt, decode, pick_tokens
+from reasongenrm.generation.decoding import GROWTH_TOKENS, DecodingPrompt, GrowingLayer, decode, pick_tokens
 from reasongenrm.generation.transformers import load_checkpoint
 from tests.tiny import exact, tiny_checkpoint
 
@@ -103,3 +104,36 @@ def test_prompts_that_begin_alike_are_continued_as_each_is_alone(
             assert step.tokens[rows] == one.tokens
             # Sums over at most 128 float64 in two layers: some hundred units of 2e-16.
             torch.testing.assert_close(step.logits_RV[rows], one.logits_RV, rtol=0, atol=1e-12)
+
+
+def states(num_rows: int, num_tokens: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random keys and values of 2 heads of size 4."""
+    generator = torch.Generator().manual_seed(seed)
+    keys, values = (torch.randn(num_rows, 2, num_tokens, 4, generator=generator) for _ in range(2))
+    return keys, values
+
+
+def test_growing_cache_holds_what_concatenation_holds() -> None:
+    cache = Cache(layer_class_to_replicate=GrowingLayer)
+    keys, values = states(2, 5, seed=0)
+    cache.update(keys, values, 0)
+    cache.batch_repeat_interleave(2)
+    keys, values = keys.repeat_interleave(2, dim=0), values.repeat_interleave(2, dim=0)
+    for step in range(1, 2 * GROWTH_TOKENS + 3):
+        if step in (3, GROWTH_TOKENS + 1):  # a row ends
+            kept = torch.tensor([0, 2, 3][: keys.shape[0] - 1])
+            cache.batch_select_indices(kept)
+            keys, values = keys[kept], values[kept]
+        more_keys, more_values = states(keys.shape[0], 1, seed=step)
+        keys, values = torch.cat([keys, more_keys], dim=-2), torch.cat([values, more_values], dim=-2)
+        got_keys, got_values = cache.update(more_keys, more_values, 0)
+        assert torch.equal(got_keys, keys)
+        assert torch.equal(got_values, values)
+        assert cache.get_seq_length() == 5 + step
+
+
+def test_a_token_is_written_in_place_between_growths() -> None:
+    cache = Cache(layer_class_to_replicate=GrowingLayer)
+    cache.update(*states(1, 5, seed=0), 0)
+    places = [cache.update(*states(1, 1, seed=step), 0)[0].data_ptr() for step in range(GROWTH_TOKENS + 2)]
+    assert len(set(places)) == 2

@@ -13,7 +13,7 @@ import pytest
 from reasongenrm.config import EngineConfig
 from reasongenrm.demo.formats import smollm2_path
 from reasongenrm.generation.transformers import load_checkpoint
-from reasongenrm.generation.turns import Turns, end_ids
+from reasongenrm.generation.turns import Turns
 from reasongenrm.judge.judge_app import ServerSettings
 from reasongenrm.judge.judge_app import create_app as judge_app
 from reasongenrm.judge.server.limits import Limits
@@ -36,7 +36,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     store: Path = tmp_path_factory.mktemp("store")
     checkpoint = find_checkpoint(str(smollm2_path()), str(store), smollm2_path)
     model, tokenizer = load_checkpoint(checkpoint.folder, "float32")
-    live = LiveModel(model, Turns(tokenizer, end_ids(model.generation_config)), EngineConfig().max_model_len)
+    live = LiveModel(model, Turns(tokenizer, model.generation_config), EngineConfig().max_model_len)
     with serving(predictor_app(live, "smollm2")) as predictor:
         settings = JudgeSettings(f"{predictor}/v1", max_chars=MAX_CHARS, max_tokens=MAX_TOKENS, timeout_seconds=300)
         with (

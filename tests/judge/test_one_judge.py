@@ -13,7 +13,7 @@ from reasongenrm.evaluation.evaluate import judge_benchmark
 from reasongenrm.evaluation.judging import probability_of_first
 from reasongenrm.generation.endpoint import EndpointEngine
 from reasongenrm.generation.transformers import TransformersEngine
-from reasongenrm.generation.turns import Turns, end_ids
+from reasongenrm.generation.turns import Turns
 from reasongenrm.judge.api import AnswerPair, OrderJudgment
 from reasongenrm.judge.service import JudgeSettings, open_judge
 from reasongenrm.records import Judgment
@@ -35,7 +35,7 @@ def turns_and_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Turns, An
 
     folder = tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "judge", "chatml", opening_role="reason")
     tokenizer, model = AutoTokenizer.from_pretrained(folder), exact_model(folder).eval()
-    turns = Turns(tokenizer, end_ids(model.generation_config))
+    turns = Turns(tokenizer, model.generation_config)
     family = turns.family
     script = tokenizer.encode(
         f"One differs.{family.turn_end}{family.assistant_header}[[A]]{family.turn_end}{family.sequence_end}",

@@ -21,7 +21,7 @@ import pytest
 from reasongenrm.config import EngineConfig
 from reasongenrm.generation import GenerationRequest, Sampling, open_engine
 from reasongenrm.generation.transformers import load_checkpoint
-from reasongenrm.generation.turns import Turns, end_ids
+from reasongenrm.generation.turns import Turns
 from reasongenrm.serving.live import LiveModel, _without_unsure_end
 from reasongenrm.serving.server import create_app, serve, vllm_command
 from tests.endpoints import serving
@@ -52,7 +52,7 @@ def load(checkpoint: Path, script: str | None = None, step_seconds: float = 0.0)
             return plain(*args, **kwargs)
 
         model.forward = slow
-    return LiveModel(model, Turns(tokenizer, end_ids(model.generation_config)))
+    return LiveModel(model, Turns(tokenizer, model.generation_config))
 
 
 @contextmanager
