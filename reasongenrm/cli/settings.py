@@ -20,19 +20,14 @@ StoreOption = Annotated[
 ]
 SharedStore = Annotated[str, Option("--store", metavar="URI", help="s3://bucket/prefix that the cluster reaches.")]
 PreferencesOption = Annotated[
-    str | None,
-    Option(metavar="URI", help="Preference pairs: JSON Lines, s3:// or hub name; else the config's."),
+    str | None, Option(metavar="URI", help="Preference pairs: JSON Lines, s3:// or hub name; else the config's.")
 ]
 BenchmarkOption = Annotated[
     str | None,
-    Option(
-        metavar="URI",
-        help="RewardBench or its schema: JSON Lines, s3:// or hub name; else the config's.",
-    ),
+    Option(metavar="URI", help="RewardBench or its schema: JSON Lines, s3:// or hub name; else the config's."),
 ]
 ModelOption = Annotated[
-    str | None,
-    Option(metavar="URI", help="Base model: a folder, GGUF file, s3:// or hub name; else the config's."),
+    str | None, Option(metavar="URI", help="Base model: a folder, GGUF file, s3:// or hub name; else the config's.")
 ]
 TeacherOption = Annotated[
     str | None,

@@ -124,9 +124,7 @@ def install_template(tokenizer: "PreTrainedTokenizerBase", family: ChatFamily, o
         for token in tokenizer.added_tokens_decoder.values()
         if token.special and not any(part in token.content for part in family.control_tokens)
     )
-    tokenizer.chat_template = re.sub(
-        r"control_tokens = \[.*?(?=\])", lambda found: found[0] + missing, template, count=1
-    )
+    tokenizer.chat_template = re.sub(r"control_tokens = \[.*?(?=\])", lambda at: at[0] + missing, template, count=1)
     tokenizer.eos_token = family.sequence_end
     tokenizer.pad_token = family.pad_token if family.pad_token in tokenizer.get_vocab() else family.turn_end
 

@@ -93,10 +93,7 @@ TASKS: dict[str, Format] = {
     ),
     "json": Format("Answer with JSON.", lambda items, category: json.dumps({category: items}), r"\{.*\}", "JSON"),
     "question": Format(
-        "Phrase your answer as a question.",
-        lambda items, _: f"Could it be {_joined(items)}?",
-        r".*\?",
-        "a question",
+        "Phrase your answer as a question.", lambda items, _: f"Could it be {_joined(items)}?", r".*\?", "a question"
     ),
 }
 

@@ -69,9 +69,7 @@ def check_judgment(text: str) -> PairwiseResponse:
     Raises:
         InputError: it is no judgment, or one without a reason.
     """
-    with validated(
-        "what the judge command printed is no judgment", f"an answer of /v1/pairwise, found {text[:300]!r}."
-    ):
+    with validated("what the command printed is no judgment", f"an answer of /v1/pairwise, found {text[:300]!r}."):
         judgment = PairwiseResponse.model_validate_json(text)
     for found in judgment.judgments:
         if not (found.reason or "").strip():

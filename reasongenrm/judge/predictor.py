@@ -179,31 +179,26 @@ class Predictor:
     @contextmanager
     def _as_refusals(self) -> Iterator[None]:
         """What the client raises, as what the judge answers; a context that is exceeded is the caller's to cut."""
+        where = f"the predictor at {self.url}"
         try:
             yield
         except ContextExceededError:
             raise
         except EndpointAwayError as error:
-            raise PredictorUnavailableError(
-                f"the predictor at {self.url} cannot be reached ({error.found}). It may be starting; ask again in some "
-                "seconds.",
-                retry_after_seconds=RETRY_AFTER_SECONDS,
-            ) from error
+            message = f"{where} cannot be reached ({error.found}). It may be starting; ask again in some seconds."
+            raise PredictorUnavailableError(message, retry_after_seconds=RETRY_AFTER_SECONDS) from error
         except EndpointTimeoutError as error:
-            raise PredictorTimeoutError(
-                f"the predictor at {self.url} did not finish: {error.found}. Ask for fewer votes or tokens, or start the "
-                "judge with a longer time limit."
-            ) from error
+            message = f"{where} did not finish: {error.found}. Ask for fewer votes or tokens, or allow a longer time."
+            raise PredictorTimeoutError(message) from error
         except EndpointBusyError as error:
             seconds = RETRY_AFTER_SECONDS if error.retry_after_seconds is None else math.ceil(error.retry_after_seconds)
-            raise OverloadedError(
-                f"the predictor at {self.url} has too much to do. Ask again later.", retry_after_seconds=seconds
-            ) from error
+            message = f"{where} has too much to do. Ask again later."
+            raise OverloadedError(message, retry_after_seconds=seconds) from error
         except EndpointError as error:
             if isinstance(error, EndpointRefusedError) and error.param in ("max_tokens", "max_completion_tokens"):
                 message = f"the predictor refuses this max_tokens: {error.found}"
                 raise TooFewTokensError(message, param="max_tokens") from error
             raise PredictorRefusedError(
-                f"the predictor at {self.url} did not give a completion: {error.found}. Ask the judge's operator "
-                f"to look at the predictor: its log, its model's name, and the key in {KEY_VARIABLE}."
+                f"{where} did not give a completion: {error.found}. Ask the judge's operator to look at the "
+                f"predictor: its log, its model's name, and the key in {KEY_VARIABLE}."
             ) from error

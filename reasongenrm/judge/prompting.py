@@ -46,9 +46,7 @@ class Pair:
         texts = {"question": whole, "answer_a": self.answer_a, "answer_b": self.answer_b}
         level = _level([len(text) for text in texts.values()], max_chars)
         cut = {field: _without_middle(text, level) for field, text in texts.items()}
-        cuts = tuple(
-            Cut(field=field, num_chars=len(text) - level) for field, text in texts.items() if len(text) > level
-        )
+        cuts = tuple(Cut(field=name, num_chars=len(text) - level) for name, text in texts.items() if len(text) > level)
         question = self.question
         if len(whole) > level:
             question = (QuestionTurn(role="user", content=cut["question"]),)

@@ -311,9 +311,7 @@ def kubeconfig(context: str | None) -> tuple[Connection, str]:
         load_kube_config(path, context, configuration, persist_config=False)
     except (ConfigException, YAMLError, OSError) as error:
         words = " ".join(str(error).split())
-        raise ClusterError(
-            f"{path}: not a usable kubeconfig: {words}. Fix it, or set KUBECONFIG to another."
-        ) from error
+        raise ClusterError(f"{path}: not a usable kubeconfig: {words}. Fix it, or set another KUBECONFIG.") from error
     chosen = named[context] if context is not None else active
     login = (
         f"They come from context '{chosen['name']}' of {path}: log in again or write it again "

@@ -108,9 +108,7 @@ class PipelineServer:
                 f"Give the host that serves /apis/v2beta1, and a token in {TOKEN_ENV} or a session's cookie in {COOKIE_ENV}."
             )
         if health.multi_user and not namespace:
-            raise ConfigError(
-                f"{server.host}: this KFP has several users. Say with --namespace in whose profile to work."
-            )
+            raise ConfigError(f"{server.host}: this KFP has several users. Say with --namespace whose profile to use.")
         server.namespace = namespace if health.multi_user else None
         return server
 

@@ -183,9 +183,7 @@ def _unavailable(where: str, what: str, request_id: str | None = None) -> JudgeU
 
 
 def _not_a_judge(where: str, what: str) -> NotAJudgeError:
-    message = (
-        f"{where}: {what}; expected a judge of this version of reasongenrm. Check the URL and the server's version."
-    )
+    message = f"{where}: {what}; expected a judge of this version of reasongenrm. Check the URL and its version."
     return NotAJudgeError(message, code="not_a_judge")
 
 

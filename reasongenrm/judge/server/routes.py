@@ -208,9 +208,7 @@ def judge_router(service: Callable[[], JudgeService], log_text: bool = False) ->
         return as_json(note(request, body, BatchResponse(id=own, results=await gather_or_cancel(items))))
 
     @router.post(
-        "/v1/chat/completions",
-        responses={**errors(401, 408, 413, 429, 500, 502, 503, 504), **_CHAT},
-        tags=["openai"],
+        "/v1/chat/completions", responses={**errors(401, 408, 413, 429, 500, 502, 503, 504), **_CHAT}, tags=["openai"]
     )
     async def chat_completions(body: ChatBody, request: Request) -> Response:  # noqa: ARG001 - checked, then passed on as it is
         """The predictor's own endpoint, passed through: OpenAI's chat completions, reason and verdict in one reply."""
