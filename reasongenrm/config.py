@@ -378,9 +378,7 @@ def parse_section(kind: type[S], values: dict[str, Any], where: str) -> S:
         mistakes: dict[str, list[Any]] = {}
         for detail in error.errors():
             mistakes.setdefault(_key(values, detail), []).append(detail)
-        raise ConfigError(
-            f"{where}: " + "; ".join(_explain(kind, key, details) for key, details in mistakes.items())
-        ) from error
+        raise ConfigError(f"{where}: " + "; ".join(_explain(kind, *mistake) for mistake in mistakes.items())) from error
 
 
 def _key(values: Any, detail: Any) -> str:

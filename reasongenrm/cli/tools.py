@@ -41,9 +41,7 @@ def compile_pipeline(
     require("pipeline")
     if check:
         if registry or namespace:
-            raise ConfigError(
-                "compile: --check looks at what plain `reasongenrm compile` writes. Leave the other options out."
-            )
+            raise ConfigError("compile: --check looks at what plain `reasongenrm compile` writes. Give it alone.")
         stale = stale_files(output)
         if stale:
             raise ConfigError(

@@ -81,9 +81,7 @@ class _Fields(BaseModel):
         if not self.subset.strip():
             raise ValueError("subset is empty (rows without groups can share a name, such as 'all')")
         if self.chosen == self.rejected:
-            raise ValueError(
-                f"chosen and rejected are the same text ({self.chosen[:60]!r}): no judge can be right about them"
-            )
+            raise ValueError(f"chosen and rejected are the same text ({self.chosen[:60]!r}): no judge can be right")
         if not isinstance(self.prompt, str) and [turn.role for turn in self.prompt][-1:] != ["user"]:
             raise ValueError("prompt does not end with a user turn, the one that is answered")
         if not last.strip():

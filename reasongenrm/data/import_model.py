@@ -255,9 +255,7 @@ def _check_safetensors(path: Path, where: str) -> Counter[str]:
 
 def _read_json(path: Path, where: str) -> dict[str, Any]:
     if not path.is_file():
-        raise InputError(
-            f"{where}: found no {path.name}; expected the folder of a model. Check the path, or copy the model again."
-        )
+        raise InputError(f"{where}: found no {path.name}; expected the folder of a model. Check the path or copy it.")
     try:
         values = json.loads(path.read_bytes())
     except ValueError as error:

@@ -157,9 +157,7 @@ def row_results(judgments: Iterable[Judgment]) -> list[RowResult]:
         subsets[judgment.row_id] = judgment.subset
     missing = next(((row_id, order) for row_id, orders in votes.items() for order in ORDERS if not orders[order]), None)
     if missing:
-        raise InputError(
-            f"row {missing[0]}: no judgment in the order {missing[1]}; expected both orders. Run the evaluation again."
-        )
+        raise InputError(f"row {missing[0]}: no judgment in the order {missing[1]}; expected both. Evaluate again.")
     return [
         RowResult(row_id, subsets[row_id], {order: majority(found) for order, found in orders.items()})
         for row_id, orders in votes.items()

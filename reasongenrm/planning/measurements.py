@@ -68,9 +68,7 @@ class Workload(Record):
 def _named(value: Any) -> Any:
     """A shape by its name in SHAPES, or as it is."""
     if isinstance(value, str) and value not in SHAPES:
-        raise ValueError(
-            f"no shape is named {value!r}; expected one of {', '.join(SHAPES)}, or an object with a shape's fields"
-        )
+        raise ValueError(f"no shape is named {value!r}; expected one of {', '.join(SHAPES)}, or a shape's fields")
     return SHAPES[value] if isinstance(value, str) else value
 
 
@@ -181,8 +179,6 @@ def read_measurements(path: Path = SHIPPED) -> Measurements:
         InputError: there is no such file, or its content does not fit; names a mistake.
     """
     if not path.is_file():
-        raise InputError(
-            f"{path}: no such file; expected measurements. Write them: python -m benchmarks stages --output {path}"
-        )
+        raise InputError(f"{path}: no such file of measurements. Write it: python -m benchmarks stages --output {path}")
     with validated(str(path), '{"measurements": [...]}, see docs/planning.md.'):
         return Measurements.model_validate_json(path.read_bytes())

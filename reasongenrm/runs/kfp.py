@@ -96,9 +96,7 @@ class PipelineServer:
                 "`kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80` makes it http://127.0.0.1:8080."
             )
         if not host.startswith(("http://", "https://")):
-            raise ConfigError(
-                f"--host {host}: expected a URL such as http://127.0.0.1:8080. Put http:// or https:// before it."
-            )
+            raise ConfigError(f"--host {host}: expected a URL such as http://127.0.0.1:8080. Add http(s)://.")
         server = cls(host, namespace)
         health = server._ask("see whether it is well", HealthzServiceApi(server._client).healthz_service_get_healthz)
         kind = server._client.last_response.getheader("content-type") or "no content type"
@@ -174,9 +172,7 @@ class PipelineServer:
         options = {"page_size": _PAGE_SIZE, "filter": _named(name_or_id), **self._place()}
         found = self._ask(f"look for run '{name_or_id}'", self._runs.run_service_list_runs, **options).runs or []
         if not found:
-            raise NotFoundError(
-                f"{self.host}: no run '{name_or_id}'. `reasongenrm runs --host` lists those that there are."
-            )
+            raise NotFoundError(f"{self.host}: no run '{name_or_id}'. `reasongenrm runs --host` lists the runs.")
         if len(found) > 1:
             ids = ", ".join(run.run_id for run in found)
             raise ClusterError(f"{self.host}: {len(found)} runs are called '{name_or_id}'. Give the id of one: {ids}.")

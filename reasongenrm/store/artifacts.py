@@ -254,9 +254,7 @@ def open_artifact(ref: "ArtifactRef | str") -> Manifest:
         raise StoreError(f"{uri}: no finished artifact here (no {MANIFEST}). Re-run the stage that writes it.")
     manifest = _manifest(store)
     if isinstance(ref, ArtifactRef) and manifest.digest != ref.digest:
-        raise StoreError(
-            f"{uri}: holds {manifest.digest}, expected {ref.digest}. It was made again since; re-run what reads it."
-        )
+        raise StoreError(f"{uri}: holds {manifest.digest}, expected {ref.digest}. Made again; re-run what reads it.")
     return manifest
 
 
