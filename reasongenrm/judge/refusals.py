@@ -4,22 +4,15 @@ from reasongenrm.errors import EngineError
 
 
 class JudgeError(EngineError):
-    """A judgment that could not be given.
+    """A judgment that could not be given."""
 
-    Attributes:
-        status: HTTP status of the answer.
-        code: for programs; does not change.
-        param: the request's field that is at fault, if one is.
-        retry_after_seconds: when it is worth asking again; None: not by itself.
-    """
-
-    status = 500
-    code = "internal"
+    status = 500  # of the HTTP answer
+    code = "internal"  # for programs; does not change
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_seconds: int | None = None) -> None:
         super().__init__(message)
-        self.param = param
-        self.retry_after_seconds = retry_after_seconds
+        self.param = param  # the request's field that is at fault, if one is
+        self.retry_after_seconds = retry_after_seconds  # when it is worth asking again; None: not by itself
 
 
 class TooLongError(JudgeError):
