@@ -179,6 +179,6 @@ def read_measurements(path: Path = SHIPPED) -> Measurements:
         InputError: there is no such file, or its content does not fit; names a mistake.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file of measurements. Write it: python -m benchmarks stages --output {path}")
+        raise InputError(f"{path}: no such file; write measurements: python -m benchmarks stages --output {path}")
     with validated(str(path), '{"measurements": [...]}, see docs/planning.md.'):
         return Measurements.model_validate_json(path.read_bytes())
