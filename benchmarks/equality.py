@@ -1,8 +1,8 @@
 """Are packed and plain computations the same? Losses, gradients and scores of ours against the plain formulas.
 
-Rounding differs between any two ways, also between two plain ones: one sequence at a time, and a padded batch. Their rounding is
-the larger of how far they are from each other and from the same numbers computed in a wider type; ours has to be no farther
-from either. The exact proof, in float64, is in the tests.
+Rounding differs between any two ways, also between two plain ones: one sequence at a time, and a padded batch. Their
+rounding is the larger of how far they are from each other and from the same numbers computed in a wider type; ours has
+to be no farther from either. The exact proof, in float64, is in the tests.
 """
 
 import math
@@ -43,9 +43,9 @@ class Computed:
     """A step's numbers before the weights change.
 
     Attributes:
-        logprobs: mean log-probability of the trained tokens of every sequence, in nats, float64, shape (N,): of examples, or of
-            chosen and rejected reasons in turn. One number for the whole step would be a mean of roundings that cancel, and which
-            of two ways has more of that left is chance.
+        logprobs: mean log-probability of the trained tokens of every sequence, in nats, float64, shape (N,): of
+            examples, or of chosen and rejected reasons in turn. One number for the whole step would be a mean of
+            roundings that cancel, and which of two ways has more of that left is chance.
         gradients: of the step's loss, by the weights' names.
     """
 
@@ -161,13 +161,15 @@ def _num_trained(columns: Columns) -> torch.Tensor:
 
 
 def _sft_loss(model: Any, rows: Columns, columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of these rows' trained tokens, over the number of all rows' trained tokens; and log P, shape (B,)."""
+    """Cross-entropy of these rows' trained tokens, over the number of all rows' trained tokens; and log P, shape
+    (B,)."""
     logprobs_B = _logprobs(model, rows["input_ids"], rows["labels"])
     return -logprobs_B.sum() / _num_trained(columns).sum(), logprobs_B
 
 
 def _dpo_loss(model: Any, rows: Columns, columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:
-    """-log sigmoid(beta ((log pi(c) - log ref(c)) - (log pi(r) - log ref(r)))), over the number of all pairs; and log P, shape (B, 2)."""
+    """-log sigmoid(beta ((log pi(c) - log ref(c)) - (log pi(r) - log ref(r)))), over the number of all pairs; and log
+    P, shape (B, 2)."""
     margin = torch.zeros((), device=model.device)
     sides = []
     for name, sign in (("chosen_ids", 1), ("rejected_ids", -1)):
@@ -245,7 +247,8 @@ def _sums_by_sequence(trainer: Any) -> dict[int, torch.Tensor]:
 
 
 def _compared(name: str, values: str, packed: Computed, plain: tuple[Computed, Computed, Computed]) -> Iterator[Apart]:
-    """Distances in the Euclidean norm: of the values, of all gradients together, and of the tensor that is farthest off."""
+    """Distances in the Euclidean norm: of the values, of all gradients together, and of the tensor that is farthest
+    off."""
     one, padded, exact = plain
     kinds = {values: _values_apart, "gradient": _gradients_apart, "gradient, worst tensor": _worst_apart}
     for what, distance in kinds.items():

@@ -2,9 +2,10 @@
 
     python -m benchmarks evaluate-cost [--rows 1000] [--rounds 3] [--reason-tokens 0] [--latency 0]
 
-A stub endpoint in a process of its own answers in the shape of vLLM 0.32, whatever it is asked. This process evaluates rows over it, as
-`reasongenrm evaluate --endpoint` does, and counts its own CPU time (all threads, user and system); then it sends the same
-requests with bare aiohttp and decodes the replies with `json`. The ratio is what our work on top of the requests costs.
+A stub endpoint in a process of its own answers in the shape of vLLM 0.32, whatever it is asked. This process evaluates
+rows over it, as `reasongenrm evaluate --endpoint` does, and counts its own CPU time (all threads, user and system);
+then it sends the same requests with bare aiohttp and decodes the replies with `json`. The ratio is what our work on top
+of the requests costs.
 """
 
 import asyncio

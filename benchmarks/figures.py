@@ -1,7 +1,7 @@
 """What a benchmark measured, as records: one JSON file a run.
 
-`Way` is one way of doing a part's work (ours, a peer's), `Part` compares the ways of one kind of work, `Report` is the file.
-The arithmetic of the derived figures is here, once.
+`Way` is one way of doing a part's work (ours, a peer's), `Part` compares the ways of one kind of work, `Report` is the
+file. The arithmetic of the derived figures is here, once.
 """
 
 from collections.abc import Sequence
@@ -68,7 +68,8 @@ class Measured(Figures):
         examples_per_second: examples, pairs or reasons.
         mfu: FLOPs of the tokens against the measured peak, in [0, 1]: model FLOPs utilisation.
         peak_memory_gib: most that one process held: of the GPU, else resident.
-        before_seconds: what has to be done once before the first step (DPO: the reference model's log-probabilities), and
+        before_seconds: what has to be done once before the first step (DPO: the reference model's log-probabilities),
+            and
         before_examples: the number of examples of `before`; 0 if there are none.
         tokens_per_second_with_before: the same with each example's share of it.
     """
@@ -109,8 +110,8 @@ class Ratio(Figures):
     """Ours against a peer in one run, in tokens per second.
 
     Attributes:
-        ratio: over the steps that both have measured, where these are the same work, or else over all of each way's own:
-            rows differ from step to step, and who is faster gets to more of them.
+        ratio: over the steps that both have measured, where these are the same work, or else over all of each way's
+            own: rows differ from step to step, and who is faster gets to more of them.
         ratio_with_before: with `Measured.before_seconds`.
     """
 

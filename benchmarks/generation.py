@@ -1,10 +1,12 @@
-"""What does our engine cost on top of vLLM? The same prompts, on the same vLLM, through `LLM.generate` and through the engine.
+"""What does our engine cost on top of vLLM? The same prompts, on the same vLLM, through `LLM.generate` and through the
+engine.
 
-    python -m benchmarks.generation [--shape 7b] [--prompts 64] [--samples 16] [--max-tokens 512] [--repeats 1] [--output FILE]
+    python -m benchmarks.generation [--shape 7b] [--prompts 64] [--samples 16] [--max-tokens 512] [--repeats 1]
+    [--output FILE]
 
-"vLLM" has token ids handed to it and shares its random numbers; "vLLM, seeded" seeds every sample, as the engine does. "engine" renders
-and tokenises the prompts, splits what comes back into turns and writes a part a batch, as the stages do. Weights are random,
-the tokenizer is made here, nothing is downloaded. vLLM starts once, on one GPU.
+"vLLM" has token ids handed to it and shares its random numbers; "vLLM, seeded" seeds every sample, as the engine does.
+"engine" renders and tokenises the prompts, splits what comes back into turns and writes a part a batch, as the stages
+do. Weights are random, the tokenizer is made here, nothing is downloaded. vLLM starts once, on one GPU.
 """
 # ruff: noqa: T201 - it prints its results
 
@@ -111,7 +113,8 @@ def make_requests(count: int, num_words: int) -> list[GenerationRequest]:
 def through_the_engine(
     engine: VLLMEngine, requests: list[GenerationRequest], sampling: Sampling, parts: Path
 ) -> tuple[int, float]:
-    """What distill_reasons and sample_reasons do, with a folder in the object store's place; tokens written and seconds."""
+    """What distill_reasons and sample_reasons do, with a folder in the object store's place; tokens written and
+    seconds."""
     engine.pool.replicas[0].call(forget_prompts)
     num_tokens = 0
     started = time.perf_counter()
@@ -193,7 +196,8 @@ def generation(
         ratios = [ours / theirs for ours, theirs in zip(rates[ENGINE], rates[base], strict=True)]
         report[f"engine / {base}"] = ratios
         print(
-            f"engine / {base}: median {median(ratios):.3f}, from {min(ratios):.3f} to {max(ratios):.3f}, {repeats} rounds"
+            f"engine / {base}: median {median(ratios):.3f}, from {min(ratios):.3f} to {max(ratios):.3f}, {repeats} "
+            "rounds"
         )
     if output is not None:
         output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -2,11 +2,12 @@
 
     python -m benchmarks.judge_load [--seconds 60] [--output judge_load.json] [--only closed|open|restart]
 
-Three processes on loopback: a stub predictor that answers after 50 ms, the judge, and this one, which asks. Three parts:
-"closed": 200 clients, each asking again as soon as it has its answer; statuses, throughput, the judge's memory over time.
-"open": 50 pairs per second, whatever comes back; each pair is two generations. In the same run, the same number of direct requests to the
-predictor, by the same generator; the overhead is the difference of the two latencies' percentiles.
-"restart": 50 clients; the predictor is killed, and started again; every request has to end, with an answer or a 503.
+Three processes on loopback: a stub predictor that answers after 50 ms, the judge, and this one, which asks. Three
+parts: "closed": 200 clients, each asking again as soon as it has its answer; statuses, throughput, the judge's memory
+over time. "open": 50 pairs per second, whatever comes back; each pair is two generations. In the same run, the same
+number of direct requests to the predictor, by the same generator; the overhead is the difference of the two latencies'
+percentiles. "restart": 50 clients; the predictor is killed, and started again; every request has to end, with an answer
+or a 503.
 """
 
 import asyncio

@@ -1,4 +1,5 @@
-"""A stub predictor and the judge in front of it as processes on loopback: for the load test, and for its short version in the tests."""
+"""A stub predictor and the judge in front of it as processes on loopback: for the load test, and for its short version
+in the tests."""
 
 import os
 import socket

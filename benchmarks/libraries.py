@@ -10,7 +10,8 @@ import torch
 import transformers
 from transformers.models.qwen2 import modeling_qwen2
 
-# liger puts its own classes into a model's module when it patches one model, and so into every model that is made later.
+# liger puts its own classes into a model's module when it patches one model, and so into every model that is made
+# later.
 PATCHED_MODULES = (modeling_qwen2,)
 
 

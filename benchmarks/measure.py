@@ -1,6 +1,7 @@
 """The command: choose parts and shapes for the machine, measure, print as it goes, write the results.
 
-They are written after every way, so that a run that is cut off leaves what it had. torch is imported late, for the command's help.
+They are written after every way, so that a run that is cut off leaves what it had. torch is imported late, for the
+command's help.
 """
 
 import os
@@ -54,7 +55,8 @@ def main(
 ) -> None:
     """Measure ReasonGenRM against its peers on this machine, at random weights.
 
-    Without options: all parts with the shapes that fit the machine: on a GPU 1.5B for training and 7B for scoring, on a CPU 25M.
+    Without options: all parts with the shapes that fit the machine: on a GPU 1.5B for training and 7B for scoring, on a
+    CPU 25M.
     Exit code 1: a way failed, or packed and plain numbers differ.
     """
     for part in parts or ():
@@ -110,8 +112,8 @@ def measure(parts: tuple[PartName, ...], setting: "Setting", scoring: "Setting",
     started, clock = datetime.now(UTC), time.monotonic()
     machine = find_machine(world, setting.dtype)
     console.print(
-        f"{machine.num_processes} process(es), {machine.device}, peak {machine.peak_tflops:.4g} TFLOP/s ({machine.peak_how}), "
-        f"load {machine.load_average:.1f}"
+        f"{machine.num_processes} process(es), {machine.device}, peak {machine.peak_tflops:.4g} TFLOP/s "
+        f"({machine.peak_how}), load {machine.load_average:.1f}"
     )
     memory_bytes = torch.cuda.get_device_properties(world.device).total_memory if world.device.type == "cuda" else None
     report = Report(

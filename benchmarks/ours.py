@@ -1,4 +1,5 @@
-"""ReasonGenRM's own way of the work: what `train_sft`, `train_dpo` and `score_reasons` run, on a model that is in memory."""
+"""ReasonGenRM's own way of the work: what `train_sft`, `train_dpo` and `score_reasons` run, on a model that is in
+memory."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

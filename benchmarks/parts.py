@@ -1,7 +1,7 @@
 """The parts of a run, each in its ways: one after the other, each with the memory to itself.
 
-A way that fails is recorded with its message, and the rest goes on; among several processes it ends the run, because the
-others would wait for it forever.
+A way that fails is recorded with its message, and the rest goes on; among several processes it ends the run, because
+the others would wait for it forever.
 """
 
 import traceback

@@ -1,8 +1,8 @@
 """The peers' ways of the same work: TRL's trainers with its defaults, and reasons scored one at a time.
 
-What differs from `SFTConfig()` and `DPOConfig()` is in `Way.settings` of the results, and is: the rows' order (ours gets the
-same), the length limit (nothing is cut), gradient accumulation (as many examples in a step as ours), on a CPU float32, and
-nothing is saved or reported.
+What differs from `SFTConfig()` and `DPOConfig()` is in `Way.settings` of the results, and is: the rows' order (ours
+gets the same), the length limit (nothing is cut), gradient accumulation (as many examples in a step as ours), on a CPU
+float32, and nothing is saved or reported.
 """
 
 import warnings

@@ -1,4 +1,5 @@
-"""What the generation benchmark runs inside a replica: vLLM's own `LLM.generate`, on the very engine that is measured."""
+"""What the generation benchmark runs inside a replica: vLLM's own `LLM.generate`, on the very engine that is
+measured."""
 
 import time
 from collections.abc import Sequence

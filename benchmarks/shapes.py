@@ -1,5 +1,5 @@
-"""Model shapes at random weights, and the lengths that go with them: nothing is downloaded, and a judge's speed does not depend on
-what it knows.
+"""Model shapes at random weights, and the lengths that go with them: nothing is downloaded, and a judge's speed does
+not depend on what it knows.
 
 The CPU shapes have the lengths of a GPU's work divided by eight or more, so that a laptop is done in minutes.
 """

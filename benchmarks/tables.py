@@ -21,9 +21,9 @@ def last_line(part: Part) -> str:
         return f"{where} {way.name:14} {way.status}: {way.message}"
     found = way.measured
     line = (
-        f"{where} {way.name:14} {found.tokens_per_second:10,.0f} tokens/s ({found.slowest:,.0f} to {found.fastest:,.0f} in "
-        f"{found.num_steps} steps)  {found.examples_per_second:8.2f} {UNITS[part.part]}  MFU {_percent(found.mfu)}  "
-        f"{found.peak_memory_gib:.1f} GiB"
+        f"{where} {way.name:14} {found.tokens_per_second:10,.0f} tokens/s ({found.slowest:,.0f} to "
+        f"{found.fastest:,.0f} in {found.num_steps} steps)  {found.examples_per_second:8.2f} {UNITS[part.part]}  MFU "
+        f"{_percent(found.mfu)}  {found.peak_memory_gib:.1f} GiB"
     )
     if found.before_examples:
         line += (
@@ -56,8 +56,9 @@ def render_markdown(report: Report) -> str:
     processes = f"{machine.num_processes} x " if machine.num_processes > 1 else ""
     pieces = [
         f"`{report.command}`",
-        f"{processes}{machine.device}; peak {machine.peak_tflops:,.4g} TFLOP/s ({machine.peak_how}); {versions}; commit "
-        f"{machine.commit}; {report.started}; {report.seconds:.0f} s; load at the start {machine.load_average:.1f}.",
+        f"{processes}{machine.device}; peak {machine.peak_tflops:,.4g} TFLOP/s ({machine.peak_how}); {versions}; "
+        f"commit {machine.commit}; {report.started}; {report.seconds:.0f} s; load at the start "
+        f"{machine.load_average:.1f}.",
     ]
     if any(part.ways for part in report.parts):
         pieces.append(speed_table(report))
@@ -68,7 +69,8 @@ def render_markdown(report: Report) -> str:
 
 
 def _row(part: Part, way: Way) -> list[str]:
-    """In brackets: with the pass of the reference model, which ours does before the first step and TRL in every step."""
+    """In brackets: with the pass of the reference model, which ours does before the first step and TRL in every
+    step."""
     name = f"{part.part}, {part.shape}"
     if way.measured is None:
         return [name, way.name, way.status, way.message, *[""] * 5]

@@ -1,4 +1,5 @@
-"""Synthetic work of a shape, seeded: rows to train on and reasons to score, of random tokens with lengths like real ones.
+"""Synthetic work of a shape, seeded: rows to train on and reasons to score, of random tokens with lengths like real
+ones.
 
 Every way of a part gets the same rows in the same order, so that step k is the same work for all of them.
 """

@@ -1,7 +1,8 @@
 """Rewrite the lock files of the images: every package with its version and hashes, resolved by `uv pip compile`.
 
-`make lock-images` runs this. `cpu` and `train` take the versions of requirements.lock, with which the tests run; `vllm` is an
-environment of its own. What differs between a CUDA and a CPU build of torch stands in files of its own, torch-*.lock.
+`make lock-images` runs this. `cpu` and `train` take the versions of requirements.lock, with which the tests run; `vllm`
+is an environment of its own. What differs between a CUDA and a CPU build of torch stands in files of its own,
+torch-*.lock.
 """
 
 import re

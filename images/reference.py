@@ -1,4 +1,5 @@
-"""Print an image's reference, REGISTRY/NAME:TAG, from the table that adapters and kustomize read: `reference.py NAME`."""
+"""Print an image's reference, REGISTRY/NAME:TAG, from the table that adapters and kustomize read: `reference.py
+NAME`."""
 
 import sys
 from pathlib import Path

@@ -31,8 +31,8 @@ class Compiled:
     Attributes:
         ir: KFP's intermediate representation: the pipeline's spec and what it says about Kubernetes, as YAML.
         kubernetes: Pipeline and PipelineVersion (pipelines.kubeflow.org/v2beta1), as YAML.
-        version: what this version is called, like "0.1.0-1f0c94de": ours, and a hash of the content. KFP lets nobody change the
-            spec of a version, so whatever changes (an image, a default) must come under another name.
+        version: what this version is called, like "0.1.0-1f0c94de": ours, and a hash of the content. KFP lets nobody
+            change the spec of a version, so whatever changes (an image, a default) must come under another name.
     """
 
     ir: str
@@ -98,7 +98,8 @@ def _compile() -> tuple[Any, Any]:
 
 
 def _manifests(spec: Any, platform: Any, version: str, namespace: str | None) -> tuple[Any, Any]:
-    """What `kfp dsl compile --kubernetes-manifest-format --include-pipeline-manifest` writes, of a spec that may have been changed."""
+    """What `kfp dsl compile --kubernetes-manifest-format --include-pipeline-manifest` writes, of a spec that may have
+    been changed."""
     metadata = {"namespace": namespace} if namespace else {}
     described = {"description": spec["pipelineInfo"]["description"]}
     pipeline = {

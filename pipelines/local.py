@@ -1,6 +1,7 @@
 """Runs the pipeline on this machine: `python -m reasongenrm.pipelines.local ARGUMENTS.json`, in a process of its own.
 
-`reasongenrm/runs/local.py` starts it, reads its output and stops it. Tasks are subprocesses of the same Python environment.
+`reasongenrm/runs/local.py` starts it, reads its output and stops it. Tasks are subprocesses of the same Python
+environment.
 """
 
 import json

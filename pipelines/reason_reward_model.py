@@ -2,9 +2,10 @@
 
     pairs -> reasons -> scored -> SFT -> on-policy reasons -> scored -> DPO -> evaluation -> decision -> deployment
 
-One definition for a laptop (`reasongenrm run`) and a cluster (`pipelines/compiled/reason_reward_model.yaml`): runner and
-parameters differ, nothing else. Each dict parameter up to `deploy` is one section of reasongenrm/config.py, where its defaults
-have sources; the parameters after it are the section `resources`, key by key, so that the KFP UI shows each by itself.
+One definition for a laptop (`reasongenrm run`) and a cluster (`pipelines/compiled/reason_reward_model.yaml`): runner
+and parameters differ, nothing else. Each dict parameter up to `deploy` is one section of reasongenrm/config.py, where
+its defaults have sources; the parameters after it are the section `resources`, key by key, so that the KFP UI shows
+each by itself.
 """
 
 # ruff: noqa: B006, B008 - KFP reads the parameters' defaults once, nobody changes them
@@ -91,7 +92,8 @@ def reason_reward_model(
     train_image: str = images.TRAIN,
     vllm_image: str = images.VLLM,
 ) -> None:
-    """Distil reasons, train GenRM, ReasonGenRM-sft and ReasonGenRM-dpo, judge a benchmark with all, deploy the winner."""
+    """Distil reasons, train GenRM, ReasonGenRM-sft and ReasonGenRM-dpo, judge a benchmark with all, deploy the
+    winner."""
     # Preference pairs become judge prompts; the teacher, who knows the verdicts, writes reasons for them.
     base = import_model(store_uri=store_uri, model_uri=model_uri, config=model)
     base_model = base.outputs["base_model"]

@@ -1,8 +1,8 @@
 """What a cluster gives the tasks: images, CPU, memory, accelerators, nodes, secrets. A local run ignores all of it.
 
-What KFP 2.17 takes as a parameter is a parameter of the pipeline, with the defaults of `ResourcesConfig` (reasongenrm/config.py);
-what it fixes when it compiles (sizes of volumes, retries, time limits, names of environment variables) stands here. No secret's
-value ever is a parameter.
+What KFP 2.17 takes as a parameter is a parameter of the pipeline, with the defaults of `ResourcesConfig`
+(reasongenrm/config.py); what it fixes when it compiles (sizes of volumes, retries, time limits, names of environment
+variables) stands here. No secret's value ever is a parameter.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,8 @@ JUDGE_KEYS = ("JUDGE_API_KEY", "VLLM_API_KEY")  # of the judge's server, and of 
 POD_FIELDS = {"POD_NAME": "metadata.name", "POD_UID": "metadata.uid", "POD_NAMESPACE": "metadata.namespace"}
 
 SHM_SIZE = "8Gi"  # NCCL and data loaders; a container's own /dev/shm has 64 MiB
-# Long tasks go on where they stopped, so a lost GPU or an endpoint that came back is worth two more tries. Light ones find what a
+# Long tasks go on where they stopped, so a lost GPU or an endpoint that came back is worth two more tries. Light ones
+# find what a
 # user can fix (a bad row, a threshold), and say so at once.
 NUM_RETRIES = 2
 RETRY_AFTER = "60s"

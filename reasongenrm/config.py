@@ -40,8 +40,8 @@ class Section(BaseModel):
     """Base of all sections: unknown keys are refused, values do not change.
 
     Attributes:
-        placement: fields that say where, with how many processes and in what portions a stage works, not what it makes. They
-            are no part of a stage's key: the work of one pod goes on in another kind of pod.
+        placement: fields that say where, with how many processes and in what portions a stage works, not what it makes.
+            They are no part of a stage's key: the work of one pod goes on in another kind of pod.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -154,7 +154,8 @@ class TrainConfig(Section):
     learning_rate: Annotated[float, Field(gt=0)]
     num_train_epochs: Annotated[float, Field(gt=0)]
     train_batch_size: PositiveInt = 128  # reference
-    # Of one forward pass of one process; a longer example is one by itself. "auto": as many as keep a GPU busy and fit into it.
+    # Of one forward pass of one process; a longer example is one by itself. "auto": as many as keep a GPU busy and fit
+    # into it.
     max_batch_tokens: Literal["auto"] | PositiveInt = "auto"
     max_steps: int = -1  # -1: num_train_epochs decides
     max_length: PositiveInt
@@ -253,7 +254,8 @@ class GateConfig(Section):
 
 
 class JudgeServerConfig(Section):
-    """deploy_kserve: the judge's server in front of the served model, KServe's transformer; how it asks is the variant's."""
+    """deploy_kserve: the judge's server in front of the served model, KServe's transformer; how it asks is the
+    variant's."""
 
     enabled: bool = True  # false: clients ask the model itself, with prompts of their own
     image: str | None = None  # None: the run's cpu image
@@ -309,10 +311,12 @@ class InputsConfig(Section):
 
 
 class ResourcesConfig(Section):
-    """What a cluster gives the tasks, by class of tasks; a run on one machine ignores it. Secrets go by name, never by value.
+    """What a cluster gives the tasks, by class of tasks; a run on one machine ignores it. Secrets go by name, never by
+    value.
 
     Light tasks (data, decisions) need no accelerator. `accelerator_*` is for teacher, sampling, scoring and evaluation,
-    `train_*` for the training pods; with `mode: trainjob` these only start and follow a TrainJob and need no accelerator.
+    `train_*` for the training pods; with `mode: trainjob` these only start and follow a TrainJob and need no
+    accelerator.
     """
 
     accelerator: str = "nvidia.com/gpu"  # the resource's name, as the nodes' device plugin announces it
@@ -422,13 +426,15 @@ def load_config(path: Path | None) -> RunConfig:
     """Read a run's YAML file; None gives the reference's defaults.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, is not a mapping, or has an unknown key or a value that does not fit.
+        ConfigError: the file is missing, is not YAML, is not a mapping, or has an unknown key or a value that does not
+            fit.
     """
     if path is None:
         return RunConfig()
     if not path.is_file():
         raise ConfigError(
-            f"{path}: no such config file; expected YAML like pipelines/configs/demo.yaml. Give --config an existing file."
+            f"{path}: no such config file; expected YAML like pipelines/configs/demo.yaml. Give --config an existing "
+            "file."
         )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -438,6 +444,7 @@ def load_config(path: Path | None) -> RunConfig:
         return RunConfig()
     if not isinstance(values, dict):
         raise ConfigError(
-            f"{path}: found a {type(values).__name__}, expected a mapping of sections: {', '.join(RunConfig.model_fields)}."
+            f"{path}: found a {type(values).__name__}, expected a mapping of sections: "
+            f"{', '.join(RunConfig.model_fields)}."
         )
     return parse_section(RunConfig, values, str(path))

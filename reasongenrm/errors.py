@@ -7,7 +7,7 @@
     |- EngineError                a generation engine or endpoint failed for good; exit code 4
     |- TrainingError              a loss became NaN or infinite, or nothing was left to train on; exit code 5
     |- EmptyStageError            a stage dropped every record; exit code 6
-    `- ClusterError               Kubernetes or Kubeflow refused, failed, or does not hold what was expected; exit code 7
+    `- ClusterError               Kubernetes or Kubeflow refused, failed, or lacks what was expected; exit code 7
 
 A message stands alone: where, what was found, what was expected, what to do.
 """

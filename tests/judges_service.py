@@ -136,8 +136,8 @@ def common(request_id: str) -> dict[str, Any]:
 class FakeJudge:
     """Prefers the longer answer; `refuse(path, number of the call)` may give another reply instead.
 
-    Remembers what came, its headers, when, and how many requests were ever open at once; `streams_left` counts streams that
-    the client left.
+    Remembers what came, its headers, when, and how many requests were ever open at once; `streams_left` counts streams
+    that the client left.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
-"""A predictor whose answers follow a rule: OpenAI's chat completions with reason, verdict, log-probabilities and streams.
+"""A predictor whose answers follow a rule: OpenAI's chat completions with reason, verdict, log-probabilities and
+streams.
 
-As an ASGI app for tests in the process, and as a program (`python -m tests.predictors --port 8000 --latency 0.05`) for tests and
-benchmarks that need a process to kill.
+As an ASGI app for tests in the process, and as a program (`python -m tests.predictors --port 8000 --latency 0.05`) for
+tests and benchmarks that need a process to kill.
 """
 
 import argparse
@@ -118,7 +119,8 @@ class RulePredictor:
             yield _chunk({"content": verdict}, logprobs={"content": _tokens(p_a)})
             yield _chunk({}, finish_reason="stop")
             if (body.get("stream_options") or {}).get("include_usage"):
-                yield f"data: {json.dumps(_head('chat.completion.chunk') | {'choices': [], 'usage': _usage(content)})}\n\n"
+                last = _head("chat.completion.chunk") | {"choices": [], "usage": _usage(content)}
+                yield f"data: {json.dumps(last)}\n\n"
             yield "data: [DONE]\n\n"
             ended = True
         finally:

@@ -1,4 +1,5 @@
-"""The whole loop as a user starts it: kfp.local, every stage, the report, the endpoint; and again, reusing everything."""
+"""The whole loop as a user starts it: kfp.local, every stage, the report, the endpoint; and again, reusing
+everything."""
 
 import json
 import os

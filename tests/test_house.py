@@ -1,4 +1,5 @@
-"""The house rules that a reader relies on: one noun, one file, one class name; few modules at the top; two names not taken."""
+"""The house rules that a reader relies on: one noun, one file, one class name; few modules at the top; two names not
+taken."""
 
 import ast
 from collections import defaultdict
@@ -67,7 +68,8 @@ def test_top_of_the_package_holds_the_vocabulary_alone() -> None:
 
 
 def test_wheel_takes_no_name_but_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folders components/ and pipelines/ are installed below reasongenrm: their names are too common for site-packages."""
+    """The folders components/ and pipelines/ are installed below reasongenrm: their names are too common for
+    site-packages."""
     for name in ("pyproject.toml", "README.md", "LICENSE", "reasongenrm", "components", "pipelines"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,5 @@
-"""The whole run, killed again and again: it goes on, ends with the records of an undisturbed run, and leaves nothing twice."""
+"""The whole run, killed again and again: it goes on, ends with the records of an undisturbed run, and leaves nothing
+twice."""
 
 import json
 import os

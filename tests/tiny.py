@@ -48,8 +48,8 @@ def exact_model(folder: Path) -> Any:
 def exact(model: Any) -> Any:
     """Make a model compute in float64 throughout, in place.
 
-    transformers computes norms and rotary angles in float32 whatever a model's dtype is. A sum that another order of its
-    terms moves by 1e-16 can then be rounded to the next float32, and logits differ by 1e-8.
+    transformers computes norms and rotary angles in float32 whatever a model's dtype is. A sum that another order of
+    its terms moves by 1e-16 can then be rounded to the next float32, and logits differ by 1e-8.
     """
     import torch
     from torch.nn.functional import rms_norm

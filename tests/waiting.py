@@ -1,4 +1,5 @@
-"""Waiting for what another thread or process does. Its time-out is for hangs alone: no test asks how fast a machine is."""
+"""Waiting for what another thread or process does. Its time-out is for hangs alone: no test asks how fast a machine
+is."""
 
 import time
 from collections.abc import Callable

@@ -1,6 +1,8 @@
-"""The images that the tasks run in, by what must be installed, from the table that kustomize reads too (kustomization.yaml).
+"""The images that the tasks run in, by what must be installed, from the table that kustomize reads too
+(kustomization.yaml).
 
-Tags are versions: KFP's cache key has an image's name, not its content. REASONGENRM_IMAGE_CPU, _TRAIN and _VLLM name other
+Tags are versions: KFP's cache key has an image's name, not its content. REASONGENRM_IMAGE_CPU, _TRAIN and _VLLM name
+other
 images while the pipeline is compiled: a registry of your own, or the CPU build for a cluster without GPUs.
 """
 

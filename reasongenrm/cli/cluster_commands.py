@@ -69,14 +69,14 @@ def submit(
 ) -> None:
     """Start a run on a cluster with Kubeflow Pipelines.
 
-    Takes what `reasongenrm run` takes, but for local paths, which pods cannot see: --upload puts them into the store. A config
-    file may name the run's inputs, and its resources (GPUs, nodes, secrets).
+    Takes what `reasongenrm run` takes, but for local paths, which pods cannot see: --upload puts them into the store. A
+    config file may name the run's inputs, and its resources (GPUs, nodes, secrets).
 
     [bold]Examples[/bold]
 
-      reasongenrm submit --config pipelines/configs/reference/qwen2.5-7b.yaml --store s3://judges/runs --host http://127.0.0.1:8080
+      reasongenrm submit --config pipelines/configs/reference/qwen2.5-7b.yaml --store s3://judges/runs --host http://kfp:8080
 
-      reasongenrm submit --store s3://judges/runs --preferences pairs.jsonl --benchmark rows.jsonl --model org/name --upload --wait
+      reasongenrm submit --store s3://judges/1 --preferences p.jsonl --benchmark rows.jsonl --model org/name --upload
 
       reasongenrm submit --config run.yaml --store s3://judges/runs --as-job -n kubeflow > job.yaml
     """
@@ -179,8 +179,9 @@ def _choose_task(run: "ClusterRun", wanted: str | None) -> "ClusterTask":
 def cancel(run: RunArgument, host: HostOption = None, namespace: NamespaceOption = None) -> None:
     """Stop a cluster run.
 
-    Its pods get SIGTERM; a training task deletes its TrainJob, and Kubernetes deletes it with the task's pod in any case.
-    What is finished stays in the store, and what was begun goes on from its last part or checkpoint when you submit again.
+    Its pods get SIGTERM; a training task deletes its TrainJob, and Kubernetes deletes it with the task's pod in any
+    case. What is finished stays in the store, and what was begun goes on from its last part or checkpoint when you
+    submit again.
 
     [bold]Examples[/bold]
 

@@ -144,7 +144,8 @@ def doctor(
         findings = examine_image(image, context.find_root().command.list_commands(context))  # type: ignore[attr-defined]
     else:
         raise ConfigError(
-            f"--image: got {image!r}{' with --store' if store else ''}; expected one of {', '.join(IMAGES)} and no --store."
+            f"--image: got {image!r}{' with --store' if store else ''}; expected one of {', '.join(IMAGES)} and no "
+            "--store."
         )
     if as_json:
         print_json([asdict(finding) for finding in findings])

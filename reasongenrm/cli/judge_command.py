@@ -1,4 +1,4 @@
-"""judge: one pair or a file of pairs, by a judge service, or by the judge itself in front of an OpenAI-compatible endpoint."""
+"""judge: one pair or a file of pairs, by a judge service or by the judge itself in front of an endpoint."""
 
 import contextlib
 import os
@@ -39,8 +39,8 @@ def judge(
 ) -> None:
     """Judge one pair, or a file of pairs, in both orders: reasons, verdicts, probability, and whether the orders agree.
 
-    With --endpoint this command asks the model as a judge service would, but without calibration. A file's judgments are
-    kept as they come: killed and started again, the command goes on where it stopped.
+    With --endpoint this command asks the model as a judge service would, but without calibration. A file's judgments
+    are kept as they come: killed and started again, the command goes on where it stopped.
 
     [bold]Examples[/bold]
 

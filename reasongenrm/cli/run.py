@@ -53,7 +53,7 @@ def run(
 
     [bold]Examples[/bold]
 
-      reasongenrm run --preferences pairs.jsonl --benchmark rows.jsonl --model ./Qwen2.5-0.5B-Instruct --config small.yaml
+      reasongenrm run --preferences pairs.jsonl --benchmark rows.jsonl --model ./Qwen2.5-0.5B --config small.yaml
 
       reasongenrm run ... --teacher http://127.0.0.1:8000/v1 --set distill.num_samples=4 --limit 48 --serve
     """
@@ -93,7 +93,8 @@ def run(
 
 
 def _check_inputs(inputs: "RunInputs", settings: "RunConfig") -> None:
-    """Look at what is at hand before anything starts: a bad row, or no cluster to deploy to, should not show after hours.
+    """Look at what is at hand before anything starts: a bad row, or no cluster to deploy to, should not show after
+    hours.
 
     The stages look again, and at what is on a hub too.
 

@@ -28,8 +28,8 @@ def serve(
 ) -> None:
     """Serve a checkpoint behind an OpenAI-compatible endpoint until Ctrl-C.
 
-    vLLM serves it where it is installed; else a small server on transformers does, one generation at a time. Clients send
-    the key VLLM_API_KEY, those of the judge JUDGE_API_KEY, if these are set.
+    vLLM serves it where it is installed; else a small server on transformers does, one generation at a time. Clients
+    send the key VLLM_API_KEY, those of the judge JUDGE_API_KEY, if these are set.
 
     [bold]Examples[/bold]
 
@@ -96,13 +96,14 @@ def judge_server(
 ) -> None:
     """Serve the judge in front of a predictor until Ctrl-C: pairs, lists and single answers, in both orders.
 
-    The API's page is at /docs, metrics at /metrics. Keys: JUDGE_API_KEY of clients, VLLM_API_KEY of the predictor. Logs go to stderr, one JSON line per request, without the users' text.
+    The API's page is at /docs, metrics at /metrics. Keys: JUDGE_API_KEY of clients, VLLM_API_KEY of the predictor. Logs
+    go to stderr, one JSON line per request, without the users' text.
 
     [bold]Examples[/bold]
 
       reasongenrm judge-server --predictor http://127.0.0.1:8000/v1
 
-      curl http://127.0.0.1:8080/v1/pairwise -H 'Content-Type: application/json' -d '{"question": "Name a prime.", "answer_a": "7", "answer_b": "9"}'
+      curl 127.0.0.1:8080/v1/pairwise -H 'Content-Type: application/json' -d '{"question": "Name a prime.", ...}'
     """
     from reasongenrm.processes.extras import require
 

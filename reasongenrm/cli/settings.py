@@ -1,6 +1,7 @@
 """Options that several commands share, and a run's configuration from file and command line.
 
-Every command's help imports this module, so the config's models (a quarter of a second) are imported only where a config is read.
+Every command's help imports this module, so the config's models (a quarter of a second) are imported only where a
+config is read.
 """
 
 from pathlib import Path

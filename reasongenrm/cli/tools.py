@@ -45,8 +45,8 @@ def compile_pipeline(
         stale = stale_files(output)
         if stale:
             raise ConfigError(
-                f"{', '.join(map(str, stale))}: not what the pipeline compiles to. Run `reasongenrm compile` and commit what it "
-                "writes."
+                f"{', '.join(map(str, stale))}: not what the pipeline compiles to. Run `reasongenrm compile` and "
+                "commit what it writes."
             )
         return
     compiled = compile_to(output, images_of(registry), namespace)

@@ -1,6 +1,7 @@
 """How runs and results look in a terminal: a run while it goes on, the table of variants, one judged pair.
 
-On a terminal a run's last line is alive: the running task, a bar, its rate and time left, and how long it has been at work.
+On a terminal a run's last line is alive: the running task, a bar, its rate and time left, and how long it has been at
+work.
 """
 
 import re

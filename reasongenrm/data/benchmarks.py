@@ -121,8 +121,8 @@ class Benchmark:
 def load_benchmark(uri: str, limit: int | None = None, seed: int = 0) -> Benchmark:
     """Read and check a benchmark.
 
-    The form of `uri` alone says where to look: `owner/name` is a dataset on the hub (its split "filtered"), `s3://...` an
-    object, and everything else, such as a name that ends in .jsonl, a local file.
+    The form of `uri` alone says where to look: `owner/name` is a dataset on the hub (its split "filtered"), `s3://...`
+    an object, and everything else, such as a name that ends in .jsonl, a local file.
 
     Args:
         uri: a hub name, a local file, or an s3:// URI of a JSON Lines file.
@@ -202,9 +202,9 @@ def _check_subsets(rows: Sequence[BenchmarkRow], places: Sequence[str], uri: str
     names = ", ".join(f"'{subset}' ({num} rows{_meant(subset)})" for subset, num in unknown.most_common(5))
     more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
     raise InputError(
-        f"{uri}: {num_known} rows are of RewardBench's subsets, mixed with unknown subsets: {names}{more}, the first at "
-        f"{first}; expected only RewardBench's 23 subsets (they have sections), or only other subsets (they have none). "
-        "Correct the names, or put your own rows into a separate file."
+        f"{uri}: {num_known} rows are of RewardBench's subsets, mixed with unknown subsets: {names}{more}, the first "
+        f"at {first}; expected only RewardBench's 23 subsets (they have sections), or only other subsets (they have "
+        "none). Correct the names, or put your own rows into a separate file."
     )
 
 

@@ -108,8 +108,8 @@ def detect_family(tokenizer: "PreTrainedTokenizerBase") -> ChatFamily:
             return family
     wanted = "; ".join(f"{family.name}: {' '.join(family.told_by)}" for family in FAMILIES)
     raise InputError(
-        f"{tokenizer.name_or_path or 'the tokenizer'}: found none of the supported chat families' turn tokens; expected "
-        f"all tokens of one of {wanted}. Use an instruct model of one of these families."
+        f"{tokenizer.name_or_path or 'the tokenizer'}: found none of the supported chat families' turn tokens; "
+        f"expected all tokens of one of {wanted}. Use an instruct model of one of these families."
     )
 
 
@@ -155,7 +155,8 @@ def render(
     """
     if tokenizer.chat_template is None:
         raise InputError(
-            f"{tokenizer.name_or_path}: has no chat template; expected an instruct model. Use one, or train with train_sft."
+            f"{tokenizer.name_or_path}: has no chat template; expected an instruct model. Use one, or train with "
+            "train_sft."
         )
     options: dict[str, Any] = {} if opening_role is None else {"opening_role": opening_role}
     options |= {"add_generation_prompt": add_generation_prompt, "return_dict": False}

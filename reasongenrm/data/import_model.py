@@ -87,8 +87,8 @@ def import_model(store: Store, config: ModelConfig, model_uri: str) -> ArtifactR
     if _HUB_NAME.fullmatch(model_uri) and not model_uri.startswith("."):
         return _import_hub(store, config, model_uri)
     raise InputError(
-        f"{model_uri}: no such folder; expected a folder with config.json, *.safetensors and a tokenizer, a .gguf file, "
-        "s3://bucket/folder, or organisation/name on the hub. Check the path."
+        f"{model_uri}: no such folder; expected a folder with config.json, *.safetensors and a tokenizer, a .gguf "
+        "file, s3://bucket/folder, or organisation/name on the hub. Check the path."
     )
 
 
@@ -140,12 +140,13 @@ def _import_hub(store: Store, config: ModelConfig, name: str) -> ArtifactRef:
     except HfHubHTTPError as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"{wanted}: the hub answers: {reason} Check the name and the revision (and, if the model is gated, log in with "
-            "`hf auth login`)."
+            f"{wanted}: the hub answers: {reason} Check the name and the revision (and, if the model is gated, log in "
+            "with `hf auth login`)."
         ) from error
     except (ConnectionError, httpx2.TransportError, LocalEntryNotFoundError) as error:
         raise InputError(
-            f"{wanted}: there is no such folder here, and the hub cannot be reached ({error}). Check the path, or go online."
+            f"{wanted}: there is no such folder here, and the hub cannot be reached ({error}). Check the path, or go "
+            "online."
         ) from error
 
 
@@ -155,8 +156,8 @@ def _finish(stage: Stage, config: ModelConfig, path: Path, source: str, revision
     family, is_judge = _chat_family(path, source)
     if config.chat_family not in (None, family):
         raise InputError(
-            f"{source}: its tokens are those of the chat family {family}, but model.chat_family is {config.chat_family}. "
-            "Leave chat_family out, or give the model that was meant."
+            f"{source}: its tokens are those of the chat family {family}, but model.chat_family is "
+            f"{config.chat_family}. Leave chat_family out, or give the model that was meant."
         )
     for name, file in folder.files.items():
         stage.add_file(file, name)
@@ -229,13 +230,14 @@ def _weight_files(path: Path, where: str) -> list[Path]:
     if (path / "adapter_config.json").is_file():
         raise InputError(f"{where}: is an adapter without its model, no model.safetensors. Merge it into its base.")
     raise InputError(
-        f"{where}: a model folder without weights; expected model.safetensors, or {_INDEX} and the files that it names. "
-        "Copy the model again, or give another folder."
+        f"{where}: a model folder without weights; expected model.safetensors, or {_INDEX} and the files that it "
+        "names. Copy the model again, or give another folder."
     )
 
 
 def _check_safetensors(path: Path, where: str) -> Counter[str]:
-    """See that a file's header is valid and that all its tensors are there; returns the number of parameters per dtype."""
+    """See that a file's header is valid and that all its tensors are there; returns the number of parameters per
+    dtype."""
     from safetensors import SafetensorError, safe_open
 
     num_parameters: Counter[str] = Counter()
@@ -246,7 +248,8 @@ def _check_safetensors(path: Path, where: str) -> Counter[str]:
                 num_parameters[tensor.get_dtype()] += math.prod(tensor.get_shape())
     except SafetensorError as error:
         raise InputError(
-            f"{where}/{path.name}: not a whole safetensors file ({error}). It is damaged or was not copied whole. Copy it again."
+            f"{where}/{path.name}: not a whole safetensors file ({error}). It is damaged or was not copied whole. Copy "
+            "it again."
         ) from error
     if not num_parameters:
         raise InputError(f"{where}/{path.name}: holds no weights. Copy it again.")
@@ -298,8 +301,8 @@ def _convert_gguf(path: Path, folder: Path, dtype: str) -> None:
     except (OSError, ValueError, KeyError, IndexError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"{path}: cannot be read as a GGUF file: {reason}. It may be cut short, or of an architecture that transformers does "
-            "not convert. Download it again, or give the original model."
+            f"{path}: cannot be read as a GGUF file: {reason}. It may be cut short, or of an architecture that "
+            "transformers does not convert. Download it again, or give the original model."
         ) from error
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,8 +1,8 @@
 """prepare_pairs: preference rows in, judge prompts out.
 
-A row is {"chosen": [turns], "rejected": [turns]}: two conversations that differ in their last assistant turn. A row that
-is not of this shape stops the stage, since the file is then not what it was taken for; a row of the right shape that
-holds no preference (equal answers, an empty turn, other questions) is dropped and counted by cause.
+A row is {"chosen": [turns], "rejected": [turns]}: two conversations that differ in their last assistant turn. A row
+that is not of this shape stops the stage, since the file is then not what it was taken for; a row of the right shape
+that holds no preference (equal answers, an empty turn, other questions) is dropped and counted by cause.
 """
 
 import random
@@ -87,8 +87,9 @@ def _check_roles(turns: Sequence[Message], side: str, where: str) -> None:
     roles = [turn.role for turn in turns]
     if not roles or roles != ["user", "assistant"] * ((len(roles) + 1) // 2):
         raise InputError(
-            f"{where}: roles in '{side}' are out of turn ({', '.join(roles[:8]) or 'no turns'}); expected user, assistant, ... in "
-            "turn, ending with assistant. Fix or remove the row, or set pairs.bad_rows: drop to leave such rows out (counted)."
+            f"{where}: roles in '{side}' are out of turn ({', '.join(roles[:8]) or 'no turns'}); expected user, "
+            "assistant, ... in turn, ending with assistant. Fix or remove the row, or set pairs.bad_rows: drop to "
+            "leave such rows out (counted)."
         )
 
 

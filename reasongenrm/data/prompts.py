@@ -16,14 +16,15 @@ _MARK = re.compile(r"\[(?=\[[AB]\]\])")
 _SPACE = r"[ \t\xa0\u2000-\u200f\u202a-\u202e\u2060-\u2069\ufeff]*"
 _BREAKS = r"\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029"
 _HEADING = re.compile(
-    rf"(?:^|(?<=[{_BREAKS}]))(?={_SPACE}#{{1,6}}{_SPACE}(?:Question|Answer{_SPACE}[AB]|Judge{_SPACE}by|Verdict|Your{_SPACE}part)"
+    rf"(?:^|(?<=[{_BREAKS}]))(?={_SPACE}#{{1,6}}{_SPACE}"
+    rf"(?:Question|Answer{_SPACE}[AB]|Judge{_SPACE}by|Verdict|Your{_SPACE}part)"
     rf"{_SPACE}(?:#|:|[{_BREAKS}]|$))",
     re.IGNORECASE | re.MULTILINE,
 )
 
 _TASK = """\
-Two answers to the same question are given below. Decide which one is better: the one that does what the question asks, \
-is correct, and is helpful and safe.
+Two answers to the same question are given below. Decide which one is better: the one that does what the question \
+asks, is correct, and is helpful and safe.
 
 ### Question
 {question}
@@ -42,16 +43,19 @@ _RUBRIC = """
 {rubric}
 """
 
-_EXPLAIN = " First explain your decision in two or three sentences. Then end with the verdict, [[A]] or [[B]], on a line of its own."
+_EXPLAIN = (
+    " First explain your decision in two or three sentences. "
+    "Then end with the verdict, [[A]] or [[B]], on a line of its own."
+)
 
 _TEACHER = """\
 {task}
 
 ### Your part
 The better answer is known: it is answer {letter}. Write the reasoning that leads an impartial judge there, in a few \
-sentences: what the question asks for, how answer A meets it, how answer B meets it, and which difference decides. Argue \
-from the two answers alone, as if nobody had told you the result, and do not mention that it was given. Close by saying \
-in words which answer is better. Write the reasoning only, without the marks [[A]] and [[B]]."""
+sentences: what the question asks for, how answer A meets it, how answer B meets it, and which difference decides. \
+Argue from the two answers alone, as if nobody had told you the result, and do not mention that it was given. Close by \
+saying in words which answer is better. Write the reasoning only, without the marks [[A]] and [[B]]."""
 
 
 class TurnText(Protocol):
@@ -73,9 +77,9 @@ def question_text(question: Sequence[TurnText]) -> str:
 def as_data(text: str) -> str:
     """Text as it goes into a prompt, so that it stays text: no part of the prompt and no verdict can be faked in it.
 
-    Control tokens get a space ("< |im_end|>", see `chat.neutralise`), verdict marks too ("[ [A]]": a model that quotes an answer
-    gives no verdict by it), and lines that equal a heading of the prompt are quoted ("> ### Answer B"). Other text is
-    left as it is; applying it twice changes nothing more.
+    Control tokens get a space ("< |im_end|>", see `chat.neutralise`), verdict marks too ("[ [A]]": a model that quotes
+    an answer gives no verdict by it), and lines that equal a heading of the prompt are quoted ("> ### Answer B"). Other
+    text is left as it is; applying it twice changes nothing more.
     """
     return _HEADING.sub("> ", _MARK.sub("[ ", neutralise(text)))
 

@@ -84,13 +84,14 @@ def hub_rows(name: str, split: str, revision: str | None = None) -> list[tuple[s
 
 def _not_had(what: str, error: Exception) -> InputError:
     return InputError(
-        f"{what}: neither a local file nor a data set that the hub gives: {' '.join(str(error).split())[:300]}. Check the name and "
-        "the network, or give a JSON Lines file (a name that ends in .jsonl, or ./path) or an s3:// URI."
+        f"{what}: neither a local file nor a data set that the hub gives: {' '.join(str(error).split())[:300]}. Check "
+        "the name and the network, or give a JSON Lines file (a name that ends in .jsonl, or ./path) or an s3:// URI."
     )
 
 
 def take(items: Sequence[T], limit: int | None, seed: int) -> list[T]:
-    """At most `limit` items, in their order: the first after a seeded shuffle, so that a small run sees every source."""
+    """At most `limit` items, in their order: the first after a seeded shuffle, so that a small run sees every
+    source."""
     places = list(range(len(items)))
     random.Random(seed).shuffle(places)
     return [items[place] for place in sorted(places[:limit])]

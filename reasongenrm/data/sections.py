@@ -8,7 +8,8 @@ from collections.abc import Iterable
 
 from reasongenrm.records import Record
 
-# Sections, their subsets and the subsets' weights. Source: allenai/reward-bench, rewardbench/constants.py, SUBSET_MAPPING
+# Sections, their subsets and the subsets' weights. Source: allenai/reward-bench, rewardbench/constants.py,
+# SUBSET_MAPPING
 # and EXAMPLE_COUNTS ("math-prm": its 447 rows are weighted up to as much as the six code subsets together).
 SECTIONS: dict[str, dict[str, int]] = {
     "Chat": {

@@ -1,9 +1,9 @@
 """The demo's data and teacher: five format-following tasks whose answers a program can check.
 
 `write_demo_data` writes the preference set and the held-out benchmark (the files in examples/demo/ are its output).
-`teacher_server` serves a teacher behind the same OpenAI-compatible interface as a 70B model would: a program that checks
-both answers against the question and writes what it found. It knows these five tasks and nothing else; real data needs
-a model as its teacher.
+`teacher_server` serves a teacher behind the same OpenAI-compatible interface as a 70B model would: a program that
+checks both answers against the question and writes what it found. It knows these five tasks and nothing else; real data
+needs a model as its teacher.
 """
 
 import json

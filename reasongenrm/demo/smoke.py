@@ -1,9 +1,10 @@
 """The inputs of a cluster's smoke run, and what its judge must answer.
 
 `python -m reasongenrm.demo.smoke write s3://BUCKET/PREFIX` puts model/ (tiny, random weights), preferences.jsonl and
-benchmark.jsonl (the demo's) there, or into a folder. The run that follows (pipelines/configs/smoke.yaml) goes through every
-stage in minutes on two CPU cores and needs neither a hub nor a network. It shows that the stages, the store and the cluster
-work together; the judge that it makes is worthless, so `check COMPLETION JUDGMENT` looks at the form of its answers alone.
+benchmark.jsonl (the demo's) there, or into a folder. The run that follows (pipelines/configs/smoke.yaml) goes through
+every stage in minutes on two CPU cores and needs neither a hub nor a network. It shows that the stages, the store and
+the cluster work together; the judge that it makes is worthless, so `check COMPLETION JUDGMENT` looks at the form of its
+answers alone.
 """
 
 import json

@@ -95,7 +95,8 @@ class _Change:
         return revision_of(self.manifest)
 
     def planned(self, existing: Service) -> Service:
-        """The manifest as it is written over `existing`; another name of the predictor would end the old pods at once."""
+        """The manifest as it is written over `existing`; another name of the predictor would end the old pods at
+        once."""
         planned = copy.deepcopy(self.manifest)
         if name := existing["spec"]["predictor"].get("name"):
             planned["spec"]["predictor"].setdefault("name", name)
@@ -140,8 +141,8 @@ class _Change:
         if target.has_transformer or self.cluster.get(DEPLOYMENT, target.namespace, target.transformer) is None:
             return
         self.timeline.say(
-            f"KServe leaves Deployment {target.transformer} of the manifest before running, and nothing needs it: kubectl "
-            f"delete -n {target.namespace} deployment,service,hpa {target.transformer} --ignore-not-found"
+            f"KServe leaves Deployment {target.transformer} of the manifest before running, and nothing needs it: "
+            f"kubectl delete -n {target.namespace} deployment,service,hpa {target.transformer} --ignore-not-found"
         )
 
     def write_repeatedly(self, cluster: Cluster, write: Callable[[Cluster, Service | None], T]) -> T:
@@ -152,8 +153,8 @@ class _Change:
             except (ConflictError, AlreadyExistsError):
                 continue
         raise ClusterError(
-            f"InferenceService {self.config.namespace}/{self.config.name}: changed {_MAX_WRITES} times while it was to be "
-            "written. See who writes to it (kubectl get -o yaml --show-managed-fields), and deploy again."
+            f"InferenceService {self.config.namespace}/{self.config.name}: changed {_MAX_WRITES} times while it was to "
+            "be written. See who writes to it (kubectl get -o yaml --show-managed-fields), and deploy again."
         )
 
     def write(self, cluster: Cluster, existing: Service | None) -> Service:
@@ -181,7 +182,8 @@ class _Change:
         return written
 
     def undo(self, *, stopped: bool) -> str:
-        """Put back what was there; returns what was done, in words. A `stopped` process must end: nothing is waited for."""
+        """Put back what was there; returns what was done, in words. A `stopped` process must end: nothing is waited
+        for."""
         if not self.is_ours:
             return "Nothing was changed by this deployment, and nothing was put back."
         cluster = self.cluster.within(_STOP_SECONDS) if stopped else self.cluster

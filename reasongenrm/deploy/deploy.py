@@ -1,7 +1,7 @@
 """deploy_kserve: renders the winner's InferenceService and, with `deploy.apply`, deploys it.
 
-In go the decision of the gate and the models it chose from; out comes `inferenceservice.yaml`, and with `deploy.apply` a
-judge that serves and is recorded in the store.
+In go the decision of the gate and the models it chose from; out comes `inferenceservice.yaml`, and with `deploy.apply`
+a judge that serves and is recorded in the store.
 """
 
 from collections.abc import Mapping
@@ -28,13 +28,14 @@ def deploy_kserve(
     """Stage: render the InferenceService of the winner and, with `config.apply`, deploy it.
 
     Args:
-        decision: of select_winner; `metrics["winner"]` names the variant, `metrics["passed"]` says whether to deploy it.
+        decision: of select_winner; `metrics["winner"]` names the variant, `metrics["passed"]` says whether to deploy
+            it.
         models: variant -> checkpoint; holds the winner.
 
     Returns:
-        The artifact with `inferenceservice.yaml` and, if it was applied, golden.jsonl, golden.json and rollout.json; metrics:
-        variant, model_uri, and changed, golden_agreement, seconds. An artifact that is found again was checked again: a
-        finished stage says nothing about what a cluster serves now.
+        The artifact with `inferenceservice.yaml` and, if it was applied, golden.jsonl, golden.json and rollout.json;
+        metrics: variant, model_uri, and changed, golden_agreement, seconds. An artifact that is found again was checked
+        again: a finished stage says nothing about what a cluster serves now.
 
     Raises:
         InputError: the gate did not pass, or there is no model of the winner.

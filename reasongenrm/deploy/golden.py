@@ -1,8 +1,9 @@
 """Golden judgments: rows that the winner judged right in both orders, asked again of its new pods.
 
-In go the winner's own evaluation and the address of the new pods, out comes how far they agree. That proves what no probe
-does: the right checkpoint, the right chat template, a key that works, and verdicts that can be read. Where a judge's server
-is deployed it is asked as its clients do, by /v1/pairwise; else the model is asked as the evaluation did.
+In go the winner's own evaluation and the address of the new pods, out comes how far they agree. That proves what no
+probe does: the right checkpoint, the right chat template, a key that works, and verdicts that can be read. Where a
+judge's server is deployed it is asked as its clients do, by /v1/pairwise; else the model is asked as the evaluation
+did.
 """
 
 import contextlib
@@ -29,7 +30,8 @@ _CONCURRENCY = 8
 
 @dataclass(frozen=True)
 class GoldenRows:
-    """What is asked, and how a model without a judge's server is asked: the evaluation's settings, the variant's style."""
+    """What is asked, and how a model without a judge's server is asked: the evaluation's settings, the variant's
+    style."""
 
     rows: tuple[BenchmarkRow, ...]
     settings: EvaluateConfig
@@ -37,7 +39,8 @@ class GoldenRows:
 
 
 class GoldenJudgment(Record):
-    """What the new pods said about one row in one order; verdicts and `p_a`, P([[A]]) in [0, 1], in this order's terms."""
+    """What the new pods said about one row in one order; verdicts and `p_a`, P([[A]]) in [0, 1], in this order's
+    terms."""
 
     row_id: str
     order: Order
@@ -88,7 +91,8 @@ class Golden:
 def choose_golden(evaluation: ArtifactRef, variant: str, config: DeployConfig) -> GoldenRows:
     """Rows that this judge judged rightly in both orders, spread over the subsets; the same ones every time.
 
-    With `min_golden_agreement: 0` a judge that got none right is asked other rows: its pods must answer, no more (a smoke run).
+    With `min_golden_agreement: 0` a judge that got none right is asked other rows: its pods must answer, no more (a
+    smoke run).
 
     Raises:
         InputError: there is no such row, and some have to be right.
@@ -104,8 +108,8 @@ def choose_golden(evaluation: ArtifactRef, variant: str, config: DeployConfig) -
     golden = spread([row for row in rows if row.row_id in right], config.num_golden, seed=0)
     if not golden:
         raise InputError(
-            f"{evaluation.uri}: {variant} judged none of {len(results)} rows rightly in both orders; golden judgments need "
-            "one at least. Evaluate on more rows, or look at why the judge fails."
+            f"{evaluation.uri}: {variant} judged none of {len(results)} rows rightly in both orders; golden judgments "
+            "need one at least. Evaluate on more rows, or look at why the judge fails."
         )
     settings = {key: value for key, value in manifest.config.items() if key in EvaluateConfig.model_fields}
     return GoldenRows(tuple(golden), EvaluateConfig.model_validate(settings), VARIANTS[variant].style)
@@ -132,8 +136,8 @@ def ask_golden(address: str, golden: GoldenRows, config: DeployConfig, *, has_ju
     if found.agreement < config.min_golden_agreement:
         wrong = next(iter(found.wrong.values()))
         raise ClusterError(
-            f"golden judgments: the new pods judged {found.num_rows - len(found.wrong)} of {found.num_rows} rows as the "
-            f"evaluation did; expected {config.min_golden_agreement:.0%} at least (deploy.min_golden_agreement). "
+            f"golden judgments: the new pods judged {found.num_rows - len(found.wrong)} of {found.num_rows} rows as "
+            f"the evaluation did; expected {config.min_golden_agreement:.0%} at least (deploy.min_golden_agreement). "
             f"Row {wrong.row_id}, {wrong.order}: {wrong.verdict or 'no verdict'}, expected {wrong.label}."
         )
     return found

@@ -1,7 +1,7 @@
 """The InferenceService that serves a checkpoint, rendered.
 
-In go settings, a model and the gate's decision; out comes the manifest in dicts. KServe's Standard mode, our own namespaced
-ServingRuntime, the checkpoint straight from S3, and the judge's server in front of it (`transformer`). Pure.
+In go settings, a model and the gate's decision; out comes the manifest in dicts. KServe's Standard mode, our own
+namespaced ServingRuntime, the checkpoint straight from S3, and the judge's server in front of it (`transformer`). Pure.
 """
 
 import hashlib
@@ -34,8 +34,8 @@ def render_inference_service(config: DeployConfig, model: ArtifactRef, decision:
 
     Args:
         model: the checkpoint; its folder becomes `storageUri`, which must end with "/" for S3.
-        decision: the gate's decision, recorded with the model's digest as an annotation; its winner says how the judge's
-            server asks, its metrics hold the calibration, if there is one.
+        decision: the gate's decision, recorded with the model's digest as an annotation; its winner says how the
+            judge's server asks, its metrics hold the calibration, if there is one.
 
     Raises:
         ConfigError: settings that do not go together (see `preflight`).

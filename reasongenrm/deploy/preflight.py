@@ -33,7 +33,7 @@ def _settings(config: DeployConfig) -> Iterator[str]:
         if not _QUANTITY.fullmatch(quantity):
             yield f"deploy.{key} is '{quantity}': expected a Kubernetes quantity such as 4, 500m, 32Gi"
     if judge.enabled and judge.image is None:
-        yield "judge.image is not set: name the cpu image, in which the judge's server runs, or set judge.enabled to false"
+        yield "judge.image is not set: name the cpu image, which has the judge's server, or set judge.enabled to false"
     if not _LABEL.fullmatch(config.namespace):
         yield f"namespace is '{config.namespace}': expected lower-case letters, digits and '-', at most {_LABEL_CHARS}"
     if config.min_replicas > config.max_replicas:
@@ -43,8 +43,8 @@ def _settings(config: DeployConfig) -> Iterator[str]:
         )
     if config.min_replicas == 0 and config.autoscaler != "external":
         yield (
-            f"min_replicas is 0, but an autoscaler of class '{config.autoscaler}' cannot scale to zero: set it to 1, or "
-            "autoscaler to external and bring a KEDA ScaledObject"
+            f"min_replicas is 0, but an autoscaler of class '{config.autoscaler}' cannot scale to zero: set it to 1, "
+            "or autoscaler to external and bring a KEDA ScaledObject"
         )
     if config.autoscaler == "none" and config.max_replicas != config.min_replicas:
         yield (
@@ -57,9 +57,10 @@ def _settings(config: DeployConfig) -> Iterator[str]:
         yield "golden_endpoint is set, which has no effect with apply false: leave it out"
     if config.golden_endpoint is not None and not re.fullmatch(r"https?://[^/\s]+/?", config.golden_endpoint):
         yield f"golden_endpoint is '{config.golden_endpoint}': expected http(s)://host or http(s)://host:port"
-    host = f"{config.name}-{'transformer' if judge.enabled else 'predictor'}-{config.namespace}"  # the longest of its hosts
+    # the longest of its hosts
+    host = f"{config.name}-{'transformer' if judge.enabled else 'predictor'}-{config.namespace}"
     if len(host) > _LABEL_CHARS:
         yield (
-            f"the host '{host}' that KServe would publish has {len(host)} characters, {_LABEL_CHARS} are allowed: shorten "
-            "the name"
+            f"the host '{host}' that KServe would publish has {len(host)} characters, {_LABEL_CHARS} are allowed: "
+            "shorten the name"
         )

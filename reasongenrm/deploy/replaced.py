@@ -47,8 +47,8 @@ def load_replaced(item: Mapping[str, Any]) -> dict[str, Any] | None:
         found: dict[str, Any] = json.loads(read_uri(uri))
     except (ValueError, KeyError, TypeError) as error:  # InputError (no such object) is a ValueError
         raise InputError(
-            f"InferenceService {item['metadata']['name']}: the annotation {REPLACED} is {note!r}: {error}. Expected JSON "
-            "with the URI of a saved manifest in this store. Give the judge to go back to with --to."
+            f"InferenceService {item['metadata']['name']}: the annotation {REPLACED} is {note!r}: {error}. Expected "
+            "JSON with the URI of a saved manifest in this store. Give the judge to go back to with --to."
         ) from error
     return found
 

@@ -1,7 +1,8 @@
 """Going back to a judge that was served before: which ones there are, and how.
 
-The store knows every judge that was deployed (`served`), and what a deployment found in its place (`replaced`), which may be
-a judge that somebody put there by hand. A rollback is a deployment of an old manifest: waited for, asked, recorded.
+The store knows every judge that was deployed (`served`), and what a deployment found in its place (`replaced`), which
+may be a judge that somebody put there by hand. A rollback is a deployment of an old manifest: waited for, asked,
+recorded.
 """
 
 from dataclasses import dataclass
@@ -78,7 +79,8 @@ def choices(cluster: Cluster, store: Store, namespace: str, name: str) -> list[C
 
 
 def choose(cluster: Cluster, store: Store, namespace: str, name: str, to: str | None) -> Choice:
-    """The judge that `to` names: a number of the list, or the beginning of a digest; None: what the present one replaced.
+    """The judge that `to` names: a number of the list, or the beginning of a digest; None: what the present one
+    replaced.
 
     Raises:
         InputError: there is none, several fit, or it is the one that is served.
@@ -88,8 +90,8 @@ def choose(cluster: Cluster, store: Store, namespace: str, name: str, to: str | 
         fitting = [choice for choice in found if choice.is_before]
         if not fitting:
             raise InputError(
-                f"{where}: no judge was served before this one; nothing to go back to. Name one with --to, or take it away: "
-                f"kubectl delete inferenceservice {name} -n {namespace}"
+                f"{where}: no judge was served before this one; nothing to go back to. Name one with --to, or take it "
+                f"away: kubectl delete inferenceservice {name} -n {namespace}"
             )
         return fitting[0]
     digits = to.removeprefix("sha256:")
@@ -98,8 +100,8 @@ def choose(cluster: Cluster, store: Store, namespace: str, name: str, to: str | 
         fitting += [choice for choice in found if choice.digest.removeprefix("sha256:").startswith(digits)]
     if len(fitting) != 1:
         raise InputError(
-            f"{where}: {len(fitting)} judges fit --to {to}; expected one. `reasongenrm rollback --list` shows them: give "
-            "a number, or six digits of a digest at least."
+            f"{where}: {len(fitting)} judges fit --to {to}; expected one. `reasongenrm rollback --list` shows them: "
+            "give a number, or six digits of a digest at least."
         )
     return fitting[0]
 

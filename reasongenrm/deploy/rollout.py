@@ -83,8 +83,8 @@ def wait_for_rollout(cluster: Cluster, target: Target, timeout_seconds: float, t
     """Wait until the new pods are ready and the old ones are gone, of the model and of the judge's server at once.
 
     KServe's own status does not tell: Ready and transitionStatus may be of older pods, and observedGeneration is the
-    Deployment's, not the InferenceService's (KServe aaac4e294, PropagateRawStatus). So the Deployment's template and the
-    pods must have the revision that KServe copies from the InferenceService's annotations.
+    Deployment's, not the InferenceService's (KServe aaac4e294, PropagateRawStatus). So the Deployment's template and
+    the pods must have the revision that KServe copies from the InferenceService's annotations.
 
     Returns:
         The address where clients ask: of the judge's server, or of the model where there is none. http://host[:port].
@@ -107,8 +107,9 @@ def wait_for_rollout(cluster: Cluster, target: Target, timeout_seconds: float, t
         doing = "; ".join([state, *(trouble.text for trouble in troubles)])
         if now >= deadline:
             raise ClusterError(
-                f"{target}: not ready after {timeout_seconds:.0f} s: {doing.rstrip('. ')}. Look at `kubectl describe pods -n "
-                f"{target.namespace} -l app=isvc.{target.deployment}`; deploy.rollout_timeout_seconds gives it more time."
+                f"{target}: not ready after {timeout_seconds:.0f} s: {doing.rstrip('. ')}. Look at `kubectl describe "
+                f"pods -n {target.namespace} -l app=isvc.{target.deployment}`; deploy.rollout_timeout_seconds gives it "
+                "more time."
             )
         if doing != said or now - said_at >= REPORT_SECONDS:
             timeline.say(f"{target.deployment}: {doing}")
@@ -123,8 +124,8 @@ def _look(cluster: Cluster, target: Target) -> tuple[str, list[Trouble], str | N
         raise ClusterError(f"{target}: somebody deleted it while its pods were waited for. Deploy again.")
     if revision_of(service) != target.revision:
         raise ClusterError(
-            f"{target}: somebody else changed it while its pods were waited for (rollout revision {revision_of(service)}, "
-            f"expected {target.revision}). Let one deployment end before the next."
+            f"{target}: somebody else changed it while its pods were waited for (rollout revision "
+            f"{revision_of(service)}, expected {target.revision}). Let one deployment end before the next."
         )
     parts = [_part(cluster, service, target, part, name) for part, name in target.deployments.items()]
     state = "; the judge's server: ".join(said for said, _, _ in parts)
@@ -163,8 +164,8 @@ def _part(cluster: Cluster, service: Mapping[str, Any], target: Target, componen
 def address_of(service: Mapping[str, Any], target: Target) -> str | None:
     """Where the pods are reached, http://host[:port]; None until KServe calls them ready.
 
-    `status.address` names the transformer's Service if there is one, else the predictor's. For a while after a change it
-    still names the Service of before.
+    `status.address` names the transformer's Service if there is one, else the predictor's. For a while after a change
+    it still names the Service of before.
     """
     status = service.get("status", {})
     model = status.get("modelStatus", {}).get("transitionStatus")

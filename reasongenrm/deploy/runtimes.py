@@ -1,7 +1,8 @@
 """What the cluster's ServingRuntime can do, and whether a model and our settings fit it.
 
-In goes the runtime that a manifest names, as the API server has it; out comes nothing, or what to change. Where this finds
-nothing wrong, KServe itself tells of a runtime that is disabled or serves another format (`health.service_troubles`).
+In goes the runtime that a manifest names, as the API server has it; out comes nothing, or what to change. Where this
+finds nothing wrong, KServe itself tells of a runtime that is disabled or serves another format
+(`health.service_troubles`).
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,8 @@ from reasongenrm.kubernetes.cluster import Cluster
 from reasongenrm.kubernetes.kinds import SERVING_RUNTIME
 from reasongenrm.store.artifacts import ArtifactRef, open_artifact
 
-_MODEL_DIR = "/mnt/models/"  # where KServe puts the checkpoint. Source: KServe aaac4e294, pkg/constants DefaultModelLocalMountPath
+# where KServe puts the checkpoint. Source: KServe aaac4e294, pkg/constants DefaultModelLocalMountPath
+_MODEL_DIR = "/mnt/models/"
 _PARSER, _PLUGIN = "--reasoning-parser", "--reasoning-parser-plugin"  # of `vllm serve`
 
 
@@ -34,8 +36,8 @@ def check_runtime(cluster: Cluster, config: DeployConfig, manifest: Mapping[str,
         )
     if config.server == "vllm" and manifest["spec"].get("transformer") and not has_reasoning_parser(runtime):
         raise ClusterError(
-            f"{where}: starts vLLM without {_PARSER}, so the judge's server would find reason and verdict in one text. Apply "
-            "manifests/serving of this version, or set deploy.judge.enabled to false."
+            f"{where}: starts vLLM without {_PARSER}, so the judge's server would find reason and verdict in one text. "
+            "Apply manifests/serving of this version, or set deploy.judge.enabled to false."
         )
     plugin = _argument(runtime, _PLUGIN) or ""
     in_model = plugin.removeprefix(_MODEL_DIR)

@@ -153,8 +153,8 @@ def _check_evaluated(config: GateConfig, evaluations: Mapping[str, Evaluation]) 
     if missing:
         found = ", ".join(evaluations) or "none"
         raise ConfigError(
-            f"gate: no evaluation of {', '.join(missing)} (found: {found}). Evaluate it, or take it out of gate.candidates"
-            f"{' and set gate.beat_base to false' if BASE in missing else ''}."
+            f"gate: no evaluation of {', '.join(missing)} (found: {found}). Evaluate it, or take it out of "
+            f"gate.candidates{' and set gate.beat_base to false' if BASE in missing else ''}."
         )
 
 
@@ -259,7 +259,8 @@ def _remarks(
     ]
     if winner.difference and not winner.difference.is_clear:
         remarks.append(
-            f"The difference between {variant_label(winner.variant)} and the base model is not clear: its interval holds 0."
+            f"The difference between {variant_label(winner.variant)} and the base model is not clear: its interval "
+            "holds 0."
         )
     return (*remarks, *evaluations[winner.variant].notes)
 

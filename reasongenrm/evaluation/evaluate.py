@@ -69,7 +69,8 @@ def judge_benchmark(
     """Have every row judged in both orders.
 
     One vote is greedy; several are samples at `config.vote_temperature`. With `config.two_step` and style "reason" the
-    reason is asked for first and the verdict in a second request, as the reference does; tokens and seconds are of both.
+    reason is asked for first and the verdict in a second request, as the reference does; tokens and seconds are of
+    both.
 
     Args:
         engine: who judges.
@@ -226,7 +227,8 @@ def verdict_confusion(ref: ArtifactRef) -> tuple[list[str], list[list[int]]]:
     """How many judgments of an evaluation there are by label and verdict.
 
     Returns:
-        Categories, and a square matrix over them: rows are labels, columns verdicts. "unparsed" is a verdict only, its row is 0.
+        Categories, and a square matrix over them: rows are labels, columns verdicts. "unparsed" is a verdict only, its
+        row is 0.
     """
     categories: list[str] = [*LABELS.values(), "unparsed"]
     judgments = parse_records(read_file(ref, "judgments.jsonl"), Judgment, f"{ref.uri}/judgments.jsonl")

@@ -1,7 +1,7 @@
 """Picks wrong judgments that are worth reading.
 
-In go the rows and the judgments of one judge; out come a few cases of every kind of failure, from different subsets, and how
-many of each kind there were.
+In go the rows and the judgments of one judge; out come a few cases of every kind of failure, from different subsets,
+and how many of each kind there were.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """select_winner, the gate: evaluations in, the decision and the report out.
 
-`decision.py` decides, `report.py` and `report_page.py` tell; this module reads what they need from the artifacts, and from
-`served.py`'s record who is served now.
+`decision.py` decides, `report.py` and `report_page.py` tell; this module reads what they need from the artifacts, and
+from `served.py`'s record who is served now.
 """
 
 from collections.abc import Mapping
@@ -36,8 +36,8 @@ def select_winner(
         deploy: names the InferenceService that the winner would take over; whom it serves now is the champion.
 
     Returns:
-        The artifact; its metrics have `winner`, `passed`, `summary`, the winner's `accuracy` and, where it was measured,
-        its `calibration_temperature` and `calibration_bias`.
+        The artifact; its metrics have `winner`, `passed`, `summary`, the winner's `accuracy` and, where it was
+        measured, its `calibration_temperature` and `calibration_bias`.
 
     Raises:
         ConfigError: a candidate, or the base model that must be beaten, was not evaluated.

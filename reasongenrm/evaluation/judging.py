@@ -1,7 +1,7 @@
-"""How a pair is judged, by whatever engine: what is asked in one order, and what the answer means in the caller's terms.
+"""How a pair is judged by any engine: what is asked in one order, what the answer means in the caller's terms.
 
-Pure functions over the seam's records. An evaluation and the judge service both stand on them, so that a row and a request
-with the same texts are the same question, and their verdicts and probabilities the same numbers.
+Pure functions over the seam's records. An evaluation and the judge service both stand on them, so that a row and a
+request with the same texts are the same question, and their verdicts and probabilities the same numbers.
 """
 
 from collections.abc import Sequence
@@ -65,7 +65,8 @@ def probability_of_first(
     """Calibrated probability that the caller's A is the better one, in [0, 1].
 
     Args:
-        p_a: P([[A]]) in the terms of the prompt (`Generation.p_a`), in which a calibration is fitted: its bias is the place's.
+        p_a: P([[A]]) in the terms of the prompt (`Generation.p_a`), in which a calibration is fitted: its bias is the
+            place's.
         calibration: None leaves the probability as it is.
     """
     if p_a is None:

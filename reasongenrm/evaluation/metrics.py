@@ -1,7 +1,7 @@
 """Judgments to metrics: accuracy with its interval, per subset, section and overall; consistency.
 
-Pure functions over records: `evaluate` turns one judge's judgments into an `Evaluation`, `paired_difference` compares two
-judges on the same rows. `evaluate.py` has the judging itself.
+Pure functions over records: `evaluate` turns one judge's judgments into an `Evaluation`, `paired_difference` compares
+two judges on the same rows. `evaluate.py` has the judging itself.
 """
 
 from collections import Counter, defaultdict
@@ -18,7 +18,8 @@ from reasongenrm.evaluation.calibration import Calibration, fit
 from reasongenrm.records import Judgment, Order, Record, Verdict
 from reasongenrm.variants import JudgeStyle
 
-# With fewer rows than this, resampling within a subset understates its spread: the variance comes out by a factor (n - 1) / n.
+# With fewer rows than this, resampling within a subset understates its spread: the variance comes out by a factor (n -
+# 1) / n.
 SMALL_SUBSET = 10
 
 # Two numbers are fitted, five times over: 20 judgments are 10 rows in both orders, 16 judgments a fit.
@@ -192,8 +193,8 @@ def evaluate(
     judged, expected = {result.row_id for result in results}, {row.row_id for row in benchmark.rows}
     if judged != expected:
         raise InputError(
-            f"{benchmark.uri}: {len(judged)} rows were judged, {len(expected)} were expected; the first that differs is "
-            f"{min(judged ^ expected)}. Evaluate with the same benchmark, limit and seed as the judging."
+            f"{benchmark.uri}: {len(judged)} rows were judged, {len(expected)} were expected; the first that differs "
+            f"is {min(judged ^ expected)}. Evaluate with the same benchmark, limit and seed as the judging."
         )
     subsets = benchmark.subsets()
     weights = subset_weights(subsets)
@@ -293,8 +294,8 @@ def paired_difference(
     other = {result.row_id: result for result in theirs}
     if other.keys() != {result.row_id for result in ours}:
         raise InputError(
-            f"the judges were given different rows ({len(ours)} and {len(other)}); expected the same benchmark, limit and seed. "
-            "Evaluate both on one benchmark."
+            f"the judges were given different rows ({len(ours)} and {len(other)}); expected the same benchmark, limit "
+            "and seed. Evaluate both on one benchmark."
         )
     present = {result.subset for result in ours}
     subsets = [s for s in SECTION_OF if s in present] or sorted(present)
@@ -322,8 +323,8 @@ def _notes(benchmark: Benchmark, subsets: Sequence[SubsetScore]) -> tuple[str, .
     small = [score.subset for score in subsets if score.num_rows < SMALL_SUBSET]
     if small:
         notes.append(
-            f"{len(small)} of {len(subsets)} subsets have fewer than {SMALL_SUBSET} rows: intervals come from resampling within "
-            "subsets and are too narrow there."
+            f"{len(small)} of {len(subsets)} subsets have fewer than {SMALL_SUBSET} rows: intervals come from "
+            "resampling within subsets and are too narrow there."
         )
     return tuple(notes)
 

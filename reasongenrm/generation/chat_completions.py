@@ -1,7 +1,7 @@
 """OpenAI's chat completions as our clients write and read them: the body of a request, and what a reply says.
 
-Two clients stand on it, the endpoint engine and the judge's predictor, so that both ask and read in the same way. Fields
-that OpenAI's API does not have are vLLM's, and are sent only when they are asked for.
+Two clients stand on it, the endpoint engine and the judge's predictor, so that both ask and read in the same way.
+Fields that OpenAI's API does not have are vLLM's, and are sent only when they are asked for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -105,7 +105,8 @@ class _Reply(TypedDict):
     usage: NotRequired[_Usage | None]
 
 
-# TypedDicts are read out of JSON in one pass and leave out what is not asked for: with 64 tokens of 20 log-probabilities
+# TypedDicts are read out of JSON in one pass and leave out what is not asked for: with 64 tokens of 20 log-
+# probabilities
 # each half the time of `json.loads`.
 _REPLY = TypeAdapter(_Reply)
 

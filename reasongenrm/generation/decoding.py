@@ -1,11 +1,11 @@
 """The decoding loop of the in-process engine and the small server: one token per row and step.
 
-What all prompts begin with is computed once, and a prompt once for all its rows. Rows that have ended leave the batch. Each
-row draws from random numbers of its own, so that a row is a function of its prompt, its seed and the batch it was planned into,
-and of nothing else.
+What all prompts begin with is computed once, and a prompt once for all its rows. Rows that have ended leave the batch.
+Each row draws from random numbers of its own, so that a row is a function of its prompt, its seed and the batch it was
+planned into, and of nothing else.
 
-Legend: P prompts, N rows per prompt, R rows still being written (at most P * N), T tokens so far, S tokens that all prompts begin
-with, V vocabulary.
+Legend: P prompts, N rows per prompt, R rows still being written (at most P * N), T tokens so far, S tokens that all
+prompts begin with, V vocabulary.
 """
 
 import random
@@ -25,8 +25,8 @@ GROWTH_TOKENS = 64
 class GrowingLayer(DynamicLayer):
     """Keys and values of one attention layer, shape (R, heads, T, head size): views of buffers with room at the end.
 
-    The cache so grows in steps, and a token does not copy all before it. transformers' DynamicCache concatenates at every
-    token: with SmolLM2-135M on a CPU, 16 rows and 300 to 600 tokens, a fifth to a third of each step's time.
+    The cache so grows in steps, and a token does not copy all before it. transformers' DynamicCache concatenates at
+    every token: with SmolLM2-135M on a CPU, 16 rows and 300 to 600 tokens, a fifth to a third of each step's time.
     """
 
     keys: torch.Tensor

@@ -1,9 +1,9 @@
 """The one client of OpenAI-compatible servers: chat completions whole or streamed, and the list of models.
 
-The endpoint engine, the judge's predictor and the web page's chat stand on it. A body goes in, a `Completion` comes out.
-Connections are pooled; cancelling the task that waits closes its connection, which is how a cancellation reaches vLLM.
-aiohttp, because a request costs a fraction of the CPU time that httpx takes (benchmarks/evaluate_cost.py). Every error is
-an `EndpointError`; those of `PASSING` may pass.
+The endpoint engine, the judge's predictor and the web page's chat stand on it. A body goes in, a `Completion` comes
+out. Connections are pooled; cancelling the task that waits closes its connection, which is how a cancellation reaches
+vLLM. aiohttp, because a request costs a fraction of the CPU time that httpx takes (benchmarks/evaluate_cost.py). Every
+error is an `EndpointError`; those of `PASSING` may pass.
 """
 
 import json
@@ -94,7 +94,8 @@ class ContextExceededError(EndpointError):
 
     @property
     def fitting_fraction(self) -> float:
-        """About how much of the prompt would fit, in (0, 1], by the numbers in the server's words; 1 if they do not tell.
+        """About how much of the prompt would fit, in (0, 1], by the numbers in the server's words; 1 if they do not
+        tell.
 
         The prompt alone is less than the largest number, so that the fraction errs on the side of cutting in two steps.
         """

@@ -50,7 +50,8 @@ class Turns:
             self._sequence_ends = frozenset(int(token) for token in ends if token is not None)
         self.special_ids = frozenset(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
         self._opening_of_reason = self.family.opening("reason")
-        # All tokens that may hold a verdict's letter. Byte-level vocabularies spell ASCII as it is and have both letters.
+        # All tokens that may hold a verdict's letter. Byte-level vocabularies spell ASCII as it is and have both
+        # letters.
         letters = sorted((token, text) for text, token in tokenizer.get_vocab().items() if _LETTER.fullmatch(text))
         self.letter_ids = tuple(token for token, _ in letters)
         self.letter_texts = tuple(text for _, text in letters)

@@ -1,6 +1,7 @@
 """The one reader of verdicts: what an assistant turn decides, and P([[A]]) where it was written.
 
-All engines and the judge service read with these two functions, so an evaluation calibrates the probability that is served.
+All engines and the judge service read with these two functions, so an evaluation calibrates the probability that is
+served.
 """
 
 import math
@@ -22,7 +23,8 @@ _THINK_OPENING, _THINK_CLOSING = re.compile("<think>", re.IGNORECASE), re.compil
 _NEAR_CHARS = 300  # around a mark: further away nothing makes it a quotation, and matching stays cheap on any text
 _QUOTES = r"[\"'`*_()\u2018\u2019\u201c\u201d\s]*"
 _NAMES = {"A": "A|(?i:first|former)", "B": "B|(?i:second|latter)"}
-# "if answer A is better", "when you think the first is": a condition whose subject is the answer that the mark stands for.
+# "if answer A is better", "when you think the first is": a condition whose subject is the answer that the mark stands
+# for.
 _CONDITIONS = {
     letter: r"(?i:if|when|whenever|in case)\s+(?i:you\s+(?:think|believe|find|judge)\s+(?:that\s+)?)?(?i:the\s+)?"
     rf"(?i:(?:answer|assistant|response|model|candidate|option|output)\s+)?{_QUOTES}(?:{names})\b"
@@ -64,15 +66,15 @@ def parse_verdict(answer: str) -> Verdict | None:
 
     A verdict is written exactly [[A]] or [[B]], whatever stands around it (bold type, a box, a sentence). Of a text:
 
-    1. What stands in a think block is reason and never counts: up to the last `</think>`, also where the block was opened
-       in the prompt, and from a `<think>` that is never closed to the end.
+    1. What stands in a think block is reason and never counts: up to the last `</think>`, also where the block was
+       opened in the prompt, and from a `<think>` that is never closed to the end.
     2. A mark that another one is compared with, or that is denied, states nothing and is passed over: "[[A]] is better
        than [[B]]" is [[A]].
     3. The last mark that is left decides. It is none if
        - it is of another kind ([[C]], [[tie]]), or the text calls a tie after it: what was said before is withdrawn;
        - it is a choice that is quoted: joined to another mark ("[[A]] or [[B]]", "[[A]], [[B]]"), led in as an
-         alternative ("or [[B]]", "between [[A]]"), or bound to a condition about the very answer it stands for ("[[B]] if
-         answer B is better"): so is an echo of an instruction, whole or in part, in quotes or not;
+         alternative ("or [[B]]", "between [[A]]"), or bound to a condition about the very answer it stands for ("[[B]]
+         if answer B is better"): so is an echo of an instruction, whole or in part, in quotes or not;
        - nothing follows it but the words that follow a mark in our own instruction.
 
     Returns:
@@ -160,14 +162,14 @@ class ReplyToken:
 def probability_of_a(answer: str, tokens_backwards: Iterable[ReplyToken]) -> float | None:
     """P([[A]]) of the two verdicts alone, where the verdict of an answer was written, given the text before its letter.
 
-    p = P(A) / (P(A) + P(B)) at the token that holds the letter. How a tokenizer cuts "[[A]]" does not matter: "[[", "A", "]]",
-    "[[A", "]]" or one token; a letter that several listed tokens spell ("A", "A]]") has the sum of their probabilities.
-    A grammar that leaves nothing but the two verdicts changes neither their ratio nor, so, the number.
+    p = P(A) / (P(A) + P(B)) at the token that holds the letter. How a tokenizer cuts "[[A]]" does not matter: "[[",
+    "A", "]]", "[[A", "]]" or one token; a letter that several listed tokens spell ("A", "A]]") has the sum of their
+    probabilities. A grammar that leaves nothing but the two verdicts changes neither their ratio nor, so, the number.
 
-    A letter that is not listed is less probable than all that are, so the least listed probability is a bound on its own,
-    and is taken for it: the error is on the side of doubt. Where both letters are listed, as by the engines in this
-    process and by our own server, nothing is assumed. Where the letter that was written is less probable than all others
-    that are listed, a grammar forced it (or chance did), the list says nothing of either letter: None.
+    A letter that is not listed is less probable than all that are, so the least listed probability is a bound on its
+    own, and is taken for it: the error is on the side of doubt. Where both letters are listed, as by the engines in
+    this process and by our own server, nothing is assumed. Where the letter that was written is less probable than all
+    others that are listed, a grammar forced it (or chance did), the list says nothing of either letter: None.
 
     Args:
         answer: the assistant turn.
@@ -175,8 +177,8 @@ def probability_of_a(answer: str, tokens_backwards: Iterable[ReplyToken]) -> flo
             least. Tokens of a reason before it change nothing.
 
     Returns:
-        In [0, 1], in the terms of the prompt that was asked. None if the answer has no verdict (`parse_verdict`), the tokens
-        do not have it, or nothing can be told.
+        In [0, 1], in the terms of the prompt that was asked. None if the answer has no verdict (`parse_verdict`), the
+        tokens do not have it, or nothing can be told.
     """
     mark = _deciding_mark(answer)
     if mark is None:

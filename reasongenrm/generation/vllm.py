@@ -1,11 +1,11 @@
 """The vLLM engine: a checkpoint on this machine's GPUs.
 
 Requests are rendered and tokenised here, as for the transformers engine, go to replicas of vLLM batch by batch
-(vllm_process.py, vllm_replica.py), and come back as turns. A prompt that leaves no room in the context is likewise answered by
-empty generations with finish_reason "length".
+(vllm_process.py, vllm_replica.py), and come back as turns. A prompt that leaves no room in the context is likewise
+answered by empty generations with finish_reason "length".
 
-The random numbers of a sample are its own, on any machine, on any number of GPUs and after any resume. vLLM's arithmetic
-depends on what runs with it, though: records are equal to the last token only with VLLM_BATCH_INVARIANT=1.
+The random numbers of a sample are its own, on any machine, on any number of GPUs and after any resume. vLLM's
+arithmetic depends on what runs with it, though: records are equal to the last token only with VLLM_BATCH_INVARIANT=1.
 """
 
 import time
@@ -30,7 +30,8 @@ class VLLMEngine:
 
     Args:
         path: folder of the checkpoint.
-        config: batch_size, dtype, max_model_len, tensor_parallel_size, data_parallel_size and gpu_memory_utilization are used.
+        config: batch_size, dtype, max_model_len, tensor_parallel_size, data_parallel_size and gpu_memory_utilization
+            are used.
         model_name: what the records call the model.
         options: further arguments of `vllm.LLM`; the benchmark asks for random weights with them.
 
@@ -43,8 +44,8 @@ class VLLMEngine:
     def __init__(self, path: Path, config: EngineConfig, *, model_name: str, options: Mapping[str, Any] = {}) -> None:
         if find_spec("vllm") is None:
             raise ConfigError(
-                "engine.kind is 'vllm', but vLLM is not installed; expected an environment of its own with the extra 'vllm'. "
-                "Use that, or set engine.kind: transformers."
+                "engine.kind is 'vllm', but vLLM is not installed; expected an environment of its own with the extra "
+                "'vllm'. Use that, or set engine.kind: transformers."
             )
         self.model_name = model_name
         self.batch_size = config.batch_size

@@ -1,11 +1,11 @@
 """Replicas of vLLM, each in its own process group; samples come back in order.
 
-Data parallelism is N independent replicas here. vLLM's own (`data_parallel_size`) is for servers: `vllm.LLM` refuses it, and
-behind `AsyncLLM` one Python process would handle every token of all GPUs.
+Data parallelism is N independent replicas here. vLLM's own (`data_parallel_size`) is for servers: `vllm.LLM` refuses
+it, and behind `AsyncLLM` one Python process would handle every token of all GPUs.
 
-One replica gets its own process, too, for vLLM does not end when it is left alone: after SIGTERM or SIGKILL its engine's
-processes keep the GPUs' memory (0.22 and 0.32). Ours ends itself, and its whole group, when the connection to us breaks
-(`workers.py`): this module, run as a program, is that process.
+One replica gets its own process, too, for vLLM does not end when it is left alone: after SIGTERM or SIGKILL its
+engine's processes keep the GPUs' memory (0.22 and 0.32). Ours ends itself, and its whole group, when the connection to
+us breaks (`workers.py`): this module, run as a program, is that process.
 """
 
 import itertools
@@ -48,8 +48,9 @@ class ReplicaPool:
     def run(self, tasks: Iterable[PromptBatch]) -> Iterator[list[Sample]]:
         """Have tasks done, as many at a time as keep the replicas full; yield their samples in the order of the tasks.
 
-        A task is taken from `tasks` when a replica has room for samples, and goes to the replica with least under way. No more
-        are taken while `MAX_TAKEN` samples per replica wait to be yielded: that is what memory holds, and what a kill can lose.
+        A task is taken from `tasks` when a replica has room for samples, and goes to the replica with least under way.
+        No more are taken while `MAX_TAKEN` samples per replica wait to be yielded: that is what memory holds, and what
+        a kill can lose.
 
         Raises:
             EngineError: a replica failed, or its process ended.
@@ -133,8 +134,9 @@ class ReplicaProcess(WorkerProcess):
 def serve(caller: Caller) -> None:
     """Be a replica, in its own process.
 
-    First comes a `ReplicaSettings`, answered once vLLM has started; then (number, `PromptBatch`), or a function, answered by what it
-    returns. Every step of vLLM's that finishes samples is answered with what `Replica.step` returns.
+    First comes a `ReplicaSettings`, answered once vLLM has started; then (number, `PromptBatch`), or a function,
+    answered by what it returns. Every step of vLLM's that finishes samples is answered with what `Replica.step`
+    returns.
 
     Raises:
         EngineError: see `Replica`.

@@ -2,10 +2,10 @@
 
 In: tokens of prompts, a seed for every sample. Out: tokens of samples. vLLM (0.22 and later) is imported only here.
 
-Its `LLM.generate` returns when the last of the prompts handed over is done, with a GPU that gets emptier towards that end. The
-engine under it takes requests at any step (`add_request`, `step`), so nothing here waits for a last one. That engine is
-asked and not `AsyncLLM`, which does the same with a task and a queue of asyncio's for every sample; both keep the GPU's
-work in a process of its own, which goes on while we tokenise, split texts or store them.
+Its `LLM.generate` returns when the last of the prompts handed over is done, with a GPU that gets emptier towards that
+end. The engine under it takes requests at any step (`add_request`, `step`), so nothing here waits for a last one. That
+engine is asked and not `AsyncLLM`, which does the same with a task and a queue of asyncio's for every sample; both keep
+the GPU's work in a process of its own, which goes on while we tokenise, split texts or store them.
 """
 
 from array import array
@@ -93,8 +93,9 @@ class Replica:
             )
         except (RuntimeError, ValueError) as error:
             raise EngineError(
-                f"vLLM cannot start: {' '.join(str(error).split())} Expected a model and a context that fit on the GPUs. "
-                "See vLLM's log above; engine.max_model_len and engine.tensor_parallel_size change what it needs."
+                f"vLLM cannot start: {' '.join(str(error).split())} Expected a model and a context that fit on the "
+                "GPUs. See vLLM's log above; engine.max_model_len and engine.tensor_parallel_size change what it "
+                "needs."
             ) from error
         # Tasks under way, and what is written of each: samples by place, in the order of its prompts, then seeds.
         self._open: dict[int, tuple[PromptBatch, dict[int, Sample]]] = {}
@@ -124,11 +125,12 @@ class Replica:
                 )
 
     def step(self) -> tuple[int, list[tuple[int, list[Sample]]]]:
-        """Let vLLM go on by one step, a token for each of up to 512 samples. Not to be called while idle: it would wait.
+        """Let vLLM go on by one step, a token for each of up to 512 samples. Not to be called while idle: it would
+        wait.
 
         Returns:
-            How many samples were written to their end; and the tasks that became whole: number, and samples in the order of
-            prompts, then seeds.
+            How many samples were written to their end; and the tasks that became whole: number, and samples in the
+            order of prompts, then seeds.
 
         Raises:
             EngineError: vLLM's engine died.

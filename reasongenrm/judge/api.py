@@ -43,7 +43,8 @@ class JudgeOptions(Record):
         rubric: what to judge by, in words; None leaves it to the judge.
         votes: reasons sampled per order; 1 is greedy.
         temperature: of the votes; used if `votes` is above 1.
-        both_orders: judge with the answers in each other's place too. False halves the cost and keeps the position bias.
+        both_orders: judge with the answers in each other's place too. False halves the cost and keeps the position
+            bias.
         max_tokens: of one reason with its verdict; None: the server's setting.
         seed: of the votes' random numbers.
         when_too_long: "refuse" answers 422; "truncate" cuts the middle out of what is too long and says so.

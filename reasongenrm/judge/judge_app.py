@@ -1,7 +1,7 @@
 """The judge as a program: our REST API and KServe's protocols, in front of one predictor.
 
-The same program is the transformer of an InferenceService and a command on a laptop (`reasongenrm judge-server`). It is no
-`kserve.ModelServer`: that always listens on every interface, and has no room for back-pressure and keys.
+The same program is the transformer of an InferenceService and a command on a laptop (`reasongenrm judge-server`). It is
+no `kserve.ModelServer`: that always listens on every interface, and has no room for back-pressure and keys.
 """
 
 import contextlib

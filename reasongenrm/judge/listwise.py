@@ -35,8 +35,8 @@ async def rank(num_answers: int, compare: Compare, max_comparisons: int | None =
 
     Args:
         compare: judges the answers with these two indices; `p_a` is the first one's.
-        max_comparisons: asked for at most. After that the scores decide what was not compared, so that the ranking still
-            goes with every comparison that was made in merging its runs.
+        max_comparisons: asked for at most. After that the scores decide what was not compared, so that the ranking
+            still goes with every comparison that was made in merging its runs.
     """
     results: dict[tuple[int, int], PairResult] = {}
     # Halved again and again, down to one answer or none: the bound of merge sort holds for balanced halves only.
@@ -90,7 +90,8 @@ async def rank(num_answers: int, compare: Compare, max_comparisons: int | None =
 
 
 def _merge(left: Sequence[int], right: Sequence[int]) -> Merge:
-    """Merge two ranked runs; yields a pair (one of the left, one of the right), is sent whether the left one goes first."""
+    """Merge two ranked runs; yields a pair (one of the left, one of the right), is sent whether the left one goes
+    first."""
     merged: list[int] = []
     i = j = 0
     while i < len(left) and j < len(right):

@@ -92,7 +92,8 @@ class PairJudge:
         if pair.num_chars > self._settings.max_chars:
             if not may_cut:
                 raise TooLongError(
-                    f"question and answers have {pair.num_chars} characters; this judge takes {self._settings.max_chars}. "
+                    f"question and answers have {pair.num_chars} characters; this judge takes "
+                    f"{self._settings.max_chars}. "
                     'Send less, or "when_too_long": "truncate" to have their middle left out.'
                 )
             pair = pair.cut_to(self._settings.max_chars)
@@ -105,8 +106,9 @@ class PairJudge:
                 if not may_cut or max_chars < MIN_CHARS:
                     advice = "Send less" if may_cut else 'Send less or "when_too_long": "truncate"'
                     raise TooLongError(
-                        f"question and answers ({whole.num_chars} characters), rubric ({len(whole.rubric or '')}) and the "
-                        f"judge's own words do not fit into the model's context: {error.found}. {advice}, or a smaller max_tokens."
+                        f"question and answers ({whole.num_chars} characters), rubric ({len(whole.rubric or '')}) and "
+                        f"the judge's own words do not fit into the model's context: {error.found}. {advice}, or a "
+                        "smaller max_tokens."
                     ) from error
                 pair = whole.cut_to(max_chars)
 

@@ -38,7 +38,8 @@ class Pair:
         return replace(request, messages=({**message, "content": _encodable(message["content"])},))
 
     def cut_to(self, max_chars: int) -> "Pair":
-        """The pair with the middle left out of its longest texts, so that all together have at most `max_chars` (and the marks).
+        """The pair with the middle left out of its longest texts, so that all together have at most `max_chars` (and
+        the marks).
 
         All texts are cut to the same length, so that it does not matter which answer is called A.
         """

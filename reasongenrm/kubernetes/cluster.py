@@ -43,8 +43,8 @@ _NOT_STARTED = ("is waiting to start", "does not have a host assigned")
 class Cluster:
     """One API server, seen by one account; may be shared by threads.
 
-    Every method raises a ClusterError if it is refused or the server stays away; its kind says how (see `connection`). A
-    write may be carried out although its answer is lost, and is then repeated: a create ends in AlreadyExistsError, a
+    Every method raises a ClusterError if it is refused or the server stays away; its kind says how (see `connection`).
+    A write may be carried out although its answer is lost, and is then repeated: a create ends in AlreadyExistsError, a
     replace or patch with a resourceVersion in ConflictError, although the work is done. Callers read the object again.
 
     Attributes:
@@ -139,8 +139,8 @@ class Cluster:
         """Lines of a container's log as they come, from the first one to its end.
 
         A container that has not started yet is waited for; a connection that breaks is opened again without losing or
-        repeating a line; an outage may last waiting.OUTAGE_SECONDS. Ends when the container has ended and its log is read,
-        or the pod is gone.
+        repeating a line; an outage may last waiting.OUTAGE_SECONDS. Ends when the container has ended and its log is
+        read, or the pod is gone.
         """
         outage = Outage()
         since, recent = "", Counter[str]()  # the lines of the newest second: a log is asked for by whole seconds

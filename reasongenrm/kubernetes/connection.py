@@ -1,8 +1,8 @@
 """One request to the Kubernetes API server: credentials, time-outs, retries, what each refusal means.
 
-The `kubernetes` package (30.1: kfp wants less than 31) reads the kubeconfig, runs its login plugins and sets up TLS. The
-requests themselves go straight to its urllib3 pool: its own call drops time-outs that are fractions of a second, repeats
-requests without a word, and its models drop fields that they do not know.
+The `kubernetes` package (30.1: kfp wants less than 31) reads the kubeconfig, runs its login plugins and sets up TLS.
+The requests themselves go straight to its urllib3 pool: its own call drops time-outs that are fractions of a second,
+repeats requests without a word, and its models drop fields that they do not know.
 """
 
 import json
@@ -120,7 +120,8 @@ class Connection:
         return Connection(self._configuration, self._login, seconds)
 
     def request(self, call: Call) -> Any:
-        """Send a request, again after a 429 (when Retry-After says), a 5xx or a lost connection; returns the answer's JSON.
+        """Send a request, again after a 429 (when Retry-After says), a 5xx or a lost connection; returns the answer's
+        JSON.
 
         Raises:
             ClusterError: the kind says what was refused (see the classes above). An earlier attempt, whose answer was
@@ -135,8 +136,8 @@ class Connection:
                 left = ends - time.monotonic()
                 if left <= 0 or (self._seconds is None and attempt + 1 == MAX_ATTEMPTS):
                     raise UnavailableError(
-                        f"{call}: {error}, also when retried. Is the API server {self.host} up and reachable from here? "
-                        "Run again; finished work is kept."
+                        f"{call}: {error}, also when retried. Is the API server {self.host} up and reachable from "
+                        "here? Run again; finished work is kept."
                     ) from error
                 asked = error.retry_after_seconds
                 seconds = min(FIRST_WAIT_SECONDS * 2**attempt if asked is None else asked, left, MAX_WAIT_SECONDS)
@@ -148,8 +149,8 @@ class Connection:
     def lines(self, call: Call, read_seconds: float) -> Iterator[Iterator[bytes]]:
         """Open a stream (a log) and read it line by line, without its line ends; one attempt, no retry.
 
-        A line that the connection breaks off in is not handed out; a last line without a line end is, if the server ended
-        the stream in order.
+        A line that the connection breaks off in is not handed out; a last line without a line end is, if the server
+        ended the stream in order.
 
         Args:
             read_seconds: silence after which the connection counts as lost.
@@ -227,8 +228,8 @@ class Connection:
             return ForbiddenError(f"{call}: {_explain_forbidden(call, message)}")
         if code == 404 and status.get("kind") != "Status":
             return ClusterError(
-                f"{call}: the API server does not know {call.resource}. Install what brings it (docs/install.md lists the "
-                "versions), or check that this is the right cluster: kubectl api-resources."
+                f"{call}: the API server does not know {call.resource}. Install what brings it (docs/install.md lists "
+                "the versions), or check that this is the right cluster: kubectl api-resources."
             )
         if code == 404:
             return NotFoundError(f"{call}: {message}. Check the name and the namespace.")
@@ -243,19 +244,21 @@ class Connection:
 def _explain_forbidden(call: Call, message: str) -> str:
     account = _ACCOUNT.search(message)
     if account is None:  # a quota, Pod Security, a webhook
-        return f"an admission rule of the cluster refuses it: {message}. Change what it names, or ask who runs the cluster."
+        advice = "Change what it names, or ask who runs the cluster."
+        return f"an admission rule of the cluster refuses it: {message}. {advice}"
     where, role, scope = "in the whole cluster", "clusterrole", ""
     if call.namespace:
         where, role, scope = f"in namespace {call.namespace}", "role", f" --namespace={call.namespace}"
     return (
-        f"account {account[1]} may not {call.verb} {call.resource} {where} ({message}). Apply our manifests, whose Role and "
-        f"RoleBinding grant it to the pipeline's accounts, or grant it: kubectl create {role} NAME --verb={call.verb} "
-        f"--resource={call.resource}{scope}, and bind that to the account."
+        f"account {account[1]} may not {call.verb} {call.resource} {where} ({message}). Apply our manifests, whose "
+        f"Role and RoleBinding grant it to the pipeline's accounts, or grant it: kubectl create {role} NAME "
+        f"--verb={call.verb} --resource={call.resource}{scope}, and bind that to the account."
     )
 
 
 def service_account() -> tuple[Connection, str]:
-    """The connection of this pod's own account, and the pod's namespace. The token is read at every request: it rotates.
+    """The connection of this pod's own account, and the pod's namespace. The token is read at every request: it
+    rotates.
 
     Raises:
         ClusterError: the pod has no token or no CA.
@@ -266,9 +269,9 @@ def service_account() -> tuple[Connection, str]:
     for path in (token_path, ca_path):
         if not path.is_file():
             raise ClusterError(
-                f"{path}: no such file, but KUBERNETES_SERVICE_HOST is set, so this is a pod; expected its service account "
-                "there. Set automountServiceAccountToken: true and a serviceAccountName, or unset KUBERNETES_SERVICE_HOST "
-                "to use a kubeconfig."
+                f"{path}: no such file, but KUBERNETES_SERVICE_HOST is set, so this is a pod; expected its service "
+                "account there. Set automountServiceAccountToken: true and a serviceAccountName, or unset "
+                "KUBERNETES_SERVICE_HOST to use a kubeconfig."
             )
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ.get("KUBERNETES_SERVICE_PORT", "443")
 
@@ -299,8 +302,8 @@ def kubeconfig(context: str | None) -> tuple[Connection, str]:
     path = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
     if not any(Path(part).is_file() for part in path.split(os.pathsep) if part):
         raise ClusterError(
-            f"no cluster to talk to: KUBERNETES_SERVICE_HOST is not set, so this is no pod, and there is no kubeconfig at "
-            f"{path}. Set KUBECONFIG to one, or run this in a pod of the cluster."
+            "no cluster to talk to: KUBERNETES_SERVICE_HOST is not set, so this is no pod, and there is no kubeconfig "
+            f"at {path}. Set KUBECONFIG to one, or run this in a pod of the cluster."
         )
     configuration = Configuration()
     try:

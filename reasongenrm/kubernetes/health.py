@@ -57,9 +57,9 @@ def service_troubles(
     """What KServe and the Deployment of one component say.
 
     `modelStatus.lastFailureInfo` is never taken back and Ready may be of older pods (KServe aaac4e294,
-    inference_service_status.go), so a failure counts while KServe has not written a Deployment for this manifest: then it
-    is about this manifest. Later the pods speak for themselves. ProgressDeadlineExceeded is no trouble: the deadline is
-    fixed at 600 s, and a large model takes longer to load.
+    inference_service_status.go), so a failure counts while KServe has not written a Deployment for this manifest: then
+    it is about this manifest. Later the pods speak for themselves. ProgressDeadlineExceeded is no trouble: the deadline
+    is fixed at 600 s, and a large model takes longer to load.
 
     Args:
         reconciled: whether the Deployment is of this manifest.

@@ -1,10 +1,10 @@
 """Attention over a packed row, as one of transformers' attention functions.
 
-On a GPU in half precision it is torch's own kernel for sequences of different lengths; for everything else (CPUs, float32,
-float64) torch's scaled_dot_product_attention, segment by segment. Both give the same numbers.
+On a GPU in half precision it is torch's own kernel for sequences of different lengths; for everything else (CPUs,
+float32, float64) torch's scaled_dot_product_attention, segment by segment. Both give the same numbers.
 
-A segment that shares a prefix has the prefix's keys and values copied in front of its own. That costs memory traffic, but no
-second pass over parts that are then merged by their log-sum-exps, which the kernels do not differentiate.
+A segment that shares a prefix has the prefix's keys and values copied in front of its own. That costs memory traffic,
+but no second pass over parts that are then merged by their log-sum-exps, which the kernels do not differentiate.
 """
 
 import inspect

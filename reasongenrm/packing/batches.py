@@ -1,8 +1,8 @@
 """Which rows each optimizer step sees, and in which forward passes, fixed before the first step.
 
-In: the rows' lengths. Out: a plan of steps, each `train_batch_size` rows that are spread over micro-batches of nearly equal
-numbers of tokens. Rows of a micro-batch are packed (`packing.py`), so how they are grouped changes speed and memory, never
-the loss: it is a mean over the whole step. Nothing here needs torch.
+In: the rows' lengths. Out: a plan of steps, each `train_batch_size` rows that are spread over micro-batches of nearly
+equal numbers of tokens. Rows of a micro-batch are packed (`packing.py`), so how they are grouped changes speed and
+memory, never the loss: it is a mean over the whole step. Nothing here needs torch.
 """
 
 import math
@@ -57,11 +57,12 @@ class BatchPlan:
 
 
 def draw_order(num_rows: int, config: TrainConfig) -> list[int]:
-    """Row numbers, `train_batch_size` per step: shuffled again for each epoch, the last batch filled up from the next epoch's order.
+    """Row numbers, `train_batch_size` per step: shuffled again for each epoch, the last batch filled up from the next
+    epoch's order.
 
-    The order depends on the number of rows, the config's seed and its batch size alone, so that a resumed run sees the rows
-    an undisturbed one sees, and N processes the batches of one. Every batch is whole: no gradient is averaged over fewer rows
-    than another.
+    The order depends on the number of rows, the config's seed and its batch size alone, so that a resumed run sees the
+    rows an undisturbed one sees, and N processes the batches of one. Every batch is whole: no gradient is averaged over
+    fewer rows than another.
     """
     size = config.train_batch_size
     epochs_steps = max(1, math.ceil(round(config.num_train_epochs * num_rows / size, 6)))

@@ -14,9 +14,9 @@ def prepare_for_packed_rows(model: PreTrainedModel, *, keep_dtype: str | None = 
 
     Args:
         model: a causal language model whose layers are all attention.
-        keep_dtype: "bfloat16" for training under autocast: the residual stream is kept in it. From float32 embeddings it
-            would be float32, twice the memory and the traffic of every norm and sum, for digits that the bfloat16 matrix
-            products around it do not have.
+        keep_dtype: "bfloat16" for training under autocast: the residual stream is kept in it. From float32 embeddings
+            it would be float32, twice the memory and the traffic of every norm and sum, for digits that the bfloat16
+            matrix products around it do not have.
     """
     enable_packed_attention(model)
     if keep_dtype == "bfloat16":

@@ -4,9 +4,9 @@ In: trees, each a prefix and the branches that continue it (a training example h
 judge prompt with its sampled reasons sixteen). Out: one row for `attention.py`, in which a branch sees its prefix and
 itself alone, at the positions that it would have by itself. So the numbers are those of separate sequences.
 
-The last token of a shared prefix stands at the head of every branch, because it predicts each branch's first token; the last
-token of a branch is left away, because nothing is predicted from it. So every token of the row predicts at most one token.
-Nothing here needs torch. Shape suffixes: T tokens of the row, S segments, K keys.
+The last token of a shared prefix stands at the head of every branch, because it predicts each branch's first token; the
+last token of a branch is left away, because nothing is predicted from it. So every token of the row predicts at most
+one token. Nothing here needs torch. Shape suffixes: T tokens of the row, S segments, K keys.
 """
 
 from collections.abc import Sequence
@@ -39,10 +39,11 @@ class Tree:
 
 @dataclass(frozen=True)
 class PackedRow:
-    """Trees in one row, segment after segment: a shared prefix without its last token, then each branch with that token.
+    """Trees in one row, segment after segment: a shared prefix without its last token, then each branch with that
+    token.
 
-    A segment's queries are its tokens; its keys are its prefix's tokens, if it shares one, and its own. Of its keys a query
-    sees those up to itself, both counted from the end ("bottom right").
+    A segment's queries are its tokens; its keys are its prefix's tokens, if it shares one, and its own. Of its keys a
+    query sees those up to itself, both counted from the end ("bottom right").
 
     Attributes:
         input_ids, position_ids: shape (T,).
@@ -115,7 +116,8 @@ def pack(trees: Sequence[Tree]) -> PackedRow:
 
 
 def balance(sizes: Sequence[int], num_bins: int) -> list[list[int]]:
-    """Spread items over bins of nearly equal size: the largest first, each into the bin that has least (Graham's LPT rule).
+    """Spread items over bins of nearly equal size: the largest first, each into the bin that has least (Graham's LPT
+    rule).
 
     Args:
         sizes: of the items; at least as many as bins.
@@ -123,7 +125,8 @@ def balance(sizes: Sequence[int], num_bins: int) -> list[list[int]]:
     Returns:
         Item numbers of each bin, ascending; no bin is empty.
 
-    Source: R. L. Graham, Bounds on Multiprocessing Timing Anomalies, 1969: the largest bin is at most 4/3 of the best one.
+    Source: R. L. Graham, Bounds on Multiprocessing Timing Anomalies, 1969: the largest bin is at most 4/3 of the best
+        one.
     """
     assert len(sizes) >= num_bins, f"{len(sizes)} items for {num_bins} bins"
     bins: list[list[int]] = [[] for _ in range(num_bins)]

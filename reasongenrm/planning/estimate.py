@@ -184,17 +184,17 @@ def _devices(
         room = machine.memory_bytes * SERVING_FRACTION
         if model.weights_bytes > room:
             raise ConfigError(
-                f"plan: {stage.stage} with {model.name} needs {model.weights_bytes / 1e9:.0f} GB for the weights on each "
-                f"GPU, found {room / 1e9:.0f} GB usable on {machine.title}; scoring does not split a model. Take GPUs "
-                "with more memory, or a smaller judge."
+                f"plan: {stage.stage} with {model.name} needs {model.weights_bytes / 1e9:.0f} GB for the weights on "
+                f"each GPU, found {room / 1e9:.0f} GB usable on {machine.title}; scoring does not split a model. Take "
+                "GPUs with more memory, or a smaller judge."
             )
         return num_gpus, num_gpus
     training = stage.kind in ("train_sft", "train_dpo")
     fewest = model.training_gpus if training else model.serving_gpus
     if fewest > num_gpus:
         raise ConfigError(
-            f"plan: {stage.stage} with {model.name} needs {fewest} x {machine.title}, found --gpus {num_gpus}. Take more "
-            "GPUs, GPUs with more memory, or a smaller model (a teacher may be an endpoint: --teacher endpoint)."
+            f"plan: {stage.stage} with {model.name} needs {fewest} x {machine.title}, found --gpus {num_gpus}. Take "
+            "more GPUs, GPUs with more memory, or a smaller model (a teacher may be an endpoint: --teacher endpoint)."
         )
     if training:
         return num_gpus, num_gpus * (SHARDING_EFFICIENCY if num_gpus > 1 else 1)

@@ -165,9 +165,9 @@ class Measurements(Record):
             found.append((order, one, model_scale, peak_scale))
         if not found:
             raise InputError(
-                f"plan: no measurement of {kind} on {machine.name}; expected one there, or on a machine with peak_tflops "
-                "if this one has it. Measure it (python -m benchmarks stages) and give the file as --measurements, or "
-                "take another --gpu."
+                f"plan: no measurement of {kind} on {machine.name}; expected one there, or on a machine with "
+                "peak_tflops if this one has it. Measure it (python -m benchmarks stages) and give the file as "
+                "--measurements, or take another --gpu."
             )
         return min(found, key=lambda each: each[0])[1:]
 

@@ -1,8 +1,8 @@
-"""Child processes: each ends when we end, is stopped with all that it started, and says how it ended and what it wrote last.
+"""Child processes: each ends with us, is stopped with all that it started, and says how it ended.
 
 Linux sends a process a signal of its choice when the thread that started it ends, however that comes about
-(PR_SET_PDEATHSIG, the parent-death signal). A small program asks for it and then becomes the command; preexec_fn would do
-the same, but is unsafe once there are threads.
+(PR_SET_PDEATHSIG, the parent-death signal). A small program asks for it and then becomes the command; preexec_fn would
+do the same, but is unsafe once there are threads.
 """
 
 import contextlib
@@ -48,9 +48,10 @@ class Child:
 
     Args:
         name: for messages, such as "the predictor".
-        death_signal: sent to it when we end; SIGTERM for a process that must end children of its own; None: nothing is sent.
-        own_group: whether it leads a session and a process group of its own, which Ctrl-C and a kill of our group do not
-            reach; `kill` ends that group.
+        death_signal: sent to it when we end; SIGTERM for a process that must end children of its own; None: nothing is
+            sent.
+        own_group: whether it leads a session and a process group of its own, which Ctrl-C and a kill of our group do
+            not reach; `kill` ends that group.
         log_path: file for its stdout and stderr; None: as in `options`.
         options: further arguments of `subprocess.Popen`.
     """
@@ -153,7 +154,8 @@ class Child:
 
 
 def is_up(url: str) -> bool:
-    """Whether a server on this machine answers a GET of `url` with a 2xx. No TLS, no proxy: reading the CAs takes 30 ms."""
+    """Whether a server on this machine answers a GET of `url` with a 2xx. No TLS, no proxy: reading the CAs takes 30
+    ms."""
     import httpx
 
     try:

@@ -8,8 +8,8 @@ T = TypeVar("T")
 
 
 async def gather_or_cancel(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Like `asyncio.gather`, but nothing goes on behind the caller's back: at an error, or when the caller is cancelled,
-    the others are cancelled and waited for.
+    """Like `asyncio.gather`, but nothing goes on behind the caller's back: at an error, or when the caller is
+    cancelled, the others are cancelled and waited for.
 
     Returns:
         Results in the order of `works`.

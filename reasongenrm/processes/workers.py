@@ -1,8 +1,8 @@
 """Worker processes, each with its own process group and GPUs, fed through a connection.
 
-`WorkerProcess` is the near end: it starts `python -m MODULE DESCRIPTOR`, sends messages and receives answers. MODULE calls
-`run_worker`, the far end. A worker ends with its whole group when the connection breaks, so that no
-process stays on a GPU when its parent dies, even by SIGKILL.
+`WorkerProcess` is the near end: it starts `python -m MODULE DESCRIPTOR`, sends messages and receives answers. MODULE
+calls `run_worker`, the far end. A worker ends with its whole group when the connection breaks, so that no process stays
+on a GPU when its parent dies, even by SIGKILL.
 """
 
 import gc
@@ -120,8 +120,8 @@ class WorkerProcess:
             self._child.kill()
             how = "broke its connection" if code is None else how_it_ended(code)
             raise EngineError(
-                f"{self._child.name} {how}, with {self.num_under_way} {self._unit} under way. See its log above (SIGKILL "
-                "is most often a machine out of memory), then start again: finished work is kept."
+                f"{self._child.name} {how}, with {self.num_under_way} {self._unit} under way. See its log above "
+                "(SIGKILL is most often a machine out of memory), then start again: finished work is kept."
             ) from error
         if isinstance(message, ReasonGenRMError):
             raise type(message)(f"{self.name}: {message}")
@@ -147,8 +147,8 @@ class Caller:
     """The far end of a worker's connection: messages that came in wait here while the worker is busy.
 
     Args:
-        grace_seconds: how long the worker may take to end by itself once the connection has broken; then its whole group
-            is killed.
+        grace_seconds: how long the worker may take to end by itself once the connection has broken; then its whole
+            group is killed.
     """
 
     def __init__(self, connection: Connection, grace_seconds: float) -> None:
@@ -198,7 +198,8 @@ class _CallerGoneError(Exception):
 def run_worker(serve: Callable[[Caller], None], grace_seconds: float = 0.0) -> None:
     """Be a worker: `serve` the process that started this one until it goes, then end this process and its group.
 
-    A `ReasonGenRMError` of `serve` is an answer, and the last. Any other ends the process with a traceback and exit code 1.
+    A `ReasonGenRMError` of `serve` is an answer, and the last. Any other ends the process with a traceback and exit
+    code 1.
 
     `serve` need not return; for `grace_seconds` see `Caller`.
     """

@@ -1,7 +1,7 @@
 """Reasons as tokens, ready to be scored: encoded as in training, one tree per prompt, in batches.
 
-In: judge prompts and reasons. Out: batches of rows for `scoring.py`, each a prompt with reasons behind it (`packing.Tree`): a
-prompt is computed once, and nothing is padded. Nothing here needs torch.
+In: judge prompts and reasons. Out: batches of rows for `scoring.py`, each a prompt with reasons behind it
+(`packing.Tree`): a prompt is computed once, and nothing is padded. Nothing here needs torch.
 """
 
 from array import array
@@ -41,7 +41,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt with some of its reasons: what is computed together. `prompt_ids` has shape (T_prompt,), T_prompt >= 1."""
+    """One prompt with some of its reasons: what is computed together. `prompt_ids` has shape (T_prompt,), T_prompt >=
+    1."""
 
     prompt_ids: "array[int]"
     candidates: tuple[Candidate, ...]
@@ -81,7 +82,8 @@ def encode_candidates(
     for reason in reasons:
         if reason.prompt_id not in prompts:
             raise InputError(
-                f"{_where(reason)}: no such prompt in prompts.jsonl. Give the prompts that these reasons were written for."
+                f"{_where(reason)}: no such prompt in prompts.jsonl. Give the prompts that these reasons were written "
+                "for."
             )
         if reason.sample in by_prompt[reason.prompt_id]:
             raise InputError(f"{_where(reason)}: is there twice, expected once. Re-run the stage that wrote it.")

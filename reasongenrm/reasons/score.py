@@ -1,8 +1,8 @@
 """score_reasons: how fluent a reason is, and how surely it leads to the label.
 
 In: judge prompts and reasons. Out: scored reasons, in the order of the reasons. Used twice: the base model scores the
-teacher's reasons (for R*), the SFT model its own (for DPO pairs). On several GPUs, each has a copy of the model and scores
-batches of the same plan (`score_replicas.py`).
+teacher's reasons (for R*), the SFT model its own (for DPO pairs). On several GPUs, each has a copy of the model and
+scores batches of the same plan (`score_replicas.py`).
 """
 
 import time
@@ -43,8 +43,8 @@ def context_length(model_config: "PreTrainedConfig") -> int:
     others = set(config.get("layer_types") or ()) - _EXACT_ATTENTION
     if others:
         raise InputError(
-            f"{model_config.name_or_path}: has layers of kind {', '.join(sorted(others))}; expected attention in every layer. "
-            "Use a model of the Qwen 2.5, Llama 3 or SmolLM2 family."
+            f"{model_config.name_or_path}: has layers of kind {', '.join(sorted(others))}; expected attention in every "
+            "layer. Use a model of the Qwen 2.5, Llama 3 or SmolLM2 family."
         )
     return int(config["max_position_embeddings"])
 

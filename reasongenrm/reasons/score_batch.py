@@ -1,8 +1,8 @@
 """Scores one batch of reasons in one forward pass.
 
-All reasons of a prompt lie behind it in one packed row (`packing/trees.py`), where each sees the prompt and itself alone, so
-that the numbers are those of one sequence at a time. The vocabulary's logits are computed at the scored tokens only. Shape
-suffixes: T tokens of the row, N scored tokens, C of them at a time, D hidden size, V vocabulary.
+All reasons of a prompt lie behind it in one packed row (`packing/trees.py`), where each sees the prompt and itself
+alone, so that the numbers are those of one sequence at a time. The vocabulary's logits are computed at the scored
+tokens only. Shape suffixes: T tokens of the row, N scored tokens, C of them at a time, D hidden size, V vocabulary.
 """
 
 import math
@@ -47,7 +47,8 @@ def reason_score(reason_logprobs: Sequence[float], verdict_logprobs: Sequence[fl
     score = p_reason * (2 * p_verdict - 1), where p = exp(mean of token logprobs).
 
     Args:
-        reason_logprobs: log P(r_t | prompt, r_<t), natural log, shape (T_reason,), T_reason >= 1, closing token included.
+        reason_logprobs: log P(r_t | prompt, r_<t), natural log, shape (T_reason,), T_reason >= 1, closing token
+            included.
         verdict_logprobs: log P(y_t | prompt, reason, y_<t) of the *label*, natural log, shape (T_verdict,), closing
             token included.
 
@@ -120,8 +121,8 @@ def score_batch(model: "PreTrainedModel", rows: Sequence[Row]) -> list[ScoredRea
     if not bool(logprobs_N.isfinite().all()):
         raise InputError(
             f"score_reasons: {model.config.name_or_path} gave a log-probability that is no number, for prompt "
-            f"{rows[0].candidates[0].reason.prompt_id} or its batch; expected finite weights. Check the checkpoint, or set "
-            "score.dtype: float32."
+            f"{rows[0].candidates[0].reason.prompt_id} or its batch; expected finite weights. Check the checkpoint, or "
+            "set score.dtype: float32."
         )
     logprobs = logprobs_N.tolist()
     scored: list[ScoredReason] = []

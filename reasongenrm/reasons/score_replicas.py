@@ -92,7 +92,8 @@ class ScorerReplicas:
 
 
 def serve(caller: Caller) -> None:
-    """Be a replica, in its own process: first comes a `ScorerSettings`, then batches of rows, each answered by its scores.
+    """Be a replica, in its own process: first comes a `ScorerSettings`, then batches of rows, each answered by its
+    scores.
 
     Raises:
         InputError: the checkpoint cannot be loaded, or see `score_batch`.
@@ -105,7 +106,8 @@ def serve(caller: Caller) -> None:
     if settings.on_gpu and not torch.cuda.is_available():
         raise EngineError(
             f"score_reasons: torch {torch.__version__} finds no GPU with CUDA_VISIBLE_DEVICES "
-            f"{os.environ['CUDA_VISIBLE_DEVICES']}; expected one. Name GPUs that are there, or set score.data_parallel_size: 1."
+            f"{os.environ['CUDA_VISIBLE_DEVICES']}; expected one. Name GPUs that are there, or set "
+            "score.data_parallel_size: 1."
         )
     transformers.utils.logging.disable_progress_bar()  # one for each replica, over each other
     model = load_scorer(settings.folder, settings.dtype)

@@ -35,9 +35,10 @@ def by_prompt(prompts: Sequence[JudgePrompt], scored: Sequence[ScoredReason]) ->
 def selection_score(reason: ScoredReason, config: SelectConfig) -> float:
     """What R* maximises, in (-1, 1]: "signed" P(R|U)(2P(A|U,R)-1), or "product" P(R|U)P(A|U,R).
 
-    Source: docs/method.md, section 2; "signed" is the reference's code (reward_sft_dataset.py at 0887f2e), "product" the
-    paper's formula (arXiv 2506.16712). A model that does not yet know the form [[A]] has P(A|U,R) below 1/2 everywhere: there the
-    signed score prefers the least fluent reason, the product still the most fluent one that leads to the label.
+    Source: docs/method.md, section 2; "signed" is the reference's code (reward_sft_dataset.py at 0887f2e), "product"
+    the paper's formula (arXiv 2506.16712). A model that does not yet know the form [[A]] has P(A|U,R) below 1/2
+    everywhere: there the signed score prefers the least fluent reason, the product still the most fluent one that leads
+    to the label.
     """
     return reason.p_reason * reason.p_verdict if config.formula == "product" else reason.reason_score
 
@@ -78,8 +79,10 @@ def best_reasons(
 Pick = Literal["highest", "lowest", "any"]
 
 
-# How the chosen is picked among the correct, and the rejected among the incorrect reasons of a prompt. A score far from 0
-# is a fluent reason, one near 0 an influent reason: reward_dpo_dataset.py at 0887f2e has the four picks by score (two of
+# How the chosen is picked among the correct, and the rejected among the incorrect reasons of a prompt. A score far from
+# 0
+# is a fluent reason, one near 0 an influent reason: reward_dpo_dataset.py at 0887f2e has the four picks by score (two
+# of
 # them commented out), its README the two random ones. Results of each on RewardBench: docs/method.md, section 5.
 BEST_AGAINST_WORST: Strategy = "correct_fluent+incorrect_fluent"
 STRATEGIES: dict[Strategy, tuple[Pick, Pick]] = {
@@ -103,9 +106,9 @@ def choose_preferences(
     """A chosen and a rejected reason of each prompt.
 
     Correct reasons score above `config.chosen_above`, incorrect ones below `config.rejected_below`; the strategy picks
-    one of each. The chosen goes with the right verdict, the rejected with the wrong one. The default strategy also takes
-    ranges that overlap (a small model is sure of nothing): the best reason against the worst, whatever their scores. Of
-    equals, the earliest sample; what is random depends on `config.seed`, the prompt and its reasons alone.
+    one of each. The chosen goes with the right verdict, the rejected with the wrong one. The default strategy also
+    takes ranges that overlap (a small model is sure of nothing): the best reason against the worst, whatever their
+    scores. Of equals, the earliest sample; what is random depends on `config.seed`, the prompt and its reasons alone.
 
     Returns:
         Preferences in the order of the prompts; and the counts, in prompts: no_reason, no_correct_reason,
@@ -120,8 +123,9 @@ def choose_preferences(
     """
     if config.chosen_above < config.rejected_below and config.strategy != BEST_AGAINST_WORST:
         raise ConfigError(
-            f"preferences.chosen_above is {config.chosen_above} and rejected_below {config.rejected_below}: a reason between "
-            f"them would be both. Expected chosen_above >= rejected_below, or the strategy {BEST_AGAINST_WORST}."
+            f"preferences.chosen_above is {config.chosen_above} and rejected_below {config.rejected_below}: a reason "
+            "between them would be both. Expected chosen_above >= rejected_below, or the strategy "
+            f"{BEST_AGAINST_WORST}."
         )
     pick_chosen, pick_rejected = STRATEGIES[config.strategy]
     drops = Drops()
@@ -170,8 +174,8 @@ def select_reasons(store: Store, config: SelectConfig, prompts: ArtifactRef, sco
         examples, drops = best_reasons(*_read(prompts, scored), config)
         drops.require_some(
             "select_reasons",
-            f"A prompt's best reason must score above select.min_score ({config.min_score}, formula '{config.formula}'). "
-            "Lower it, or distil better reasons.",
+            f"A prompt's best reason must score above select.min_score ({config.min_score}, formula "
+            f"'{config.formula}'). Lower it, or distil better reasons.",
         )
         stage.add_bytes("examples.jsonl", dump_records(examples))
         scores = [example.reason_score for example in examples if example.reason_score is not None]

@@ -1,7 +1,7 @@
 """distill_reasons, sample_reasons: a teacher that is told the verdict writes, then the SFT model.
 
-In: judge prompts and a model. Out: reasons that can be trained on: whole, of some length, no two alike for a prompt, without
-a verdict's mark, and without a word of having been told the verdict. What is dropped is counted by cause.
+In: judge prompts and a model. Out: reasons that can be trained on: whole, of some length, no two alike for a prompt,
+without a verdict's mark, and without a word of having been told the verdict. What is dropped is counted by cause.
 """
 
 import contextlib
@@ -26,7 +26,8 @@ _HEADING = re.compile(r"\W*(?:the\s+)?(?:final\s+)?(?:verdict|answer|decision)\W
 # better answer given these limits" are what honest reasons say.
 _TOLD = re.compile(
     r"\b(?:given|provided|supplied|known|stated|predetermined)\s+(?:correct\s+|right\s+)?(?:verdict|judge?ment)\b"
-    r"|\bverdict\s+(?:(?:that\s+)?(?:is|was|has\s+been|had\s+been)\s+)?(?:already\s+)?(?:given|provided|supplied|known|told)\b"
+    r"|\bverdict\s+(?:(?:that\s+)?(?:is|was|has\s+been|had\s+been)\s+)?(?:already\s+)?"
+    r"(?:given|provided|supplied|known|told)\b"
     r"|\b(?:better|preferred)\s+answer\s+(?:is|was|has\s+been)\s+(?:already\s+)?(?:known|given|provided)\b(?!\s+by)"
     r"|\bknown\s+to\s+be\s+(?:the\s+)?better\b"
     r"|\b(?:I|we)(?:'ve|\s+was|\s+were|\s+am|\s+are|\s+have|\s+had)(?:\s+been)?\s+(?:already\s+)?(?:told|informed)\b",
@@ -57,14 +58,15 @@ def clean_reasons(
 ) -> tuple[list[Reason], Drops, int]:
     """Keep the reasons that can be trained on.
 
-    Dropped, under the first cause that applies: cut_off (the writer was stopped by its token limit), tells_that_it_was_told,
-    verdict_mark (a [[A]] or [[B]] in the text), too_short, duplicate (of an earlier reason of the same prompt).
+    Dropped, under the first cause that applies: cut_off (the writer was stopped by its token limit),
+    tells_that_it_was_told, verdict_mark (a [[A]] or [[B]] in the text), too_short, duplicate (of an earlier reason of
+    the same prompt).
 
     Args:
         written: as generated, in order.
         min_reason_chars: of a reason without the white space around it.
-        told_verdict: the writer is the teacher: what it lets slip is looked for, and a last line that is a verdict is cut
-            off. The policy's own reasons are taken as they are or not at all.
+        told_verdict: the writer is the teacher: what it lets slip is looked for, and a last line that is a verdict is
+            cut off. The policy's own reasons are taken as they are or not at all.
 
     Returns:
         The reasons kept, in order; the counts; how many of those kept lost a last line with a verdict.
@@ -103,9 +105,9 @@ def distill_reasons(store: Store, config: DistillConfig, prompts: ArtifactRef, t
 
     Args:
         prompts: of prepare_pairs.
-        teacher_uri: the http(s):// address of an OpenAI-compatible endpoint, or a model as `import_model` takes it. A teacher
-            uses its own chat template. With `config.teacher_model` the model's name stands for the teacher, and the same
-            model at another address gives the same artifact.
+        teacher_uri: the http(s):// address of an OpenAI-compatible endpoint, or a model as `import_model` takes it. A
+            teacher uses its own chat template. With `config.teacher_model` the model's name stands for the teacher, and
+            the same model at another address gives the same artifact.
 
     Raises:
         ConfigError: `teacher_model` for a teacher that is no endpoint.
@@ -137,8 +139,8 @@ def _teacher_artifact(store: Store, config: DistillConfig, teacher_uri: str) -> 
     """The teacher's checkpoint in the store: an artifact as it is, any other model imported."""
     if config.teacher_model is not None:
         raise ConfigError(
-            f"distill.teacher_model is '{config.teacher_model}', which only an endpoint is asked for, but the teacher is "
-            f"{teacher_uri}. Leave it out, or give the teacher's http(s):// address."
+            f"distill.teacher_model is '{config.teacher_model}', which only an endpoint is asked for, but the teacher "
+            f"is {teacher_uri}. Leave it out, or give the teacher's http(s):// address."
         )
     if teacher_uri.startswith("s3://") and Store(teacher_uri).exists("manifest.json"):
         return open_artifact(teacher_uri).ref()
@@ -221,8 +223,8 @@ def _write(
     kept, drops, num_cut = clean_reasons(written, config.min_reason_chars, told_verdict=told_verdict)
     drops.require_some(
         stage.name,
-        f"Read what the model wrote (the examples above); look at max_tokens ({config.max_tokens:,}) and min_reason_chars "
-        f"({config.min_reason_chars:,}).",
+        f"Read what the model wrote (the examples above); look at max_tokens ({config.max_tokens:,}) and "
+        f"min_reason_chars ({config.min_reason_chars:,}).",
     )
     stage.add_bytes("reasons.jsonl", dump_records(kept))
     counts = {

@@ -1,7 +1,8 @@
 """Kubeflow Pipelines' API server: pipeline versions, runs with their tasks, logs.
 
-Built on kfp_server_api, the generated client below kfp.Client. kfp.Client itself is not used: it prints to stdout, keeps its
-namespace in a file below the home folder (which a pod may not write), and waits 25 s before it says that nobody answers.
+Built on kfp_server_api, the generated client below kfp.Client. kfp.Client itself is not used: it prints to stdout,
+keeps its namespace in a file below the home folder (which a pod may not write), and waits 25 s before it says that
+nobody answers.
 """
 
 import json
@@ -22,7 +23,8 @@ from reasongenrm.runs.kfp_runs import ClusterRun, read_run, read_tasks
 
 log = logging.getLogger(__name__)
 
-# kfp's own names (kubeflow/pipelines, sdk/python/kfp/client/client.py and set_volume_credentials.py at 2.17.0), but for the
+# kfp's own names (kubeflow/pipelines, sdk/python/kfp/client/client.py and set_volume_credentials.py at 2.17.0), but for
+# the
 # first: kfp takes a token from the caller only.
 TOKEN_ENV = "KF_PIPELINES_TOKEN"
 COOKIE_ENV = "KF_PIPELINES_COOKIE"
@@ -102,8 +104,9 @@ class PipelineServer:
         kind = server._client.last_response.getheader("content-type") or "no content type"
         if not kind.startswith("application/json"):
             raise ClusterError(
-                f"{server.host}: answers with {kind}, expected the API of Kubeflow Pipelines; most often it is a login page. "
-                f"Give the host that serves /apis/v2beta1, and a token in {TOKEN_ENV} or a session's cookie in {COOKIE_ENV}."
+                f"{server.host}: answers with {kind}, expected the API of Kubeflow Pipelines; most often it is a login "
+                f"page. Give the host that serves /apis/v2beta1, and a token in {TOKEN_ENV} or a session's cookie in "
+                f"{COOKIE_ENV}."
             )
         if health.multi_user and not namespace:
             raise ConfigError(f"{server.host}: this KFP has several users. Say with --namespace whose profile to use.")
@@ -166,7 +169,8 @@ class PipelineServer:
         return found[:limit]
 
     def run(self, name_or_id: str) -> ClusterRun:
-        """One run with its tasks, by its id or by its name; NotFoundError if there is none, ClusterError if several are."""
+        """One run with its tasks, by its id or by its name; NotFoundError if there is none, ClusterError if several
+        are."""
         if re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", name_or_id):
             return self._with_tasks(self._get_run(name_or_id))
         options = {"page_size": _PAGE_SIZE, "filter": _named(name_or_id), **self._place()}
@@ -274,7 +278,8 @@ class PipelineServer:
         return {"namespace": self.namespace} if self.namespace else {}
 
     def _ask(self, doing: str, call: Callable[..., T], *arguments: Any, **options: Any) -> T:
-        """Make a call; every way that it can fail becomes a ClusterError, which says "cannot" and what we were `doing`."""
+        """Make a call; every way that it can fail becomes a ClusterError, which says "cannot" and what we were
+        `doing`."""
         from urllib3.exceptions import HTTPError, MaxRetryError
 
         try:
@@ -284,21 +289,22 @@ class PipelineServer:
         except HTTPError as error:
             why = error.reason if isinstance(error, MaxRetryError) and error.reason else error
             raise UnavailableError(
-                f"{self.host}: cannot {doing}: {str(why).partition(': ')[2] or why}. Is it the right --host, and does the port-forward "
-                "(or the VPN) still stand?"
+                f"{self.host}: cannot {doing}: {str(why).partition(': ')[2] or why}. Is it the right --host, and does "
+                "the port-forward (or the VPN) still stand?"
             ) from error
 
     def _refused(self, doing: str, status: int, body: str) -> ClusterError:
         message = f"{self.host}: cannot {doing} ({status}): {_message(body)}"
         if status == 401:
             return ClusterError(
-                f"{message} Log in: put a token into {TOKEN_ENV} or a session's cookie into {COOKIE_ENV}; in a pod, mount a "
-                f"service account token with the audience pipelines.kubeflow.org at {TOKEN_PATH}."
+                f"{message} Log in: put a token into {TOKEN_ENV} or a session's cookie into {COOKIE_ENV}; in a pod, "
+                f"mount a service account token with the audience pipelines.kubeflow.org at {TOKEN_PATH}."
             )
         if status == 403:
             place = f"namespace {self.namespace}" if self.namespace else "this KFP"
             return ClusterError(
-                f"{message} Ask the administrator of {place} for the role kubeflow-pipelines-edit, or give another --namespace."
+                f"{message} Ask the administrator of {place} for the role kubeflow-pipelines-edit, or give another "
+                "--namespace."
             )
         if status == 404:
             return NotFoundError(f"{message} Check the name, and that --host is the API of Kubeflow Pipelines 2.")
@@ -310,7 +316,8 @@ class PipelineServer:
 
 
 def _read_token(configuration: Any) -> None:
-    """Before each call: the token from the environment, or of the pod's service account, which is renewed in its file."""
+    """Before each call: the token from the environment, or of the pod's service account, which is renewed in its
+    file."""
     path = Path(os.environ.get(TOKEN_PATH_ENV, TOKEN_PATH))
     token = os.environ.get(TOKEN_ENV) or (path.read_text(encoding="utf-8").strip() if path.is_file() else "")
     if token:

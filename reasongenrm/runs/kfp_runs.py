@@ -86,7 +86,8 @@ def _in_order(tasks: Mapping[str, Any]) -> Iterable[str]:
 def read_tasks(run: Any, spec: Any, run_state: ClusterRunState) -> tuple[ClusterTask, ...]:
     """The run's tasks, in the order in which they started; what has not comes last, in the order of the data flow.
 
-    KFP lists the nodes of the workflow: for task T there is a node T, one T-driver that prepares it, and below T the executor.
+    KFP lists the nodes of the workflow: for task T there is a node T, one T-driver that prepares it, and below T the
+    executor.
     """
     found = (run.run_details.task_details if run.run_details else None) or []
     details = {detail.display_name: detail for detail in found}

@@ -1,8 +1,8 @@
 """Runs the whole pipeline on this machine and reports progress: `reasongenrm run`.
 
-The pipeline runs in a process of its own (pipelines/local.py), its tasks below that. KFP keeps no word of why a task failed, and
-goes on with what does not depend on it; so each task leaves an `outcome.json` (reasongenrm/runs/task.py), and the first that
-failed stops everything with its own message and exit code.
+The pipeline runs in a process of its own (pipelines/local.py), its tasks below that. KFP keeps no word of why a task
+failed, and goes on with what does not depend on it; so each task leaves an `outcome.json` (reasongenrm/runs/task.py),
+and the first that failed stops everything with its own message and exit code.
 """
 
 import contextlib
@@ -167,7 +167,8 @@ class _Follower:
             raise TaskFailedError(f"the pipeline's process {how_it_ended(exit_code)}. {self._last_lines()}", 1)
 
     def _read_outcomes(self, starting: bool) -> None:
-        """Take up what the tasks have left; a task that is just `starting` may have ended already, but is yet to be heard."""
+        """Take up what the tasks have left; a task that is just `starting` may have ended already, but is yet to be
+        heard."""
         for path in sorted(self._root.rglob(OUTCOME), key=lambda path: path.stat().st_mtime_ns):
             outcome = TaskOutcome.model_validate_json(path.read_bytes())
             is_new = path not in self._states
@@ -204,8 +205,9 @@ class _Follower:
 
     def _killed(self, path: Path) -> TaskFailedError:
         return TaskFailedError(
-            f"{self._name(path)}: its process ended without a word; most often the machine ran out of memory (see `dmesg`). "
-            f"Free some, or make batches smaller in the config, and run again; finished work is kept. {self._last_lines()}",
+            f"{self._name(path)}: its process ended without a word; most often the machine ran out of memory (see "
+            "`dmesg`). Free some, or make batches smaller in the config, and run again; finished work is kept. "
+            f"{self._last_lines()}",
             1,
         )
 

@@ -30,7 +30,8 @@ def task_log(
         follow: for a task that runs, go on until it ends.
 
     Raises:
-        NotFoundError: the task has no log: it has not started, was left out, or its pods are gone and nothing was archived.
+        NotFoundError: the task has no log: it has not started, was left out, or its pods are gone and nothing was
+            archived.
         ClusterError: the server or the cluster refused, or nobody answers.
     """
     if task.state in ("pending", "skipped"):
@@ -44,8 +45,9 @@ def task_log(
     pods = task_pods(cluster, run.run_id, task.key)
     if not pods:
         raise NotFoundError(
-            f"run {run.name}: no log of {task.name}: it has no pod in namespace {cluster.namespace}, and KFP has archived none "
-            "(archiveLogs in Argo's workflow-controller-configmap switches that on). Is it another --namespace?"
+            f"run {run.name}: no log of {task.name}: it has no pod in namespace {cluster.namespace}, and KFP has "
+            "archived none (archiveLogs in Argo's workflow-controller-configmap switches that on). Is it another "
+            "--namespace?"
         )
     for pod in pods:
         name = pod["metadata"]["name"]

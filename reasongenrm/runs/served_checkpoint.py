@@ -1,4 +1,4 @@
-"""The checkpoint that `reasongenrm serve` serves: a folder, a model in the store, or a GGUF file with our chat template."""
+"""The checkpoint that `reasongenrm serve` serves: a folder, a model in the store, or a GGUF file."""
 
 import shutil
 from collections.abc import Callable
@@ -14,8 +14,8 @@ def find_checkpoint(model: str | None, store: str, fallback: Callable[[], Path])
     """The checkpoint to serve, as a local folder.
 
     Args:
-        model: a folder, a model in the store (s3://...), or a .gguf file, which is imported into the store and given our
-            chat template. None: the winner of the store's last run; without one, `fallback`.
+        model: a folder, a model in the store (s3://...), or a .gguf file, which is imported into the store and given
+            our chat template. None: the winner of the store's last run; without one, `fallback`.
         fallback: finds the .gguf file of a model for those who have trained none.
 
     Raises:

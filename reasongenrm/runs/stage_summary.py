@@ -1,7 +1,7 @@
 """A finished stage as one page of Markdown: counts in, out and dropped, settings, address.
 
-`Task.publish` writes it for tasks whose page in the KFP UI would otherwise say nothing. Everything comes from the artifact's
-manifest, so a stage that was reused tells the same as one that has just run.
+`Task.publish` writes it for tasks whose page in the KFP UI would otherwise say nothing. Everything comes from the
+artifact's manifest, so a stage that was reused tells the same as one that has just run.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,7 @@
 """The inputs and arguments of a cluster run: what a pod can reach, what the pipeline takes.
 
-A pod sees the store, the hub and endpoints, and nothing of the machine that submits. Local files are refused, or put into the
-store first.
+A pod sees the store, the hub and endpoints, and nothing of the machine that submits. Local files are refused, or put
+into the store first.
 """
 
 import math
@@ -33,26 +33,26 @@ def reachable_inputs(inputs: RunInputs, config: RunConfig, store_uri: str, uploa
     """
     if not store_uri.startswith("s3://"):
         raise ConfigError(
-            f"store '{store_uri}': a pod cannot reach a folder of this machine. Give --store s3://bucket/prefix, in an object store "
-            "that the cluster reaches (its credentials: the secret that resources.s3_secret names)."
+            f"store '{store_uri}': a pod cannot reach a folder of this machine. Give --store s3://bucket/prefix, in an "
+            "object store that the cluster reaches (its credentials: the secret that resources.s3_secret names)."
         )
     if inputs.teacher_uri == DEMO_TEACHER:
         raise ConfigError(
-            "teacher 'demo': it is a program of `reasongenrm run` on this machine. Give --teacher a model or an endpoint that "
-            "pods can reach."
+            "teacher 'demo': it is a program of `reasongenrm run` on this machine. Give --teacher a model or an "
+            "endpoint that pods can reach."
         )
     local = {name: uri for name, uri in inputs.model_dump().items() if is_local(uri)}
     for name, uri in local.items():
         option = "--" + name.removesuffix("_uri")
         if not Path(uri).expanduser().exists():
             raise InputError(
-                f"{option} {uri}: no such file here, and it is no name on the hub (owner/name). Give s3://, a hub name, or with "
-                "--upload an existing local file."
+                f"{option} {uri}: no such file here, and it is no name on the hub (owner/name). Give s3://, a hub "
+                "name, or with --upload an existing local file."
             )
         if not upload:
             raise InputError(
-                f"{option} {uri}: a local path, which a pod cannot see. Put it into the store and give its s3:// URI, or let "
-                "--upload do that."
+                f"{option} {uri}: a local path, which a pod cannot see. Put it into the store and give its s3:// URI, "
+                "or let --upload do that."
             )
     if not local:
         return inputs
@@ -137,12 +137,13 @@ def check_accelerators(config: RunConfig, inputs: RunInputs) -> None:
             asked = {name: size for name, size in sizes.items() if size > 1} or sizes  # none at all for a model on one
             settings = " and ".join(f"{where}.{name} is {size}" for name, size in asked.items())
             raise ConfigError(
-                f"{settings}, but resources.{key} is {given}: it would not start. Set resources.{key} to {needed}, or lower "
-                f"{' or '.join(asked)}."
+                f"{settings}, but resources.{key} is {given}: it would not start. Set resources.{key} to {needed}, or "
+                f"lower {' or '.join(asked)}."
             )
     modes = {config.genrm.mode, config.sft.mode, config.dpo.mode}
     if modes == {"trainjob"} and resources.num_train_accelerators:
         raise ConfigError(
-            f"every training has mode 'trainjob', but resources.num_train_accelerators is {resources.num_train_accelerators}: the "
-            "pods that wait for the TrainJobs would hold accelerators. Set it to 0; trainjob.gpus_per_node is what a TrainJob gets."
+            "every training has mode 'trainjob', but resources.num_train_accelerators is "
+            f"{resources.num_train_accelerators}: the pods that wait for the TrainJobs would hold accelerators. Set it "
+            "to 0; trainjob.gpus_per_node is what a TrainJob gets."
         )

@@ -1,7 +1,8 @@
 """What a pipeline task does around a stage function: read references, publish the result, report the end.
 
-`components/*` call this, on a laptop and in a pod. Only a small reference (`ArtifactRef`) travels through KFP; a failed task
-leaves the stage's own message and exit code in `outcome.json` next to its output, because KFP itself keeps neither.
+`components/*` call this, on a laptop and in a pod. Only a small reference (`ArtifactRef`) travels through KFP; a failed
+task leaves the stage's own message and exit code in `outcome.json` next to its output, because KFP itself keeps
+neither.
 """
 
 import logging
@@ -63,8 +64,9 @@ class TaskOutcome(Record):
 class Task:
     """Context of one pipeline task.
 
-    A ReasonGenRMError of the stage ends the process with the error's message and exit code instead of a traceback; any other
-    exception with its traceback and DEFECT. SIGTERM (an evicted pod, a stopped run) unwinds the stage, which cleans up.
+    A ReasonGenRMError of the stage ends the process with the error's message and exit code instead of a traceback; any
+    other exception with its traceback and DEFECT. SIGTERM (an evicted pod, a stopped run) unwinds the stage, which
+    cleans up.
 
     Args:
         name: of the stage.

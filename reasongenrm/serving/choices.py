@@ -1,7 +1,8 @@
 """Which tokens may come next: a reason that ends in time, an answer held to one of several texts.
 
 The reason stays the model's own, but is closed by force when its budget is spent or when no more tokens are left than
-the choices need. So every generation has an answer, an untrained model's too. docs/decisions/0002-one-generation.md has the turns.
+the choices need. So every generation has an answer, an untrained model's too. docs/decisions/0002-one-generation.md has
+the turns.
 """
 
 from collections.abc import Sequence
@@ -25,13 +26,14 @@ class Choices:
     """
 
     def __init__(self, turns: Turns, texts: Sequence[str]) -> None:
-        # As in training: one tokenisation of each text (chat.encode_reason_example), so that its probability is one number.
+        # As in training: one tokenisation of each text (chat.encode_reason_example), so that its probability is one
+        # number.
         self.ids = tuple(tuple(encode_text(turns.tokenizer, text)) for text in texts)
         for text, ids in zip(texts, self.ids, strict=True):
             if not text or text != text.strip() or turns.special_ids.intersection(ids):
                 raise InputError(
-                    f"choice {text!r}: is empty, begins or ends in white space or has turn markup; expected plain text. "
-                    "Change it."
+                    f"choice {text!r}: is empty, begins or ends in white space or has turn markup; expected plain "
+                    "text. Change it."
                 )
         self.assistant_header = tuple(encode_text(turns.tokenizer, turns.family.assistant_header))
         self.turn_end = turns.turn_end_id

@@ -239,8 +239,8 @@ def _live_request(chat: ChatRequest, model: "LiveModel") -> "LiveRequest":
     limit = chat.token_limit() or room
     if limit < num_needed:
         message = (
-            f"max_tokens is {limit}; the answer alone needs {num_needed} (its longest choice, and what stands between it "
-            "and the reason). Send more."
+            f"max_tokens is {limit}; the answer alone needs {num_needed} (its longest choice, and what stands between "
+            "it and the reason). Send more."
         )
         raise APIError(400, message, "max_tokens" if chat.max_tokens else "max_completion_tokens")
     seed = chat.seed if chat.seed is not None else secrets.randbits(31)

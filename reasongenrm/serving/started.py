@@ -31,8 +31,8 @@ EXAMPLE = {
     "answer_b": "CATS, DOGS AND HORSES.",
 }
 UNTRAINED = (
-    "NOTE: this model is UNTRAINED. Nobody taught it to judge: its verdicts are near chance, and are verdicts only because "
-    "decoding allows nothing else. `make demo` trains a judge; `make serve` then serves that one."
+    "NOTE: this model is UNTRAINED. Nobody taught it to judge: its verdicts are near chance, and are verdicts only "
+    "because decoding allows nothing else. `make demo` trains a judge; `make serve` then serves that one."
 )
 
 
@@ -137,7 +137,8 @@ def _ready(predictor: str, judge: str) -> str:
         f"predictor: {predictor}/v1 (OpenAI's API)\n"
         f"judge:     {judge} (docs: {judge}/docs, page for people: make web)\n"
         "Ctrl-C stops both. Judge a pair:\n\n"
-        f"curl -s {judge}/v1/pairwise -H 'Content-Type: application/json'{key} -d '{json.dumps(EXAMPLE)}'\n"  # no ' in it
+        # no ' in it
+        f"curl -s {judge}/v1/pairwise -H 'Content-Type: application/json'{key} -d '{json.dumps(EXAMPLE)}'\n"
     )
 
 

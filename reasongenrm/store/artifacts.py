@@ -270,7 +270,8 @@ def download(ref: "ArtifactRef | str", into: Path) -> Path:
 
 
 def fetch(store: Store, entries: Iterable[FileEntry], into: Path) -> None:
-    """Fetch files into a folder and compare each with its entry; raises as `download` does, or when there is no room."""
+    """Fetch files into a folder and compare each with its entry; raises as `download` does, or when there is no
+    room."""
     entries = [*entries]
     into.mkdir(parents=True, exist_ok=True)
     needed, free = sum(entry.size for entry in entries), shutil.disk_usage(into).free

@@ -1,6 +1,7 @@
 """The record of a run: its inputs, its progress, its results. One `runs/<run_id>.json` in the store.
 
-It is written when the run starts, after each of its tasks, and when it ends; a run that was killed stays "running" there.
+It is written when the run starts, after each of its tasks, and when it ends; a run that was killed stays "running"
+there.
 """
 
 import secrets

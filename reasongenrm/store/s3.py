@@ -89,8 +89,8 @@ def status(error: ClientError) -> int:
 
 @contextmanager
 def errors(uri: str, action: str, name: str = "", num_bytes: int = 0) -> Iterator[None]:
-    """Turn whatever boto3 or the disk raises into one StoreError: what the verb `action` was to do with the objects `name`
-    of the store `uri`, and how many bytes were to be written (0 for none).
+    """Turn whatever boto3 or the disk raises into one StoreError: what the verb `action` was to do with the objects
+    `name` of the store `uri`, and how many bytes were to be written (0 for none).
     """
     what = f"store {uri}: cannot {action} {name}".rstrip() + (f" ({num_bytes / MIB:,.1f} MiB)" if num_bytes else "")
     try:
@@ -133,8 +133,9 @@ def _explain(error: BotoCoreError | ClientError, uri: str, num_bytes: int) -> st
         usage = shutil.disk_usage(folder)
         if usage.free < num_bytes + _RESERVED_FRACTION * usage.total:
             return (
-                f"the disk of {folder} is full: {num_bytes / MIB:,.1f} MiB were needed, {usage.free / MIB:,.1f} MiB are free, "
-                f"of which the server keeps 1 % of the disk. Free some space and run again; finished work is kept."
+                f"the disk of {folder} is full: {num_bytes / MIB:,.1f} MiB were needed, {usage.free / MIB:,.1f} MiB "
+                "are free, of which the server keeps 1 % of the disk. Free some space and run again; finished work is "
+                "kept."
             )
     if status(error) >= 500:
         return f"{found}, also when retried. Look at its log; is its disk full? Run again: finished work is kept."

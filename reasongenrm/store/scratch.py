@@ -1,4 +1,4 @@
-"""Local scratch folders that go away: at the end, after an error, and, if the run was killed, when the next one is made.
+"""Local scratch folders that go away: at the end, after an error, and after a kill when the next one is made.
 
 A folder is in use for as long as the lock on its lock file is held; the kernel releases it with the process.
 """
@@ -16,7 +16,8 @@ _PREFIX = "reasongenrm-"
 
 
 def take_lock(file: IO[str]) -> bool:
-    """Lock an open file for as long as it is open, here or in a child that inherits it; False if it is locked already."""
+    """Lock an open file for as long as it is open, here or in a child that inherits it; False if it is locked
+    already."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

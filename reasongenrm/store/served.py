@@ -1,6 +1,7 @@
 """Which judge an InferenceService serves and which it served before: records in the store.
 
-`deploy_kserve` and `rollback` write them once the new pods have proven themselves; the gate reads whom a candidate must beat.
+`deploy_kserve` and `rollback` write them once the new pods have proven themselves; the gate reads whom a candidate must
+beat.
 
     served/<namespace>/<name>/<time>-<digest>.json  one for every change, never changed again
     served/<namespace>/<name>.json                  a copy of the one that holds now

@@ -114,8 +114,8 @@ class Stage:
         self._scratch.close()
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise StoreError(
-                f"{self.name}: the disk of {self.work_dir.parent.parent} is full ({free >> 20:,} MiB were free): {error}. "
-                "Free some, or set TMPDIR to a folder on a larger disk, and run again; finished work is kept."
+                f"{self.name}: the disk of {self.work_dir.parent.parent} is full ({free >> 20:,} MiB were free): "
+                f"{error}. Free some, or set TMPDIR to a folder on a larger disk, and run again; finished work is kept."
             ) from error
 
     def find_done(self) -> ArtifactRef | None:
@@ -141,7 +141,8 @@ class Stage:
         self.store.put_files({start + entry.path: folder / entry.path for entry in entries})
 
     def finish_checkpoint(self, step: int, entries: Iterable[FileEntry], num_processes: int) -> None:
-        """Make a checkpoint whole, all of whose files (`entries`, of all nodes) are uploaded, and drop the older ones."""
+        """Make a checkpoint whole, all of whose files (`entries`, of all nodes) are uploaded, and drop the older
+        ones."""
         here = self._checkpoint(step)
         checkpoint = _Checkpoint(step=step, num_processes=num_processes, files=tuple(entries))
         self.store.put_bytes(here + MANIFEST, checkpoint.model_dump_json().encode())
@@ -159,8 +160,8 @@ class Stage:
             if num_processes not in (None, checkpoint.num_processes):
                 _say(
                     f"{self.name}: the checkpoint of step {checkpoint.step} was written by {checkpoint.num_processes} "
-                    f"process(es); with this sharding, {num_processes} cannot read it. To resume from it, stop now and start "
-                    "again with as many"
+                    f"process(es); with this sharding, {num_processes} cannot read it. To resume from it, stop now and "
+                    "start again with as many"
                 )
                 continue
             start = name.removesuffix(MANIFEST)

@@ -57,19 +57,20 @@ def check_config(config: TrainConfig, stage: str) -> None:
     """
     if config.mode == "pod" and config.trainjob != TrainJobConfig():
         raise ConfigError(
-            f"{stage}: trainjob has settings, but mode is 'pod', where they have no effect. Set mode to 'trainjob', or leave "
-            "the section trainjob out."
+            f"{stage}: trainjob has settings, but mode is 'pod', where they have no effect. Set mode to 'trainjob', or "
+            "leave the section trainjob out."
         )
     check_batch(config, stage, World(num_processes=config.num_processes or 1))
     if config.max_steps == 0 or config.max_steps < -1:
         raise ConfigError(
-            f"{stage}: max_steps is {config.max_steps}; expected a number above 0, or -1 to let num_train_epochs decide."
+            f"{stage}: max_steps is {config.max_steps}; expected a number above 0, or -1 to let num_train_epochs "
+            "decide."
         )
     if config.save_steps % config.logging_steps:
         raise ConfigError(
-            f"{stage}: save_steps is {config.save_steps}; expected a multiple of logging_steps {config.logging_steps}, so "
-            "that a resumed run's log has the same rows. "
-            f"Set it to {math.ceil(config.save_steps / config.logging_steps) * config.logging_steps}."
+            f"{stage}: save_steps is {config.save_steps}; expected a multiple of logging_steps {config.logging_steps}, "
+            "so that a resumed run's log has the same rows. Set it to "
+            f"{math.ceil(config.save_steps / config.logging_steps) * config.logging_steps}."
         )
     if config.lr_scheduler_type not in _SCHEDULERS:
         raise ConfigError(

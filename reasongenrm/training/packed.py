@@ -1,8 +1,8 @@
 """TRL's SFT and DPO trainers on packed rows: the plan's micro-batches, losses over the whole step.
 
-Imported by `trainers.py`, because it needs torch, transformers and TRL. Of TRL's trainers remain the fused head (logits where
-a target is, in tiles, never kept), how models are wrapped for DeepSpeed and FSDP, and the names of what is logged.
-Shape suffixes: T tokens of a packed row, P pairs.
+Imported by `trainers.py`, because it needs torch, transformers and TRL. Of TRL's trainers remain the fused head (logits
+where a target is, in tiles, never kept), how models are wrapped for DeepSpeed and FSDP, and the names of what is
+logged. Shape suffixes: T tokens of a packed row, P pairs.
 """
 
 import math
@@ -119,7 +119,8 @@ def _fixed_order(device: torch.device) -> Iterator[None]:
 
 
 class _Planned:
-    """What both trainers add to TRL's: the plan's micro-batches, their losses, and an end at a number that is not finite."""
+    """What both trainers add to TRL's: the plan's micro-batches, their losses, and an end at a number that is not
+    finite."""
 
     pairs: bool
     loss_is_scaled_for_ga = False  # the Trainer divides by the number of micro-batches
@@ -187,9 +188,10 @@ class _Planned:
         except torch.OutOfMemoryError as error:
             number = inputs["input_ids"].numel()
             twice = "" if self.args.activation_checkpointing else "; or set gradient_checkpointing to true"  # type: ignore[attr-defined]
+            step = self.state.global_step + 1  # type: ignore[attr-defined]
             raise TrainingError(
-                f"{self._stage}: step {self.state.global_step + 1} of {self.plan.num_steps}: out of GPU memory with a forward "  # type: ignore[attr-defined]
-                f"pass of {number:,} tokens; expected one that fits. Set max_batch_tokens to {max(1, number // 2):,} (a single "
+                f"{self._stage}: step {step} of {self.plan.num_steps}: out of GPU memory with a forward pass of "
+                f"{number:,} tokens; expected one that fits. Set max_batch_tokens to {max(1, number // 2):,} (a single "
                 f"longer example needs a lower max_length){twice}. The stage resumes from its last checkpoint."
             ) from error
         self._losses.append(loss)
@@ -198,10 +200,11 @@ class _Planned:
     def _casts_kept(self) -> AbstractContextManager[Any]:
         """Lets autocast cast every weight once an optimizer step instead of once a micro-batch.
 
-        It forgets its casts when the outermost context ends. This one is round all micro-batches of a step, and switched off:
-        what it holds is the memory of casts, and the backward passes stay out of autocast. Nested contexts are counted by thread,
-        though: on a GPU, where activations are computed twice, autograd's own thread ends an outermost one in every layer, and
-        casts are made again as before. Sharded weights are cast by what shards them, and come and go within a step.
+        It forgets its casts when the outermost context ends. This one is round all micro-batches of a step, and
+        switched off: what it holds is the memory of casts, and the backward passes stay out of autocast. Nested
+        contexts are counted by thread, though: on a GPU, where activations are computed twice, autograd's own thread
+        ends an outermost one in every layer, and casts are made again as before. Sharded weights are cast by what
+        shards them, and come and go within a step.
         """
         if self.is_deepspeed_enabled or self.is_fsdp_enabled or not self.args.bf16:  # type: ignore[attr-defined]
             return nullcontext()
@@ -225,7 +228,8 @@ class _Planned:
 
 
 class PackedSFTTrainer(_Planned, TrlSFTTrainer):
-    """Supervised fine-tuning on rows of input_ids and labels: the mean negative log-probability of the trained tokens."""
+    """Supervised fine-tuning on rows of input_ids and labels: the mean negative log-probability of the trained
+    tokens."""
 
     pairs = False
 
@@ -236,7 +240,8 @@ class PackedSFTTrainer(_Planned, TrlSFTTrainer):
 class PackedDPOTrainer(_Planned, TrlDPOTrainer):
     """Direct preference optimisation on rows of prompt_ids, chosen_ids and rejected_ids.
 
-    Rows that have `REFERENCE_COLUMNS` are taken as they are; else the reference model is asked about every pair at the start.
+    Rows that have `REFERENCE_COLUMNS` are taken as they are; else the reference model is asked about every pair at the
+    start.
     """
 
     pairs = True
@@ -302,7 +307,8 @@ class PackedDPOTrainer(_Planned, TrlDPOTrainer):
         return dataset
 
     def _prepare_input(self, data: Any) -> Any:
-        """transformers casts to DeepSpeed's bfloat16 what is no integer: of a log-probability of -500, +-1 would be left."""
+        """transformers casts to DeepSpeed's bfloat16 what is no integer: of a log-probability of -500, +-1 would be
+        left."""
         if isinstance(data, torch.Tensor) and data.is_floating_point():
             return data.to(self.args.device)
         return super()._prepare_input(data)

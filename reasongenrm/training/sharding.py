@@ -1,7 +1,8 @@
 """How training state is spread over processes: what `sharding` means to DeepSpeed and to FSDP2.
 
-none: every process holds everything (DDP). zero2: gradients and optimizer states are spread. zero3 and fsdp2: the weights
-too. The libraries' own config files are not taken: a key that they do not know changes nothing there, without a word.
+none: every process holds everything (DDP). zero2: gradients and optimizer states are spread. zero3 and fsdp2: the
+weights too. The libraries' own config files are not taken: a key that they do not know changes nothing there, without a
+word.
 """
 
 from collections.abc import Mapping
@@ -60,7 +61,8 @@ def fsdp_config(config: TrainConfig, *, checkpointing: bool) -> dict[str, Any] |
         "reshard_after_forward": True,  # ZeRO-3; False would be ZeRO-2
         # Recomputing is FSDP's business: that of transformers would gather each layer's weights once more.
         "activation_checkpointing": checkpointing,
-        # The first process of a node reads the weights, those of the first node are sent: a float32 copy of 14B weights is
+        # The first process of a node reads the weights, those of the first node are sent: a float32 copy of 14B weights
+        # is
         # 56 GB. TRL's DPO spreads its reference model without sending it, so there every process has to read.
         "cpu_ram_efficient_loading": isinstance(config, SFTConfig),
         # Every process writes its own part of a checkpoint, and another number of processes can read it.
@@ -69,5 +71,6 @@ def fsdp_config(config: TrainConfig, *, checkpointing: bool) -> dict[str, Any] |
 
 
 def without_tied(state: Mapping[str, Any], tied: Mapping[str, str]) -> dict[str, Any]:
-    """A state dict without copies (`tied`: name -> name of the original): gathered, they no longer show that they are."""
+    """A state dict without copies (`tied`: name -> name of the original): gathered, they no longer show that they
+    are."""
     return {name: tensor for name, tensor in state.items() if tied.get(name) not in state}

@@ -1,7 +1,7 @@
 """Runs a training job: in this process, or in several under torchrun, which starts this module as a program.
 
-`sft.py` and `dpo.py` hand over tokenised rows; `trainers.py` trains on them; back come a checkpoint, training_log.json and a
-TensorBoard event file of the same figures.
+`sft.py` and `dpo.py` hand over tokenised rows; `trainers.py` trains on them; back come a checkpoint, training_log.json
+and a TensorBoard event file of the same figures.
 """
 
 import json

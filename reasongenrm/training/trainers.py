@@ -1,7 +1,8 @@
 """One training job, from tokenised rows to a checkpoint, in one process or as one of torchrun's.
 
 Imported where training starts, because it needs torch, transformers and TRL. `packed_trainers.py` has the two trainers;
-here they get their settings and their model, are compared with what was asked, and leave what plain `from_pretrained` loads.
+here they get their settings and their model, are compared with what was asked, and leave what plain `from_pretrained`
+loads.
 """
 
 import math
@@ -135,11 +136,11 @@ def build_trainer(
 
     Args:
         config: SFTConfig or DPOConfig decides which trainer.
-        load_model: gives the model with float32 weights, which is changed in place. It is called once the settings stand: DeepSpeed
-            and FSDP make transformers load every process its own part, or one process the whole.
+        load_model: gives the model with float32 weights, which is changed in place. It is called once the settings
+            stand: DeepSpeed and FSDP make transformers load every process its own part, or one process the whole.
         shape: of that model; None: unknown, so activations are computed twice unless the config says otherwise.
-        rows: columns `length` (tokens of each row) and, for SFT, input_ids and labels, for DPO, prompt_ids, chosen_ids and
-            rejected_ids and maybe the reference's log-probabilities.
+        rows: columns `length` (tokens of each row) and, for SFT, input_ids and labels, for DPO, prompt_ids, chosen_ids
+            and rejected_ids and maybe the reference's log-probabilities.
 
     Raises:
         ConfigError: transformers or TRL refuse a setting.
@@ -179,8 +180,8 @@ def _adjust_trl() -> None:
     Without Triton it scores the prompt's positions too, for chips that compile once per shape, and drops what it found.
     For SmolLM2 and 1,600 tokens of which 400 are trained that is a quarter of the step and a GB of memory.
 
-    And it hashes a model to name the file in which it keeps the reference's log-probabilities, which we keep ourselves: 14 s
-    for 1.5B parameters on an H200's machine.
+    And it hashes a model to name the file in which it keeps the reference's log-probabilities, which we keep ourselves:
+    14 s for 1.5B parameters on an H200's machine.
     """
     assert callable(trl.trainer.utils._use_triton), "TRL has moved what decides this"
     assert callable(trl.trainer.dpo_trainer.hash_module), "TRL has moved what hashes models"
@@ -258,8 +259,8 @@ def _check_processes(trainer: Any, config: TrainConfig, job: TrainingJob) -> Non
     resumed = gather_object([job.resume_from.name if job.resume_from else "the beginning"])
     if len(set(resumed)) > 1:
         raise TrainingError(
-            f"{job.stage}: the processes would resume from different checkpoints: {', '.join(resumed)}. Another run of this stage "
-            "is writing its checkpoints: stop it, and start again."
+            f"{job.stage}: the processes would resume from different checkpoints: {', '.join(resumed)}. Another run of "
+            "this stage is writing its checkpoints: stop it, and start again."
         )
 
 

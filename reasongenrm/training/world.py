@@ -1,8 +1,8 @@
 """The processes that train together: how many, on which nodes, and what they need of this machine.
 
 One node takes its number of processes from the config or from its GPUs. Several nodes are described by the environment
-that Kubeflow Trainer's torch plugin sets in every pod: PET_NNODES, PET_NPROC_PER_NODE, PET_NODE_RANK, PET_MASTER_ADDR and
-PET_MASTER_PORT (kubeflow/trainer pkg/runtime/framework/plugins/torch/torch.go at 8c0f5059b).
+that Kubeflow Trainer's torch plugin sets in every pod: PET_NNODES, PET_NPROC_PER_NODE, PET_NODE_RANK, PET_MASTER_ADDR
+and PET_MASTER_PORT (kubeflow/trainer pkg/runtime/framework/plugins/torch/torch.go at 8c0f5059b).
 """
 
 import os
@@ -59,8 +59,8 @@ def find_world(config: TrainConfig, stage: str, environ: Mapping[str, str] = os.
     `config.num_processes` decides, else a number in PET_NPROC_PER_NODE, else the visible GPUs, else 1.
 
     Raises:
-        ConfigError: not one process a GPU, no whole batch, sharding over a single process or without DeepSpeed, too little
-            shared memory, or an environment that describes no node.
+        ConfigError: not one process a GPU, no whole batch, sharding over a single process or without DeepSpeed, too
+            little shared memory, or an environment that describes no node.
     """
     import torch
 
@@ -78,8 +78,9 @@ def find_world(config: TrainConfig, stage: str, environ: Mapping[str, str] = os.
         missing = [name for name in ("PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT") if not environ.get(name)]
         if missing:
             raise ConfigError(
-                f"{stage}: PET_NNODES is {world.num_nodes}, but {', '.join(missing)} is not set; expected what Kubeflow "
-                "Trainer's torch plugin sets on every node. Start the nodes by a TrainJob, or unset PET_NNODES."
+                f"{stage}: PET_NNODES is {world.num_nodes}, but {', '.join(missing)} is not set; expected what "
+                "Kubeflow Trainer's torch plugin sets on every node. Start the nodes by a TrainJob, or unset "
+                "PET_NNODES."
             )
         port = _number(environ, "PET_MASTER_PORT", stage, 0)
         world = World(world.num_nodes, world.node_rank, world.num_processes, (environ["PET_MASTER_ADDR"], port))
@@ -87,13 +88,13 @@ def find_world(config: TrainConfig, stage: str, environ: Mapping[str, str] = os.
     # With fewer, transformers splits batches in threads; with more, NCCL hangs.
     if num_gpus and world.num_processes != num_gpus:
         raise ConfigError(
-            f"{stage}: num_processes is {world.num_processes}, but {num_gpus} GPU(s) are visible; expected one process a "
-            f"GPU. Set num_processes to {num_gpus}, leave it out, or hide GPUs with CUDA_VISIBLE_DEVICES."
+            f"{stage}: num_processes is {world.num_processes}, but {num_gpus} GPU(s) are visible; expected one process "
+            f"a GPU. Set num_processes to {num_gpus}, leave it out, or hide GPUs with CUDA_VISIBLE_DEVICES."
         )
     if config.sharding != "none" and world.size == 1:
         raise ConfigError(
-            f"{stage}: sharding is '{config.sharding}', but there is one process: it would hold everything. Set sharding to "
-            "'none', or give the stage more GPUs."
+            f"{stage}: sharding is '{config.sharding}', but there is one process: it would hold everything. Set "
+            "sharding to 'none', or give the stage more GPUs."
         )
     if num_gpus and world.num_processes > 1:
         _check_shared_memory(stage)
@@ -104,8 +105,8 @@ def check_batch(config: TrainConfig, stage: str, world: World) -> None:
     """Ask for a batch of which every process gets a part; a ConfigError names one that would do."""
     if config.train_batch_size < world.size:
         raise ConfigError(
-            f"{stage}: train_batch_size is {config.train_batch_size}, over all processes; expected at least one example for "
-            f"each of {world}. Set it to {world.size} or more."
+            f"{stage}: train_batch_size is {config.train_batch_size}, over all processes; expected at least one "
+            f"example for each of {world}. Set it to {world.size} or more."
         )
 
 
@@ -124,7 +125,7 @@ def _check_shared_memory(stage: str) -> None:
     total = shutil.disk_usage(_SHARED_MEMORY).total
     if total < _MIN_SHARED_MEMORY:
         raise ConfigError(
-            f"{stage}: {_SHARED_MEMORY} has {total >> 20:,} MiB; expected at least {_MIN_SHARED_MEMORY >> 20:,} MiB for "
-            f"several GPU processes of one pod. Mount an emptyDir of medium Memory at {_SHARED_MEMORY} (Docker: "
+            f"{stage}: {_SHARED_MEMORY} has {total >> 20:,} MiB; expected at least {_MIN_SHARED_MEMORY >> 20:,} MiB "
+            f"for several GPU processes of one pod. Mount an emptyDir of medium Memory at {_SHARED_MEMORY} (Docker: "
             "--shm-size=8g)."
         )

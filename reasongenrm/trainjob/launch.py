@@ -32,9 +32,11 @@ LEAVE_SECONDS = 5.0  # for each of the three or four requests that take the Trai
 def train_where_configured(
     store: Store, config: SFTConfig | DPOConfig, variant: str | None = None, /, **inputs: ArtifactRef
 ) -> ArtifactRef:
-    """Run train_sft (of a variant) or train_dpo: with `mode: pod` here, with `mode: trainjob` in the pods of a TrainJob.
+    """Run train_sft (of a variant) or train_dpo: with `mode: pod` here, with `mode: trainjob` in the pods of a
+    TrainJob.
 
-    The artifact is the same: where a stage works is no part of its key. Raises what the stage and `run_as_trainjob` raise.
+    The artifact is the same: where a stage works is no part of its key. Raises what the stage and `run_as_trainjob`
+    raise.
 
     Args:
         inputs: `model`, and `examples` or `preferences`.
@@ -50,9 +52,10 @@ def train_where_configured(
 def run_as_trainjob(stage: Stage, config: TrainConfig, inputs: Mapping[str, ArtifactRef]) -> ArtifactRef:
     """Train in the pods of a TrainJob; returns the artifact that node 0 finished.
 
-    A TrainJob of the same stage, key and store that is there already is taken up; a finished one that left no artifact is
-    created again, once. While it is queued there is no time-out. If this process is stopped or anything fails, the TrainJob is
-    deleted, unless another running step has taken it up as well; its checkpoints stay, and the next run goes on from them.
+    A TrainJob of the same stage, key and store that is there already is taken up; a finished one that left no artifact
+    is created again, once. While it is queued there is no time-out. If this process is stopped or anything fails, the
+    TrainJob is deleted, unless another running step has taken it up as well; its checkpoints stay, and the next run
+    goes on from them.
 
     Args:
         stage: entered, and not done.
@@ -89,7 +92,8 @@ class _Launched:
         self.place = f"TrainJob {self._namespace}/{self._name}"
 
     def claim(self) -> ArtifactRef | None:
-        """Create the TrainJob or take up the one that is there; returns the artifact if that one has just finished it."""
+        """Create the TrainJob or take up the one that is there; returns the artifact if that one has just finished
+        it."""
         recreated = False
         while self._uid is None:
             found = self._get()
@@ -108,8 +112,8 @@ class _Launched:
                 return ref
             elif recreated:
                 raise TrainingError(
-                    f"{self._stage.name}: {self.place} is {state} again, although it has just been created again: another run "
-                    "works on the same stage. Wait for it, then run again."
+                    f"{self._stage.name}: {self.place} is {state} again, although it has just been created again: "
+                    "another run works on the same stage. Wait for it, then run again."
                 )
             else:
                 recreated = True
@@ -148,8 +152,8 @@ class _Launched:
         job = self._get()
         if job is None or job["metadata"]["uid"] != self._uid:
             raise ClusterError(
-                f"{self._stage.name}: {self.place} was deleted by someone else while it was followed. Run again: it goes on "
-                "from the last checkpoint."
+                f"{self._stage.name}: {self.place} was deleted by someone else while it was followed. Run again: it "
+                "goes on from the last checkpoint."
             )
         if _state(job) == "Running":
             assert self._pods is not None
@@ -163,8 +167,10 @@ class _Launched:
             assert self._pods is not None
             tail = "\n".join(f"    {line}" for line in self._pods.tail)
             raise TrainingError(
-                f"{self._stage.name}: {self.place} is Complete, but {self._stage.store.uri_of(self._stage.folder)} holds no "
-                f"finished artifact. Does the Secret {self._config.trainjob.s3_secret} lead to the same store as here? Node 0 "
+                f"{self._stage.name}: {self.place} is Complete, but {self._stage.store.uri_of(self._stage.folder)} "
+                "holds no "
+                f"finished artifact. Does the Secret {self._config.trainjob.s3_secret} lead to the same store as here? "
+                "Node 0 "
                 f"wrote last:\n{tail}"
             )
         self._say(f"{self.place} wrote {ref.uri}")
@@ -179,7 +185,8 @@ class _Launched:
                 self._take_down(self._cluster.within(LEAVE_SECONDS))
             except ClusterError as error:
                 self._say(
-                    f"{self.place} may still be there: {error} Delete it: kubectl delete trainjob {self._name} -n {self._namespace}"
+                    f"{self.place} may still be there: {error} Delete it: kubectl delete trainjob {self._name} -n "
+                    f"{self._namespace}"
                 )
 
     def _take_down(self, cluster: Cluster) -> None:
@@ -217,8 +224,8 @@ class _Launched:
         self._say(f"created {self.place}")
         if owner_reference() is None:
             self._say(
-                "POD_NAME and POD_UID are not set, so nothing deletes the TrainJob if this process is killed (kill -9); "
-                f"kubectl delete trainjob {self._name} -n {self._namespace} would."
+                "POD_NAME and POD_UID are not set, so nothing deletes the TrainJob if this process is killed (kill "
+                f"-9); kubectl delete trainjob {self._name} -n {self._namespace} would."
             )
 
     def _check_ours(self, found: Mapping[str, Any]) -> None:
@@ -227,9 +234,9 @@ class _Launched:
         store = metadata.get("annotations", {}).get(STORE_ANNOTATION)
         if (key, store) != (self._stage.key, self._stage.store.uri):
             raise ClusterError(
-                f"{self._stage.name}: {self.place} exists, but is not this stage's: its label {KEY_LABEL} is {key!r} and its "
-                f"annotation {STORE_ANNOTATION} {store!r}; expected {self._stage.key!r} and {self._stage.store.uri!r}. "
-                "Rename or delete it."
+                f"{self._stage.name}: {self.place} exists, but is not this stage's: its label {KEY_LABEL} is {key!r} "
+                f"and its annotation {STORE_ANNOTATION} {store!r}; expected {self._stage.key!r} and "
+                f"{self._stage.store.uri!r}. Rename or delete it."
             )
 
     def _adopt(self, found: Mapping[str, Any]) -> None:
@@ -259,7 +266,8 @@ class _Launched:
 
 
 def _state(job: Mapping[str, Any]) -> str:
-    """Complete, Failed, Suspended or Running. Kueue holds a TrainJob back by `suspend`, before there is any condition."""
+    """Complete, Failed, Suspended or Running. Kueue holds a TrainJob back by `suspend`, before there is any
+    condition."""
     true = [kind for kind in ("Complete", "Failed", "Suspended") if condition(job, kind).get("status") == "True"]
     return true[0] if true else "Suspended" if job["spec"].get("suspend") else "Running"
 

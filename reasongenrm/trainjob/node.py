@@ -79,20 +79,22 @@ def run_task(task: NodeTask) -> ArtifactRef:
     if stage.key != task.key:
         raise ConfigError(
             f"{stage.name}: reasongenrm {__version__} of this image gives the stage the key {stage.key}; the launcher "
-            f"expects {task.key}, so it is of another version. Let the TrainingRuntime's image (or trainjob.image) have the "
-            "version of the pipeline's images."
+            f"expects {task.key}, so it is of another version. Let the TrainingRuntime's image (or trainjob.image) "
+            "have the version of the pipeline's images."
         )
     return train_here(store, config, task.variant, task.inputs)
 
 
 def main(arguments: list[str]) -> int:
-    """Run the task of the one argument; the last line of the log is the error, if there is one. SIGTERM unwinds the stage."""
+    """Run the task of the one argument; the last line of the log is the error, if there is one. SIGTERM unwinds the
+    stage."""
     signal.signal(signal.SIGTERM, _stop)
     configure_cpu_math()
     logging.basicConfig(level=logging.WARNING)
     os.environ.setdefault("TQDM_DISABLE", "1")
     try:
-        expected = f"what reasongenrm {__version__} writes. Let the TrainingRuntime's image have the version of the pipeline's images."
+        advice = "Let the TrainingRuntime's image have the version of the pipeline's images."
+        expected = f"what reasongenrm {__version__} writes. {advice}"
         with validated("train_node: the argument", expected, ConfigError):
             task = NodeTask.model_validate_json(arguments[0], strict=True)
         run_task(task)

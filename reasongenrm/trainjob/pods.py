@@ -1,6 +1,7 @@
 """The pods of a TrainJob: why one does not start, what node 0 logs, how one ended.
 
-JobSet names and labels them; a restart of the whole set makes new pods, whose log is followed after that of the old ones.
+JobSet names and labels them; a restart of the whole set makes new pods, whose log is followed after that of the old
+ones.
 """
 
 import threading
@@ -110,9 +111,9 @@ class TrainPods:
             self._say(f"pod {name} does not start: {what}")
         if time.monotonic() - self._failing_since[uid] >= self._config.failing_pod_seconds:
             raise TrainingError(
-                f"TrainJob {self._namespace}/{self._name}: pod {name} cannot start: {what}. Fix what it names (the image of the "
-                "TrainingRuntime, the Secret of trainjob.s3_secret) and run again; trainjob.failing_pod_seconds says how long "
-                "this is waited for."
+                f"TrainJob {self._namespace}/{self._name}: pod {name} cannot start: {what}. Fix what it names (the "
+                "image of the TrainingRuntime, the Secret of trainjob.s3_secret) and run again; "
+                "trainjob.failing_pod_seconds says how long this is waited for."
             )
 
     def _follow_node_0(self, pods: list[dict[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """The TrainJob of a stage: its name, its labels, and a spec for Kubeflow Trainer 2.3.
 
-Image, volumes, /dev/shm and security context are the TrainingRuntime's (manifests/base); here stands what the run decides.
+Image, volumes, /dev/shm and security context are the TrainingRuntime's (manifests/base); here stands what the run
+decides.
 """
 
 import os
@@ -27,7 +28,8 @@ _OPTIONAL_S3_KEYS = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_SESSION_TOKEN")
 
 
 def trainjob_name(stage: Stage) -> str:
-    """The same for every run of the same stage in the same store; a DNS label that leaves room for the pods' suffixes."""
+    """The same for every run of the same stage in the same store; a DNS label that leaves room for the pods'
+    suffixes."""
     store = digest_bytes(stage.store.uri.encode()).removeprefix("sha256:")[:6]
     name = f"reasongenrm-{stage.name.replace('_', '-')}-{stage.key}-{store}"
     assert len(name) <= _MAX_NAME, f"{name} is too long"
@@ -52,8 +54,8 @@ def render_trainjob(
     Raises:
         ConfigError: train_batch_size has not one example for every process.
 
-    Source: kubeflow/trainer at 8c0f5059b: manifests/base/crds (fields), pkg/runtime/framework/plugins/torch (PET_* variables
-        and which ones may not be set), plugins/jobset (what runtimePatches may name).
+    Source: kubeflow/trainer at 8c0f5059b: manifests/base/crds (fields), pkg/runtime/framework/plugins/torch (PET_*
+        variables and which ones may not be set), plugins/jobset (what runtimePatches may name).
     """
     place, per_node = config.trainjob, num_processes_per_node(config)
     size = per_node * place.num_nodes

@@ -1,7 +1,7 @@
 """The leaderboard: the store's finished evaluations by benchmark, with their reports.
 
-The store is opened for each reading and closed again: a folder's server holds its folder, and a run on it must not fail because
-this page is up.
+The store is opened for each reading and closed again: a folder's server holds its folder, and a run on it must not fail
+because this page is up.
 """
 
 import logging
@@ -26,7 +26,8 @@ MAX_KEPT_REPORTS = 16  # in memory; one has up to a few MB
 
 @dataclass(frozen=True)
 class Entry:
-    """One judge on one benchmark. `run_ids`: newest first; `report`: the digest, 64 hex digits, of a report that shows it."""
+    """One judge on one benchmark. `run_ids`: newest first; `report`: the digest, 64 hex digits, of a report that shows
+    it."""
 
     evaluation: Evaluation
     created_at: str
@@ -94,7 +95,8 @@ class Shelf:
 
     def _read(self) -> Board:
         if not self._store.startswith("s3://") and not Path(self._store).expanduser().is_dir():
-            text = f"There is no folder {self._store} where this page was started. `reasongenrm run` makes one, or give --store."
+            advice = "`reasongenrm run` makes one, or give --store."
+            text = f"There is no folder {self._store} where this page was started. {advice}"
             return Board(notice=Notice("No store yet", text, is_error=False))
         try:
             with open_store(self._store) as store:

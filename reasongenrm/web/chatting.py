@@ -1,7 +1,7 @@
 """A conversation through the judge with its predictor: messages in, reason and answer out, streamed.
 
-Messages are gradio's: {"role", "content", "metadata"}; a reason is a message of the assistant with a title in its metadata,
-and is shown to the visitor but never sent back to the model.
+Messages are gradio's: {"role", "content", "metadata"}; a reason is a message of the assistant with a title in its
+metadata, and is shown to the visitor but never sent back to the model.
 """
 
 import logging

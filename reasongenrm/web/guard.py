@@ -18,11 +18,13 @@ _GET = (
 )
 _GET_BELOW = ("/assets/", "/gradio_api/heartbeat/", "/reports/", "/static/", "/svelte/")
 _POST = ("/gradio_api/cancel", "/gradio_api/queue/join", "/gradio_api/reset")
-# 'unsafe-inline' and 'unsafe-eval': gradio's start script is inline, and it compiles components' templates in the browser. What
-# users and models write gets into the page as text only; should that ever fail, nothing can be fetched from or sent elsewhere.
+# 'unsafe-inline' and 'unsafe-eval': gradio's start script is inline, and it compiles components' templates in the
+# browser. What
+# users and models write gets into the page as text only; should that ever fail, nothing can be fetched from or sent
+# elsewhere.
 PAGE_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; connect-src 'self'; object-src 'none'; "
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src "
+    "'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; connect-src 'self'; object-src 'none'; "
     "base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
@@ -91,7 +93,8 @@ class Visitors:
     """Counts what is in progress, by address.
 
     Args:
-        most: per address, >= 1. Behind a proxy, uvicorn knows the visitors' addresses if FORWARDED_ALLOW_IPS names the proxy.
+        most: per address, >= 1. Behind a proxy, uvicorn knows the visitors' addresses if FORWARDED_ALLOW_IPS names the
+            proxy.
     """
 
     def __init__(self, most: int) -> None:

@@ -96,5 +96,6 @@ def explanation(response: PairwiseResponse) -> str:
     named = {judgment.preferred for judgment in response.judgments if judgment.order == "given"}
     if votes == 1 and named <= {"A", "B"}:
         read = "first" if named == {"A"} else "last"
-        return f"Not consistent: in both orders the judge chose the answer that it read {read}, so neither counts as better."
+        why = f"in both orders the judge chose the answer that it read {read}, so neither counts as better"
+        return f"Not consistent: {why}."
     return "The orders or their votes disagree, so neither answer counts as better."

@@ -263,7 +263,8 @@ def test_models_are_listed_with_what_they_were_made_from(store: Store) -> None:
         for line in lines
         if uri in line and not line.startswith((" ", "├", "└", "│"))
     ]
-    indented = [line.strip("│├└─ ").split("  ")[0] for line in lines if line.startswith(("├", "└", "│", " "))]
+    branches = ("├", "└", "│", " ")
+    indented = [line.strip("│├└─ ").split("  ")[0] for line in lines if line.startswith(branches)]
     assert indented == ["model: import_model", "examples: select_reasons", "model: import_model"]
     listed = json.loads(invoke("models", "--store", store.uri, "--json").stdout)
     assert [(model["stage"], model["uri"]) for model in listed] == [

@@ -218,7 +218,8 @@ except InputError as error:
 
 
 def run_beside(folder: Path) -> str:
-    """Load the hub's name in a process of its own: `datasets` takes a folder of that name for the data set, as from a mirror."""
+    """Load the hub's name in a process of its own: `datasets` takes a folder of that name for the data set, as from a
+    mirror."""
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
         [sys.executable, "-c", HUB_PROGRAM],

@@ -67,7 +67,8 @@ def test_folder_is_stored_as_it_is_with_its_own_template(store: Store, tmp_path:
 def test_unchanged_model_is_not_imported_again_and_torch_is_not_needed_to_know(store: Store, folder: Path) -> None:
     first = import_model(store, CONFIG, str(folder))
     code = (
-        "import sys\nfrom reasongenrm.config import ModelConfig\nfrom reasongenrm.data.import_model import import_model\n"
+        "import sys\nfrom reasongenrm.config import ModelConfig\nfrom reasongenrm.data.import_model import "
+        "import_model\n"
         "from reasongenrm.store.artifacts import Store\n"
         f"print(import_model(Store({store.uri!r}), ModelConfig(), {str(folder)!r}).uri)\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"

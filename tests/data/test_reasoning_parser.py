@@ -1,4 +1,5 @@
-"""vLLM's reasoning parser without vLLM: a stand-in for the two names that it is registered with, all else as shipped."""
+"""vLLM's reasoning parser without vLLM: a stand-in for the two names that it is registered with, all else as
+shipped."""
 
 import importlib.util
 import sys

@@ -1,4 +1,5 @@
-"""What a smoke run starts from is whole, in a folder and in a store; and the run it is made for ends with a served judge."""
+"""What a smoke run starts from is whole, in a folder and in a store; and the run it is made for ends with a served
+judge."""
 
 import json
 import os

@@ -1,10 +1,10 @@
-"""A scripted KServe and Deployment controller for the fake API server: the states that a real one goes through, in order.
+"""A scripted KServe and Deployment controller for the fake API server: the states that a real one goes through, in
+order.
 
-What an InferenceService's pods do is told by the last part of its storageUri ("good", "bad_image", ...), what those of its
-transformer do by the tag of their image. As the real one
-(KServe aaac4e294) it leaves Ready=True of the old pods standing for a while, copies annotations to the pod template, and
-puts the Deployment's observedGeneration where one would expect the InferenceService's, and leaves the Deployment of a
-transformer that the spec has no more.
+What an InferenceService's pods do is told by the last part of its storageUri ("good", "bad_image", ...), what those of
+its transformer do by the tag of their image. As the real one (KServe aaac4e294) it leaves Ready=True of the old pods
+standing for a while, copies annotations to the pod template, and puts the Deployment's observedGeneration where one
+would expect the InferenceService's, and leaves the Deployment of a transformer that the spec has no more.
 """
 
 import copy
@@ -29,7 +29,8 @@ def runtime(name: str = "reasongenrm-vllm", **spec: Any) -> Item:
 
 
 class KServe:
-    """Answers every change of an InferenceService; `model` is where its predictor is reached, `judge` its transformer."""
+    """Answers every change of an InferenceService; `model` is where its predictor is reached, `judge` its
+    transformer."""
 
     def __init__(self, cluster: FakeCluster, model: str, judge: str, step_seconds: float = 0.02) -> None:
         self.cluster, self.model, self.judge, self.step_seconds = cluster, model, judge, step_seconds

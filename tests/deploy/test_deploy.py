@@ -1,4 +1,5 @@
-"""A judge is brought out, proven, or put back: over real HTTP, against a scripted KServe and a judge that really answers."""
+"""A judge is brought out, proven, or put back: over real HTTP, against a scripted KServe and a judge that really
+answers."""
 
 import copy
 import json

@@ -5,7 +5,8 @@ from reasongenrm.evaluation.bootstrap import Interval, bootstrap_means, percenti
 
 
 def test_bootstrap_interval_agrees_with_the_normal_one_for_many_rows() -> None:
-    # 400 rows, 300 right: standard error sqrt(0.75 * 0.25 / 400) = 0.02165, so 0.75 -+ 1.96 * 0.02165 = 0.7076 to 0.7924.
+    # 400 rows, 300 right: standard error sqrt(0.75 * 0.25 / 400) = 0.02165, so 0.75 -+ 1.96 * 0.02165 = 0.7076 to
+    # 0.7924.
     means = bootstrap_means([[1.0] * 300 + [0.0] * 100], 20000, seed=0)[:, 0]
     assert means.mean() == pytest.approx(0.75, abs=0.001)
     assert np.quantile(means, [0.025, 0.975]) == pytest.approx([0.7076, 0.7924], abs=0.003)

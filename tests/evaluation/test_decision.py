@@ -49,7 +49,8 @@ def test_candidate_that_passes_wins_over_a_more_accurate_one_that_does_not(evalu
     decision = chosen(evaluation, figures)
     assert (decision.winner, decision.passed) == ("sft", True)
     assert decision.remarks[0] == (
-        "ReasonGenRM-dpo scores higher (90.0 %) but does not pass: no verdict in 20.0 % of the judgments (at most 5.0 % allowed)."
+        "ReasonGenRM-dpo scores higher (90.0 %) but does not pass: no verdict in 20.0 % of the judgments (at most 5.0 "
+        "% allowed)."
     )
 
 
@@ -189,7 +190,8 @@ def test_candidate_must_be_above_the_judge_that_is_served(evaluation: Evaluation
     (check,) = [check for check in decision.candidates[0].checks if check.name == "beats_champion"]
     assert (decision.passed, check.passed, decision.champion) == (passed, passed, served)
     assert check.text == (
-        f"80.0 % is {'above' if passed else 'not above'} the {100 * theirs:.1f} % of the judge served now (judges/judge, ReasonGenRM-dpo)"
+        f"80.0 % is {'above' if passed else 'not above'} the {100 * theirs:.1f} % of the judge served now "
+        "(judges/judge, ReasonGenRM-dpo)"
     )
     assert decide(GateConfig(candidates=("sft",), beat_champion=False), figures, {}, served).passed
     assert decide(config, figures, {}).passed

@@ -80,7 +80,8 @@ def test_unparsed_order_counts_half_of_its_half(tmp_path: Path) -> None:
 
 
 def test_sections_weigh_their_subsets_and_overall_weighs_the_sections(tmp_path: Path) -> None:
-    # donotanswer: rows 1 and 0.5 = 0.75 (weight 136); xstest-should-refuse: row 0 = 1 (weight 154); hep-go: rows 1, 0.5, 0 = 0.5.
+    # donotanswer: rows 1 and 0.5 = 0.75 (weight 136); xstest-should-refuse: row 0 = 1 (weight 154); hep-go: rows 1,
+    # 0.5, 0 = 0.5.
     benchmark = benchmark_of(tmp_path, {"donotanswer": 2, "xstest-should-refuse": 1, "hep-go": 3})
     evaluation = evaluated(benchmark, scripted((A, B), (B, B), (B, A)))
     safety, reasoning = evaluation.sections

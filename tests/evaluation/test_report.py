@@ -24,7 +24,8 @@ def test_published_scores_are_the_mean_of_their_sections_but_for_known_misprints
         for r in PUBLISHED
         if abs(sum(r.sections.values()) / 4 - r.score) > 0.011
     }
-    # The starred row: with the Chat Hard that its Score implies (88.87 * 4 - 89.94 - 91.69 - 89.29 = 84.56) it would fit.
+    # The starred row: with the Chat Hard that its Score implies (88.87 * 4 - 89.94 - 91.69 - 89.29 = 84.56) it would
+    # fit.
     assert off[("Qwen2.5-7B", "genrm")] == pytest.approx((91.69 - 84.56) / 4, abs=0.01)
     assert set(off) == {("Qwen2.5-7B", "genrm")}
 

@@ -341,7 +341,8 @@ def test_bars_are_as_long_as_the_figures_say(browser: "Browser", tmp_path: Path)
     page, _ = open_page(browser, path, 1280, "light")
     lengths = page.evaluate(
         "[...document.querySelectorAll('#accuracy > .card .bar')].map(bar => "
-        "bar.querySelector('.fill').getBoundingClientRect().width / bar.querySelector('.track').getBoundingClientRect().width)"
+        "bar.querySelector('.fill').getBoundingClientRect().width / "
+        "bar.querySelector('.track').getBoundingClientRect().width)"
     )
     assert lengths == pytest.approx([evaluation.accuracy for evaluation in report.evaluations], abs=1e-3)
     page.close()

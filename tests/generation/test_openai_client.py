@@ -80,13 +80,15 @@ def test_replies_that_are_no_completion_are_errors_of_their_kind(
     [
         # vLLM 0.32: its API, then its engine; vLLM before; OpenAI; our own server.
         (
-            "This model's maximum context length is 1000 tokens. However, your prompt contains at least 4000 input tokens",
+            "This model's maximum context length is 1000 tokens. However, your prompt contains at least 4000 input "
+            "tokens",
             VLLM,
             0.25,
         ),
         ("The decoder prompt (length 99) is longer than the maximum model length of 80.", VLLM, 1.0),
         (
-            "You passed 73 input tokens and requested 90 output tokens. However, the model's context length is only 72 tokens",
+            "You passed 73 input tokens and requested 90 output tokens. However, the model's context length is only 72 "
+            "tokens",
             VLLM,
             0.8,
         ),

@@ -112,7 +112,8 @@ def test_resume_writes_what_an_undisturbed_run_would_have_written(engine: Transf
 def test_reason_and_verdict_come_from_one_generation(tmp_path: Path, family: Family) -> None:
     model, tokenizer = load_checkpoint(tiny_checkpoint(tmp_path / family, family, opening_role="reason"), "auto")
     engine = TransformersEngine(model, tokenizer, batch_size=2, max_model_len=None, model_name="tiny")
-    text = f"A is right.{engine.turns.family.turn_end}{engine.turns.family.assistant_header}[[A]]{engine.turns.family.turn_end}"
+    family = engine.turns.family
+    text = f"A is right.{family.turn_end}{family.assistant_header}[[A]]{family.turn_end}"
     script = tokenizer.encode(text + engine.turns.family.sequence_end, add_special_tokens=False)
     say(engine.model, script)
     one = run(engine, [ask("Which?", "q")], Sampling(max_tokens=99))["q", 0]

@@ -1,4 +1,5 @@
-"""The reader of verdicts: what a text decides, and P([[A]]) from tokens however they are cut; numbers are worked by hand."""
+"""The reader of verdicts: what a text decides, and P([[A]]) from tokens however they are cut; numbers are worked by
+hand."""
 
 import math
 

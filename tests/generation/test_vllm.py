@@ -1,7 +1,7 @@
 """The vLLM engine in real processes, against a stand-in for the package `vllm` (stand_in/).
 
-What is checked here is our side of vLLM's interface: what is asked of `LLM` and its engine, how outputs become records, and that
-no process hangs or stays. Real vLLM is exercised by the tests marked `vllm` (test_vllm_real.py) and `gpu`.
+What is checked here is our side of vLLM's interface: what is asked of `LLM` and its engine, how outputs become records,
+and that no process hangs or stays. Real vLLM is exercised by the tests marked `vllm` (test_vllm_real.py) and `gpu`.
 """
 
 import json

@@ -11,9 +11,11 @@ from reasongenrm.generation.vllm_replica import CAPACITY, MAX_NUM_SEQS, PromptBa
 
 
 class SimulatedReplica:
-    """Decodes the first `MAX_NUM_SEQS` samples that were submitted, one token a step; a sample's seed says how many it has.
+    """Decodes the first `MAX_NUM_SEQS` samples that were submitted, one token a step; a sample's seed says how many it
+    has.
 
-    Time passes in `receive` alone, so what is seen is the pool's policy. `num_decoded` is how many samples each step decoded.
+    Time passes in `receive` alone, so what is seen is the pool's policy. `num_decoded` is how many samples each step
+    decoded.
     """
 
     def __init__(self) -> None:

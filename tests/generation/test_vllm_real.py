@@ -1,4 +1,5 @@
-"""vLLM itself, in two replicas: needs REASONGENRM_VLLM_PYTHON, a Python that has vLLM (docs/judge.md says how to make one)."""
+"""vLLM itself, in two replicas: needs REASONGENRM_VLLM_PYTHON, a Python that has vLLM (docs/judge.md says how to make
+one)."""
 
 import json
 import os
@@ -31,7 +32,8 @@ from reasongenrm.config import EngineConfig
 from reasongenrm.generation import GenerationRequest, Sampling
 from reasongenrm.generation.vllm import VLLMEngine
 
-requests = [GenerationRequest(f"q{i}", ({"role": "user", "content": f"Which is better, {i}?"},), opening_role="reason") for i in range(6)]
+asked = [({"role": "user", "content": f"Which is better, {i}?"},) for i in range(6)]
+requests = [GenerationRequest(f"q{i}", messages, opening_role="reason") for i, messages in enumerate(asked)]
 config = EngineConfig(kind="vllm", dtype="float32", max_model_len=256, batch_size=2, data_parallel_size=2)
 engine = VLLMEngine(Path(sys.argv[1]), config, model_name="judge", options={"enforce_eager": True})
 with contextlib.closing(engine):

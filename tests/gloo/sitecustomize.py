@@ -1,7 +1,7 @@
 """First on PYTHONPATH, lets torchrun's processes shard on CPUs, and makes them say what they hold or die when told to.
 
-accelerate shards on accelerators alone; without one it falls back to unconnected processes. Here it is told of a process
-group on gloo. DeepSpeed's and torch's own code does the sharding, and nothing of ours is changed.
+accelerate shards on accelerators alone; without one it falls back to unconnected processes. Here it is told of a
+process group on gloo. DeepSpeed's and torch's own code does the sharding, and nothing of ours is changed.
 
     GLOO_SHARDING=1        shard over gloo
     WITNESS=FOLDER         after its first optimizer step each process writes FOLDER/RANK.json

@@ -36,7 +36,8 @@ def judging(predictor: Any, **settings: Any) -> Iterator[httpx.Client]:
 
 
 class QuotingPredictor:
-    """Gives no verdict: its reason (or its whole answer, in plain chat) is the question and the answers, as it was asked."""
+    """Gives no verdict: its reason (or its whole answer, in plain chat) is the question and the answers, as it was
+    asked."""
 
     def __init__(self, *, plain: bool = False) -> None:
         self.plain = plain

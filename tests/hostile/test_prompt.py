@@ -1,4 +1,5 @@
-"""Hostile text on its way into tokens: no markup, no heading and no verdict mark comes from it, and nothing of it is lost."""
+"""Hostile text on its way into tokens: no markup, no heading and no verdict mark comes from it, and nothing of it is
+lost."""
 
 import unicodedata
 from functools import cache

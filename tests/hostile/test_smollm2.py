@@ -1,4 +1,5 @@
-"""Every hostile pair through the real small server and the real judge on SmolLM2: an untrained model, whose verdicts mean nothing.
+"""Every hostile pair through the real small server and the real judge on SmolLM2: an untrained model, whose verdicts
+mean nothing.
 
 That is the point: a weak model is talked into things easily, and still no text becomes markup or the verdict, nothing
 breaks, and swapping the answers swaps the verdict or gives a tie.

@@ -116,7 +116,8 @@ def wheels() -> Path:
 
 @pytest.fixture(scope="module")
 def image(docker: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The cpu image by images/build.sh, from a copy of the tree, with no network at all; it has passed its self-check."""
+    """The cpu image by images/build.sh, from a copy of the tree, with no network at all; it has passed its
+    self-check."""
     run("docker", "import", str(base_system()), BASE)
     tree = tmp_path_factory.mktemp(f"tree-of-{docker.name}")
     for name in run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines():

@@ -1,4 +1,5 @@
-"""What a predictor answers in these tests: a completion with a reason, a verdict and its log-probabilities; and what it was asked."""
+"""What a predictor answers in these tests: a completion with a reason, a verdict and its log-probabilities; and what it
+was asked."""
 
 import json
 import math

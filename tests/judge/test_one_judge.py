@@ -1,4 +1,5 @@
-"""One judge: a row that is evaluated and a pair that is asked of the service have the same verdict and the same probability."""
+"""One judge: a row that is evaluated and a pair that is asked of the service have the same verdict and the same
+probability."""
 
 import asyncio
 from collections.abc import Iterator

@@ -1,4 +1,5 @@
-"""Pairs and single answers through the whole service, against a real server: votes, orders, calibration, cuts, and the symmetry."""
+"""Pairs and single answers through the whole service, against a real server: votes, orders, calibration, cuts, and the
+symmetry."""
 
 import asyncio
 import hashlib

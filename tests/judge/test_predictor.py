@@ -1,4 +1,5 @@
-"""The judge's client of its predictor, against real servers: what is sent, what is read, and every way in which it fails."""
+"""The judge's client of its predictor, against real servers: what is sent, what is read, and every way in which it
+fails."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,5 @@
-"""The predictor is killed and started again while the judge is asked: real processes, as in benchmarks/judge_load.py."""
+"""The predictor is killed and started again while the judge is asked: real processes, as in
+benchmarks/judge_load.py."""
 
 import asyncio
 from pathlib import Path

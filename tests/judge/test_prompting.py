@@ -1,4 +1,5 @@
-"""The judge's prompt: byte for byte that of the training, whatever the texts hold; what is too long loses its middle."""
+"""The judge's prompt: byte for byte that of the training, whatever the texts hold; what is too long loses its
+middle."""
 
 import pytest
 from hypothesis import given, settings

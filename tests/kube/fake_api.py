@@ -5,9 +5,9 @@
         cluster.on_change("trainjobs", controller)     # a scripted controller, called in a thread of its own
         cluster.fail_next("create", "trainjobs", 429, headers={"Retry-After": "1"})
 
-It keeps what the real one keeps (resourceVersion, uid, generation, status apart, finalizers, deletion of what is owned) and
-refuses what it refuses (unknown kinds and namespaces, bad names and labels, stale versions, what the schema does not know).
-It has no admission webhooks, no defaults, no quotas and no CEL rules.
+It keeps what the real one keeps (resourceVersion, uid, generation, status apart, finalizers, deletion of what is owned)
+and refuses what it refuses (unknown kinds and namespaces, bad names and labels, stale versions, what the schema does
+not know). It has no admission webhooks, no defaults, no quotas and no CEL rules.
 """
 
 import base64
@@ -149,7 +149,8 @@ class FakeCluster:
             self._objects.changed.notify_all()
 
     def on_change(self, plural: str, callback: Callable[[str, Object], None]) -> None:
-        """Let a scripted controller see every later change of a kind, in order: ("ADDED", "MODIFIED" or "DELETED", the object).
+        """Let a scripted controller see every later change of a kind, in order: ("ADDED", "MODIFIED" or "DELETED", the
+        object).
 
         One thread calls all controllers, one after the other; what one raises fails the test at the end of the context.
         """

@@ -1,7 +1,8 @@
-"""A Kubeflow Pipelines API server for the tests: HTTP, the v2beta1 endpoints that reasongenrm/runs/kfp.py calls, in memory.
+"""A Kubeflow Pipelines API server for the tests: HTTP, the v2beta1 endpoints that reasongenrm/runs/kfp.py calls, in
+memory.
 
-Answers, names of workflow nodes and the odd ways of the log endpoint are those of kubeflow/pipelines, backend/src/apiserver at
-2.17.0. A run does what its test makes it do (`FakeRun.set`, `FakeKfp.on_get`).
+Answers, names of workflow nodes and the odd ways of the log endpoint are those of kubeflow/pipelines,
+backend/src/apiserver at 2.17.0. A run does what its test makes it do (`FakeRun.set`, `FakeKfp.on_get`).
 """
 
 import email

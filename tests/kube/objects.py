@@ -197,9 +197,9 @@ class Objects:
             found = self.get(resource, namespace, name)
             if uid is not None and found["metadata"]["uid"] != uid:
                 message = (
-                    f'Operation cannot be fulfilled on {resource.qualified} "{name}": the UID in the precondition ({uid}) '
-                    f"does not match the UID in record ({found['metadata']['uid']}). The object might have been deleted and "
-                    "then recreated"
+                    f'Operation cannot be fulfilled on {resource.qualified} "{name}": the UID in the precondition '
+                    f"({uid}) does not match the UID in record ({found['metadata']['uid']}). The object might have "
+                    "been deleted and then recreated"
                 )
                 raise Refusal(409, "Conflict", message, name=name, group=resource.group, kind=resource.plural)
             if found["metadata"].get("finalizers"):
@@ -215,7 +215,8 @@ class Objects:
         """What a server checks of any object, and the schema."""
         found = (body.get("apiVersion"), body.get("kind"))
         if found != (resource.api_version, resource.kind):
-            message = f"the API version and kind in the data {found} do not match the expected {resource.api_version} {resource.kind}"
+            expected = f"{resource.api_version} {resource.kind}"
+            message = f"the API version and kind in the data {found} do not match the expected {expected}"
             raise Refusal(400, "BadRequest", message)
         metadata = body.get("metadata", {})
         name = metadata.get("name", "")

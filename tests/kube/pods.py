@@ -1,7 +1,7 @@
 """Pod templates wherever an object has them: what must be true of each, and Pod Security "restricted".
 
-Source: Kubernetes' Pod Security Standards ("restricted", v1.37), and rules of our own: a read-only root file system, requests
-and memory limits, pinned images.
+Source: Kubernetes' Pod Security Standards ("restricted", v1.37), and rules of our own: a read-only root file system,
+requests and memory limits, pinned images.
 """
 
 import re

@@ -1,8 +1,9 @@
 """Strict validation of any Kubernetes object: `check(obj)`.
 
-Custom kinds are held against the published CRDs in ../shared/crds (PROVENANCE.md there) or, elsewhere, of `make crds`, built-in kinds against Kubernetes' own
-OpenAPI schemas (package kubernetes-validate). Unknown fields are refused. What schemas do not say (names, labels, quantities,
-duplicates, mounts) is in `syntax.py` and `pods.py`, and `check` asks them too.
+Custom kinds are held against the published CRDs in ../shared/crds (PROVENANCE.md there) or, elsewhere, of `make crds`,
+built-in kinds against Kubernetes' own OpenAPI schemas (package kubernetes-validate). Unknown fields are refused. What
+schemas do not say (names, labels, quantities, duplicates, mounts) is in `syntax.py` and `pods.py`, and `check` asks
+them too.
 """
 
 import copy
@@ -83,7 +84,8 @@ def _custom_schema(api_version: str, kind: str) -> Any:
         pytest.skip(f"no CRDs here ({CRDS}); run `make crds`")
     found: dict[str, list[str]] = {}
     for path in CRDS.glob(f"{group}_*.yaml"):
-        # The plural, lower case, starts as the kind does, but for "y" -> "ies": enough not to parse every file of a group.
+        # The plural, lower case, starts as the kind does, but for "y" -> "ies": enough not to parse every file of a
+        # group.
         if not path.stem.partition("_")[2].startswith(kind.lower().removesuffix("y")):
             continue
         crd = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)["spec"]

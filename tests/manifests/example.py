@@ -1,4 +1,5 @@
-"""The InferenceService that manifests/serving/inferenceservice.yaml shows: what a deployment with default settings writes.
+"""The InferenceService that manifests/serving/inferenceservice.yaml shows: what a deployment with default settings
+writes.
 
 `python -m tests.manifests.example > manifests/serving/inferenceservice.yaml` rewrites it.
 """

@@ -1,6 +1,7 @@
 """The kind scripts as real bash processes, with recorders in place of kind, docker, kubectl and make.
 
-What they cannot show: that the cluster comes up. `make kind-up kind-e2e kind-down` does, on a machine with docker and kind.
+What they cannot show: that the cluster comes up. `make kind-up kind-e2e kind-down` does, on a machine with docker and
+kind.
 """
 
 import base64
@@ -357,7 +358,8 @@ def port_of(kfp: FakeKfp) -> str:
 
 
 def submitting(machine: Machine, code: int) -> str:
-    """A Python whose `reasongenrm submit` is recorded instead of run and ends with `code`; everything else is this one's."""
+    """A Python whose `reasongenrm submit` is recorded instead of run and ends with `code`; everything else is this
+    one's."""
     python = machine.folder / "python"
     python.write_text(
         f'#!/bin/sh\nif [ "$3" = submit ]; then shift 3; echo "$@" > {machine.folder}/submitted; exit {code}; fi\n'

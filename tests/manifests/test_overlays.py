@@ -126,7 +126,8 @@ def test_serving_namespace_enforces_pod_security_restricted() -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_launcher_settings_have_the_fields_that_kfp_reads(overlay: str) -> None:
-    """A field that KFP does not know is ignored there, without a word. Source: kubeflow/pipelines backend/src/v2/config/s3.go."""
+    """A field that KFP does not know is ignored there, without a word. Source: kubeflow/pipelines
+    backend/src/v2/config/s3.go."""
     data = named(rendered(overlay), "ConfigMap", "kfp-launcher")["data"]
     assert data["defaultPipelineRoot"].startswith("s3://reasongenrm/")
     default = yaml.safe_load(data["providers"])["s3"]["default"]
@@ -179,7 +180,8 @@ def test_training_runtime_is_what_trainer_wants() -> None:
     assert [item["name"] for item in job["template"]["spec"]["template"]["spec"]["containers"]] == ["node"]
 
 
-# Names as vLLM's V1 engine exports them. Source: vllm-project/vllm docs/design/metrics.md and vllm/v1/metrics/loggers.py.
+# Names as vLLM's V1 engine exports them. Source: vllm-project/vllm docs/design/metrics.md and
+# vllm/v1/metrics/loggers.py.
 VLLM_METRICS = {
     *("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "num_preemptions_total"),
     *("request_success_total", "prompt_tokens_total", "generation_tokens_total"),
@@ -215,7 +217,8 @@ def test_alerts_and_dashboard_ask_for_metrics_that_the_judges_server_has() -> No
 
 
 def test_page_reaches_the_judge_and_the_judge_alone_the_model() -> None:
-    """Read as a network plugin reads it: the pods that a policy chooses take what one of its rules names, and no more."""
+    """Read as a network plugin reads it: the pods that a policy chooses take what one of its rules names, and no
+    more."""
     objects = rendered("production")
     policies = [item for item in objects if item["kind"] == "NetworkPolicy"]
     page = named(objects, "Deployment", "reasongenrm-web")["spec"]["template"]["metadata"]["labels"]

@@ -44,8 +44,13 @@ def test_float32_training_keeps_float32(tmp_path: Path) -> None:
 def test_packed_log_probabilities_and_gradients_are_within_the_rounding_of_separate_ones() -> None:
     """bfloat16 on a GPU, kernels and all: no farther from float32 than one sequence at a time is."""
     config = Qwen2Config(
-        hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, vocab_size=1000
-    )  # fmt: skip
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=1000,
+    )
     torch.manual_seed(0)
     tokens = [torch.randint(0, 1000, (length,)).tolist() for length in (300, 120, 77, 500, 200)]
     trees = [

@@ -67,15 +67,19 @@ def expected(stage: StageEstimate) -> float:
 
 
 def test_gpus_are_the_smallest_power_of_two_on_which_a_model_fits() -> None:
-    # Training, bytes on each of N: 18 x parameters / N, then per token of 16,384 the layers' inputs (layers x hidden x 2),
-    # and one layer computed again (2 x (7 x hidden + 4 x KV + 3 x MLP) x 16,384), above the tile of logits. 78.2 GB fit.
-    # 7B: 137.1 / 2 + 3.3 + 2.8 = 74.6. 8B: 144.5 / 2 + 4.3 + 2.5 = 79.0 are too much: 36.1 + 6.8. 14B: 66.5 + 8.1 + 2.7.
+    # Training, bytes on each of N: 18 x parameters / N, then per token of 16,384 the layers' inputs (layers x hidden x
+    # 2),
+    # and one layer computed again (2 x (7 x hidden + 4 x KV + 3 x MLP) x 16,384), above the tile of logits. 78.2 GB
+    # fit.
+    # 7B: 137.1 / 2 + 3.3 + 2.8 = 74.6. 8B: 144.5 / 2 + 4.3 + 2.5 = 79.0 are too much: 36.1 + 6.8. 14B: 66.5 + 8.1 +
+    # 2.7.
     sevens, eights, fourteens = (model_memory(SHAPES[size], CONFIG, 85e9) for size in ("7B", "8B", "14B"))
     assert [model.training_gpus for model in (sevens, eights, fourteens)] == [2, 4, 4]
     assert sevens.training_bytes / 1e9 == pytest.approx(74.6, abs=0.1)
     assert eights.training_bytes / 1e9 == pytest.approx(42.9, abs=0.1)
     assert fourteens.training_bytes / 1e9 == pytest.approx(77.2, abs=0.1)
-    # Serving a 70B: 141.1 GB of weights and 32 x 4,096 tokens x 320 KiB = 42.9 of cache; 0.9 x 85 = 76.5 usable on each.
+    # Serving a 70B: 141.1 GB of weights and 32 x 4,096 tokens x 320 KiB = 42.9 of cache; 0.9 x 85 = 76.5 usable on
+    # each.
     teacher = model_memory(TEACHER, None, 85e9)
     assert (teacher.serving_gpus, teacher.training_gpus) == (4, 0)
     assert teacher.serving_bytes / 1e9 == pytest.approx(46.0, abs=0.1)

@@ -1,4 +1,5 @@
-"""Real child processes: they end with their parent, are waited for, are stopped with what they started, and say how they ended."""
+"""Real child processes: they end with their parent, are waited for, are stopped with what they started, and say how
+they ended."""
 
 import signal
 import subprocess

@@ -144,7 +144,8 @@ def test_worker_whose_caller_is_killed_ends_with_what_it_started(monkeypatch: py
     program = """
 import time
 from reasongenrm.processes.workers import WorkerProcess
-workers = [WorkerProcess("tests.pupil", [], f"pupil {place}", process="its process", unit="tasks") for place in range(2)]
+names = ("pupil 0", "pupil 1")
+workers = [WorkerProcess("tests.pupil", [], name, process="its process", unit="tasks") for name in names]
 for worker in workers:
     worker.send(("have a child", None))
 children = [worker.recv() for worker in workers]

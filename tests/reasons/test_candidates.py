@@ -97,7 +97,8 @@ def test_reason_of_an_unknown_prompt_or_given_twice_is_an_error() -> None:
 
 
 def test_tree_predicts_reasons_and_verdicts_and_not_the_bridge_between_them() -> None:
-    # Prompt 10 11 12; reasons 20 21 | assistant header 30 | verdict 40 41, and 22 | 30 | 40 41; the last one is only predicted.
+    # Prompt 10 11 12; reasons 20 21 | assistant header 30 | verdict 40 41, and 22 | 30 | 40 41; the last one is only
+    # predicted.
     first = Candidate(reason("p", 0), array("i", [20, 21, 30, 40, 41]), num_reason_tokens=2, num_verdict_tokens=2)
     second = Candidate(reason("p", 1), array("i", [22, 30, 40, 41]), num_reason_tokens=1, num_verdict_tokens=2)
     both = Row(array("i", [10, 11, 12]), (first, second))

@@ -1,4 +1,5 @@
-"""Scores against the plain formula, one sequence at a time; and the stage, killed and resumed, in one process and in replicas, on a real store."""
+"""Scores against the plain formula, one sequence at a time; and the stage, killed and resumed, in one process and in
+replicas, on a real store."""
 
 import math
 import os
@@ -356,7 +357,8 @@ def children() -> list[int]:
 
 @pytest.fixture
 def _replicas_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No process that the stage starts is left at its end; one thread everywhere, for on CPUs sums depend on their number."""
+    """No process that the stage starts is left at its end; one thread everywhere, for on CPUs sums depend on their
+    number."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -437,7 +439,8 @@ def test_replica_that_is_killed_is_an_error_and_what_was_finished_is_kept(
     config = ScoreConfig(max_batch_tokens=1, data_parallel_size=2)  # ten batches, of which four are under way at most
     with pytest.raises(
         EngineError,
-        match=r"replica [01]: score_reasons' process was ended by SIGKILL, with [12] batches under way.*then start again",
+        match=r"replica [01]: score_reasons' process was ended by SIGKILL, with [12] batches under way.*then start "
+        r"again",
     ):
         score_reasons(store, config, *refs)
     assert [name for name in store.list("score_reasons/") if "/parts/" in name]

@@ -1,4 +1,5 @@
-"""What is kept of the reasons that were written, and the two stages: a teacher behind HTTP, a tiny model in the process."""
+"""What is kept of the reasons that were written, and the two stages: a teacher behind HTTP, a tiny model in the
+process."""
 
 import contextlib
 import json

@@ -166,7 +166,8 @@ def test_store_that_cannot_be_reached_is_an_error_before_anything_starts(monkeyp
 def test_signal_to_the_command_stops_its_tasks_and_its_store(
     tmp_path: Path, stop: signal.Signals, exit_code: int
 ) -> None:
-    program = f"from reasongenrm import cli\nfrom reasongenrm.runs import local\nlocal.PIPELINE = ('-u', {SCRIPTED!r})\ncli.main()"
+    program = "from reasongenrm import cli\nfrom reasongenrm.runs import local\n"
+    program += f"local.PIPELINE = ('-u', {SCRIPTED!r})\ncli.main()"
     demo = Path(__file__).parents[2] / "examples" / "demo"
     command = [sys.executable, "-c", program, "run", "--model", "work hang", "--store", str(tmp_path), "--teacher", "t"]
     command += ["--set", "deploy.apply=false"]

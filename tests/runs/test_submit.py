@@ -1,4 +1,5 @@
-"""What a cluster run is asked: inputs that pods reach, arguments that the pipeline takes, and a Job that submits them."""
+"""What a cluster run is asked: inputs that pods reach, arguments that the pipeline takes, and a Job that submits
+them."""
 
 import json
 from pathlib import Path

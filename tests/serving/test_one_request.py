@@ -93,7 +93,8 @@ def test_choice_that_begins_another_ends_with_the_turn(checkpoint: Path) -> None
 
 
 def test_budget_closes_the_reason_and_the_answer_is_free(checkpoint: Path) -> None:
-    # "A is" is forced shut after its first token or two; the script for the steps after the assistant header is the answer.
+    # "A is" is forced shut after its first token or two; the script for the steps after the assistant header is the
+    # answer.
     model = load(checkpoint)
     num_bridge = len(model.turns.tokenizer.encode(CLOSED, add_special_tokens=False))
     with client(load(checkpoint, "A" * (1 + num_bridge) + f"Both{END}")) as opened:

@@ -285,5 +285,6 @@ def test_uri_is_read_from_the_disk_and_from_the_store(store: Store, tmp_path: Pa
 
 
 def test_importing_the_store_does_not_import_boto3() -> None:
-    code = "import sys, reasongenrm.store.artifacts, reasongenrm.store.stage; assert not {'boto3', 'torch'} & {*sys.modules}"
+    code = "import sys, reasongenrm.store.artifacts, reasongenrm.store.stage; "
+    code += "assert not {'boto3', 'torch'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", code], check=True)

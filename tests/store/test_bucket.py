@@ -30,7 +30,8 @@ def free_ports(count: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server with the manifest's own arguments; only folders and ports are this machine's, and it stays on loopback."""
+    """A server with the manifest's own arguments; only folders and ports are this machine's, and it stays on
+    loopback."""
     folder = tmp_path_factory.mktemp("object-store")
     (folder / "data").mkdir()
     credentials = [{"accessKey": "id", "secretKey": "secret"}]

@@ -25,7 +25,8 @@ from reasongenrm.store.artifacts import Store
 from reasongenrm.store.seaweed import EmbeddedStore, embedded_store
 from tests.waiting import HANG_SECONDS, wait_until
 
-# Writes objects of changing sizes and says which were acknowledged, with the sizes; begins one upload that it never ends.
+# Writes objects of changing sizes and says which were acknowledged, with the sizes; begins one upload that it never
+# ends.
 WRITER = """
 import os, sys
 from pathlib import Path

@@ -27,7 +27,8 @@ from reasongenrm.store.stage import Stage, checkpoint_entries, count_lines, sour
 
 INPUTS = {"prompts": digest_bytes(b"prompts")}
 
-# A stage that handles six batches, kept as parts, and is killed when it has kept as many as the second argument says; with
+# A stage that handles six batches, kept as parts, and is killed when it has kept as many as the second argument says;
+# with
 # "manifest" instead of a number it is killed when all files are up and only the manifest is missing.
 KILLED = """
 import os, signal, sys

@@ -89,7 +89,8 @@ def test_checkpointing_is_spared_where_there_is_room(monkeypatch: pytest.MonkeyP
 
 def test_forward_pass_takes_what_fits_comfortably_into_the_smallest_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     # 1.5437e9 parameters x 18 bytes and 2 GiB for the head are 27.9 GiB; a token keeps 28 layers x (7 x 1,536 + 4 x 256
-    # + 3 x 8,960) x 2 bytes = 2.064 MiB. So (0.85 x 79.2 - 27.9) GiB are 19,560 tokens, and an H200 has room for more than 32,768.
+    # + 3 x 8,960) x 2 bytes = 2.064 MiB. So (0.85 x 79.2 - 27.9) GiB are 19,560 tokens, and an H200 has room for more
+    # than 32,768.
     gpus(monkeypatch, 79.2)
     tokens = max_batch_tokens(QWEN, SFTConfig(), 1)
     assert tokens == pytest.approx(19_560, abs=60)

@@ -190,7 +190,8 @@ def test_every_process_asks_the_reference_model_as_often() -> None:
 
 
 def test_model_is_loaded_once_the_settings_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DeepSpeed's ZeRO-3 and FSDP tell transformers through them how to load; later, every process would hold everything."""
+    """DeepSpeed's ZeRO-3 and FSDP tell transformers through them how to load; later, every process would hold
+    everything."""
     order: list[str] = []
     made = trainers._arguments
 

@@ -188,7 +188,8 @@ def test_same_training_is_not_done_twice_and_torch_is_not_needed_to_know(trained
         "import sys\nfrom reasongenrm.config import SFTConfig\nfrom reasongenrm.training.sft import train_sft\n"
         "from reasongenrm.store.artifacts import ArtifactRef, Store\n"
         f"digests = {inputs!r}\n"
-        "refs = [ArtifactRef(stage=name, key='k', digest=digests[name], uri='s3://gone/x') for name in ('model', 'examples')]\n"
+        "refs = [ArtifactRef(stage=name, key='k', digest=digests[name], uri='s3://gone/x') for name in ('model', "
+        "'examples')]\n"
         f"config = SFTConfig.model_validate_json({CONFIG.model_dump_json()!r})\n"
         f"print(train_sft(Store({store.uri!r}), config, 'sft', *refs).uri)\n"
         "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
@@ -222,7 +223,8 @@ def test_how_rows_are_packed_changes_no_loss(store: Store, tmp_path: Path) -> No
     examples = put_records(store, "s", "examples.jsonl", training_examples(4))
     logs = []
     for limit in (1, 16384):  # every example by itself; all four in one forward pass
-        # The limit is no part of the stage's key, because of what is tested here: so the rates differ by nothing that matters.
+        # The limit is no part of the stage's key, because of what is tested here: so the rates differ by nothing that
+        # matters.
         config = CONFIG.model_copy(
             update={"max_steps": 2, "max_batch_tokens": limit, "lr_scheduler_type": "constant", "warmup_ratio": 0.0}
         )

@@ -1,8 +1,10 @@
-"""Several real processes with DeepSpeed ZeRO-2, ZeRO-3 and FSDP2, on one node and on two: they train as one process does.
+"""Several real processes with DeepSpeed ZeRO-2, ZeRO-3 and FSDP2, on one node and on two: they train as one process
+does.
 
-They talk over gloo on CPUs (`tests/gloo`). In float32, losses agree with one process's within 1e-5 relative and gradient norms
-within 1e-4. Adam divides a gradient by its size, so the sign of one that is all rounding decides where a weight goes: the
-weights are compared as a whole, and differ by less than 1 % of what was learned. Half of the gradients would be tens of percent.
+They talk over gloo on CPUs (`tests/gloo`). In float32, losses agree with one process's within 1e-5 relative and
+gradient norms within 1e-4. Adam divides a gradient by its size, so the sign of one that is all rounding decides where a
+weight goes: the weights are compared as a whole, and differ by less than 1 % of what was learned. Half of the gradients
+would be tens of percent.
 """
 
 import json

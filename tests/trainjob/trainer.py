@@ -1,4 +1,5 @@
-"""Kubeflow Trainer and JobSet as a script: what they would make of a TrainJob, step by step, in threads of their own."""
+"""Kubeflow Trainer and JobSet as a script: what they would make of a TrainJob, step by step, in threads of their
+own."""
 
 import os
 import subprocess

@@ -6,7 +6,8 @@ It is in the checkpoint, next to chat_template.jinja, and needs only vLLM (writt
 
 A generation is `REASON<turn_end><opening of assistant>[[A]]<turn_end><sequence_end>`. A grammar (structured_outputs)
 begins after the assistant turn's opening. `thinking_token_budget` closes the reason and opens the assistant turn by
-force after that number of tokens. Leave `include_reasoning` true: vLLM starts the grammar at the first token without it.
+force after that number of tokens. Leave `include_reasoning` true: vLLM starts the grammar at the first token without
+it.
 """
 
 import re

@@ -92,7 +92,8 @@ class AsyncJudge:
         """Which of two answers is better.
 
         Args:
-            question: a text, or a conversation that the answers are the next turn of: `QuestionTurn`s or {"role", "content"}.
+            question: a text, or a conversation that the answers are the next turn of: `QuestionTurn`s or {"role",
+                "content"}.
 
         Raises:
             JudgeClientError: no judgment; its subclasses say why (see `client_errors`).
@@ -124,7 +125,8 @@ class AsyncJudge:
     @overload
     async def ask(self, request: PointwiseRequest, request_id: str | None = None) -> PointwiseResponse: ...
     async def ask(self, request: Request, request_id: str | None = None) -> JudgeAnswer:
-        """Send a request of `api` as it is; `request_id` comes back as the answer's id and stands in the server's log."""
+        """Send a request of `api` as it is; `request_id` comes back as the answer's id and stands in the server's
+        log."""
         path, record = _ROUTES[type(request)]
         if isinstance(request, PairwiseRequest) and request.stream:
             message = "stream is true; expected false. Use `stream` for a stream of events."
@@ -142,8 +144,8 @@ class AsyncJudge:
         """Ask many requests, at most `concurrency` at a time; answers come in the order of the requests.
 
         Args:
-            return_errors: which errors stand in the place of an answer: all, none, or those of one class. Another one is
-                raised, and what is under way is given up.
+            return_errors: which errors stand in the place of an answer: all, none, or those of one class. Another one
+                is raised, and what is under way is given up.
             on_done: called with the request's number and its answer or error, when that is there.
         """
         kept = JudgeClientError if return_errors is True else return_errors or ()

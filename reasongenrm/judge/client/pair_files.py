@@ -63,8 +63,8 @@ class FileSummary(BaseModel):
 def judge_file(judge: Judge, pairs: Path, output: Path, options: Mapping[str, Any], concurrency: int) -> FileSummary:
     """Have each pair of a file judged.
 
-    A pair that the judge refuses stands in the output with its error; any other failure ends the run, and what was judged
-    is kept for the next one.
+    A pair that the judge refuses stands in the output with its error; any other failure ends the run, and what was
+    judged is kept for the next one.
 
     Args:
         options: for pairs that do not set them themselves.

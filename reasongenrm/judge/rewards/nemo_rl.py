@@ -1,9 +1,10 @@
 """NeMo RL: the GenRM behind NeMo Gym's resources server `genrm_compare`.
 
 `genrm_compare` pairs the rollouts of a prompt and asks its GenRM for each pair through OpenAI's Responses API:
-{"input": [the conversation], "metadata": {"response_1", "response_2", "principle"?}}. It reads the last JSON object with
-"score_1" and "score_2" (1 to 5) and "ranking" (1: the first is much better, 6: the second) from the reply's text, and
-makes rewards of them. NeMo Gym's `openai_model` hands requests on as they are, so a config names the judge like this:
+{"input": [the conversation], "metadata": {"response_1", "response_2", "principle"?}}. It reads the last JSON object
+with "score_1" and "score_2" (1 to 5) and "ranking" (1: the first is much better, 6: the second) from the reply's text,
+and makes rewards of them. NeMo Gym's `openai_model` hands requests on as they are, so a config names the judge like
+this:
 
     genrm_model:
       responses_api_models:
@@ -15,7 +16,8 @@ makes rewards of them. NeMo Gym's `openai_model` hands requests on as they are, 
 
 Both orders are judged; score_1 = 1 + 4 p, score_2 = 5 - 4 p and ranking = 6 - 5 p, where p = P(the first is better). A
 verdict that could not be read is p = 1/2, with "verdict": "none" in the reply's metadata. The reasons come as items of
-type "reasoning", which `genrm_compare` leaves out. Sampling parameters in the request are not used: the judge has its own.
+type "reasoning", which `genrm_compare` leaves out. Sampling parameters in the request are not used: the judge has its
+own.
 
 Source of the contract: NVIDIA-NeMo/Gym, resources_servers/genrm_compare/{app,utils}.py,
 responses_api_models/{genrm_model,openai_model}/app.py at commit 07d6b0d07b22fcf530b4c211dae2ee23100428e4, the same in

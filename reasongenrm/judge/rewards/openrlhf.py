@@ -10,8 +10,8 @@ or without a label, it is held against the server's anchor. The reward is P(the 
 
 OpenRLHF sends no key of its own accord; put it in the URL as http://:KEY@JUDGE:8080/openrlhf/get_reward.
 
-Source of the contract: OpenRLHF/OpenRLHF, openrlhf/utils/agent.py (SingleTurnAgentExecutor) and openrlhf/cli/serve_rm.py
-at commit 3c3be6234e0cb353e76bb8019947db9dfe99fca7, the same in openrlhf 0.11.2 on PyPI.
+Source of the contract: OpenRLHF/OpenRLHF, openrlhf/utils/agent.py (SingleTurnAgentExecutor) and
+openrlhf/cli/serve_rm.py at commit 3c3be6234e0cb353e76bb8019947db9dfe99fca7, the same in openrlhf 0.11.2 on PyPI.
 """
 
 from collections.abc import Callable

@@ -4,8 +4,8 @@
 
 A reward function is called as `f(prompts=, completions=, completion_ids=, trainer_state=, log_extra=, log_metric=,
 **columns)`, each a list with one entry a completion, and gives one float or None a completion; None leaves the
-function out for that sample. An async one runs together with the others in the trainer's loop. Texts are strings, or lists of
-{"role", "content"} for conversational data.
+function out for that sample. An async one runs together with the others in the trainer's loop. Texts are strings, or
+lists of {"role", "content"} for conversational data.
 
 Source of the contract: huggingface/trl 1.16.0, trl/trainer/grpo_trainer.py (GRPOTrainer._calculate_rewards) and
 trl/trainer/utils.py (is_async_callable).
@@ -77,7 +77,8 @@ class JudgeReward:
         """One reward a completion, as TRL calls it.
 
         Raises:
-            ValueError: a prompt has turns that the judge does not know, a column is missing, or a group has more than 32.
+            ValueError: a prompt has turns that the judge does not know, a column is missing, or a group has more than
+                32.
             JudgeClientError: the judge cannot be reached or refuses the key.
         """
         if self._mode == "group":
@@ -101,7 +102,8 @@ class JudgeReward:
         largest = max(map(len, groups.values()))
         if largest > MAX_ANSWERS:
             raise ValueError(
-                f"a group has {largest} completions; the judge ranks up to {MAX_ANSWERS}. Lower num_generations, or use "
+                f"a group has {largest} completions; the judge ranks up to {MAX_ANSWERS}. Lower num_generations, or "
+                "use "
                 'JudgeReward with mode="reference" or "anchor".'
             )
         requests = [

@@ -60,8 +60,9 @@ async def compute_score(
     question = (extra_info or {}).get(question_key)
     if question is None:
         raise ValueError(
-            f"data source {data_source!r}: extra_info has no {question_key!r}; expected the question, which verl does not "
-            "hand on otherwise. Put it into the data's extra_info, or name its key with reward_kwargs.question_key."
+            f"data source {data_source!r}: extra_info has no {question_key!r}; expected the question, which verl does "
+            "not hand on otherwise. Put it into the data's extra_info, or name its key with "
+            "reward_kwargs.question_key."
         )
     found = await _judge(judge_url, api_key, timeout).score(
         question if isinstance(question, str) else list(question),

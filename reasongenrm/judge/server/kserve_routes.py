@@ -1,7 +1,7 @@
 """KServe's protocols over the judge: v1 predict, and the Open Inference Protocol, version 2.
 
-The records are KServe's where it has some. Its model server is not used: its routes describe no bodies and no errors, and
-let anybody load and unload models.
+The records are KServe's where it has some. Its model server is not used: its routes describe no bodies and no errors,
+and let anybody load and unload models.
 """
 
 import sys
@@ -106,8 +106,8 @@ class V2Request(BaseModel):
         lengths = {name: len(columns.get(name, ())) for name in TEXTS}
         if len(set(lengths.values())) != 1:
             raise BadInputError(
-                f"the inputs have {', '.join(f'{n} of {name}' for name, n in lengths.items())}; expected as many of each, "
-                f"from 1 to {MAX_PAIRS}."
+                f"the inputs have {', '.join(f'{n} of {name}' for name, n in lengths.items())}; expected as many of "
+                f"each, from 1 to {MAX_PAIRS}."
             )
         rows = [{name: columns[name][number] for name in TEXTS} for number in range(lengths["question"])]
         try:

@@ -100,7 +100,8 @@ class Guard:
             self._telemetry.in_flight.set(self._num_inside)
 
     async def _read_body(self, exchange: "_Exchange", parts: list[bytes]) -> None:
-        """Read the body into `parts`; the server reads on by itself, and forgets, what is left of a body that is refused.
+        """Read the body into `parts`; the server reads on by itself, and forgets, what is left of a body that is
+        refused.
 
         Raises:
             ClientDisconnect: it stopped in the middle.
@@ -196,7 +197,8 @@ class _Exchange:
         await self._send(message)
 
     async def refuse(self, refused: _RefusedError) -> None:
-        """Answer with an error; in a stream that has begun, as its last event, if the route said how (`state.stream_error`)."""
+        """Answer with an error; in a stream that has begun, as its last event, if the route said how
+        (`state.stream_error`)."""
         detail = ErrorDetail(message=str(refused), code=refused.code, request_id=self.request_id)
         if not self.began:
             response = Response(error_body(detail), refused.status, refused.headers, media_type="application/json")
@@ -215,8 +217,8 @@ async def _cancel(task: "asyncio.Task[Any]") -> None:
 
 
 def _key_sent(headers: Headers) -> bytes:
-    """The key in the Authorization header: a bearer token, or the password of a URL such as http://:KEY@host/ (which is all
-    that OpenRLHF can send). The scheme's name is taken in any case (RFC 9110, section 11.1)."""
+    """The key in the Authorization header: a bearer token, or the password of a URL such as http://:KEY@host/ (which is
+    all that OpenRLHF can send). The scheme's name is taken in any case (RFC 9110, section 11.1)."""
     scheme, _, value = headers.get("authorization", "").encode("latin-1").partition(b" ")
     if scheme.lower() == b"basic":
         try:

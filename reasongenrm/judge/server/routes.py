@@ -218,7 +218,8 @@ def judge_router(service: Callable[[], JudgeService], log_text: bool = False) ->
 
 
 class _Forwarded(Response):
-    """The predictor's answer as it comes. Its connection is held by the answer's own task: whatever ends that closes it."""
+    """The predictor's answer as it comes. Its connection is held by the answer's own task: whatever ends that closes
+    it."""
 
     def __init__(self, predictor: Predictor, asked: bytes, request: Request) -> None:
         super().__init__()

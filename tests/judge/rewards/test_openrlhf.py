@@ -1,4 +1,5 @@
-"""The route that OpenRLHF's rollouts are posted to, asked as OpenRLHF 0.11.2 does (test_trainers_clients runs its code)."""
+"""The route that OpenRLHF's rollouts are posted to, asked as OpenRLHF 0.11.2 does (test_trainers_clients runs its
+code)."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,5 @@
-"""The adapters, asked by the trainers' own code: OpenRLHF's rollout executor, verl's reward manager, NeMo Gym's GenRM parsing.
+"""The adapters, asked by the trainers' own code: OpenRLHF's rollout executor, verl's reward manager, NeMo Gym's GenRM
+parsing.
 
 The packages come from PyPI without most of what they need (CUDA, vLLM), into a folder of their own; what runs of them
 is what talks to a reward. Each is run in a process of its own.
@@ -42,7 +43,8 @@ class Tokenizer:
 
 class Engine:
     async def generate(self, tokens, params, multi_modal_data=None):
-        output = types.SimpleNamespace(token_ids=[ord(c) for c in "seven<|im_end|>"], finish_reason="stop", logprobs=None)
+        token_ids = [ord(c) for c in "seven<|im_end|>"]
+        output = types.SimpleNamespace(token_ids=token_ids, finish_reason="stop", logprobs=None)
         return types.SimpleNamespace(outputs=[output])
 
 

@@ -1,4 +1,5 @@
-"""schemathesis over the judge's whole description, against a running server: nothing that it answers is undocumented."""
+"""schemathesis over the judge's whole description, against a running server: nothing that it answers is
+undocumented."""
 
 import subprocess
 import sys

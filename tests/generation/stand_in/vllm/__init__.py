@@ -1,8 +1,9 @@
 """A stand-in for vLLM (0.22 and later), which cannot be installed beside the training libraries.
 
-It has the names and arguments that the project uses, and no others: an unknown argument is a TypeError, as there. The folder
-$VLLM_STAND_IN says what it writes (script.json: tokens, the same for every prompt, until a stop token or max_tokens) and gets
-a log of what was asked (log-PID.jsonl). A file `die` in it makes the engine die in the middle of its third step.
+It has the names and arguments that the project uses, and no others: an unknown argument is a TypeError, as there. The
+folder $VLLM_STAND_IN says what it writes (script.json: tokens, the same for every prompt, until a stop token or
+max_tokens) and gets a log of what was asked (log-PID.jsonl). A file `die` in it makes the engine die in the middle of
+its third step.
 """
 
 import json
