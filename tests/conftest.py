@@ -16,6 +16,9 @@ from reasongenrm.store.seaweed import EmbeddedStore, embedded_store
 from tests.kube.fake_api import FakeCluster
 
 configure_cpu_math()  # as every process of ours does, before torch is imported
+# pytest-xdist sets them in its workers, and a console of rich keeps what it finds when it is imported.
+for _name in ("COLUMNS", "LINES"):
+    os.environ.pop(_name, None)
 # Two workers of `make test` on two CPUs have one for each: their threads would only wait for one another.
 _NUM_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _NUM_WORKERS)))
