@@ -37,7 +37,7 @@ from reasongenrm.config import (
     SFTConfig,
 )
 from reasongenrm.data.chat import detect_family, encode_reason_example, install_template
-from reasongenrm.data.prompts import judge_messages, judge_prompt
+from reasongenrm.data.prompts import judge_prompt
 from reasongenrm.planning.measurements import LIGHT, Machine, Measurement, Measurements, WorkKind, Workload
 from reasongenrm.processes.cpu_math import configure_cpu_math
 from reasongenrm.records import (
@@ -106,6 +106,10 @@ def random_checkpoint(folder: Path, shape: ModelShape) -> Path:
 
 def _text(numbers: random.Random, num_words: int) -> str:
     return " ".join(numbers.choices(WORDS, k=num_words))
+
+
+def _asked(prompt: JudgePrompt) -> str:
+    return judge_prompt(prompt.question, prompt.answer_a, prompt.answer_b)
 
 
 def make_prompts(num_prompts: int) -> list[JudgePrompt]:
@@ -194,7 +198,7 @@ class Bench:
         tokenizer: Any = _tokenizer(self._model(shape)[0])
         prompt_tokens = reason_tokens = num_reasons = 0
         for prompt, reasons in texts:
-            text = judge_prompt(prompt.question, prompt.answer_a, prompt.answer_b)
+            text = _asked(prompt)
             examples = [
                 encode_reason_example(tokenizer, detect_family(tokenizer), text, reason, prompt.label)
                 for reason in reasons
@@ -220,7 +224,7 @@ class Bench:
         from reasongenrm.generation import GenerationRequest, Sampling, open_engine
 
         requests = [
-            GenerationRequest(prompt.prompt_id, judge_messages(prompt, "trained"), stop_at="turn")
+            GenerationRequest(prompt.prompt_id, ({"role": "user", "content": _asked(prompt)},), stop_at="turn")
             for prompt in make_prompts(number)
         ]
         folder, _ = self._model(model)

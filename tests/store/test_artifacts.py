@@ -219,7 +219,7 @@ def test_artifact_without_its_manifest_does_not_exist(store: Store, artifact: Ar
 
 def test_artifact_made_again_with_other_bytes_is_told_from_the_one_referred_to(artifact: ArtifactRef) -> None:
     other = artifact.model_copy(update={"digest": digest_bytes(b"other")})
-    with pytest.raises(StoreError, match=rf"holds {artifact.digest}, expected {other.digest}\. It was made again"):
+    with pytest.raises(StoreError, match=rf"holds {artifact.digest}, expected {other.digest}\. Made again"):
         open_artifact(other)
 
 
