@@ -7,26 +7,15 @@ from typing import Any
 
 import pytest
 
-from reasongenrm.kubernetes import kinds
+from reasongenrm.kubernetes import kinds, rights
 from reasongenrm.kubernetes.kinds import Kind
 from tests.manifests import OVERLAYS, ROOT, rendered
 
-ACCOUNTS = ("pipeline-runner", "default-editor")
 SERVING, RUN = "reasongenrm", "kubeflow"
-
-# (namespace, group, resource) -> verbs, and who needs them.
-RIGHTS: dict[tuple[str, str, str], set[str]] = {
-    # deploy and rollback write it and wait for it
-    (SERVING, "serving.kserve.io", "inferenceservices"): {"get", "list", "create", "update", "patch", "delete"},
-    (SERVING, "serving.kserve.io", "servingruntimes"): {"get", "list"},  # is the runtime there, and if not, what is
-    (SERVING, "apps", "deployments"): {"get", "list"},  # the rollout
-    (SERVING, "", "pods"): {"get", "list"},  # are the new pods ready, and why not
-    (SERVING, "", "events"): {"get", "list"},
-    (SERVING, "", "pods/log"): {"get"},  # the last lines of a judge that does not start
-    (RUN, "trainer.kubeflow.org", "trainjobs"): {"get", "list", "create", "patch", "delete"},
-    (RUN, "", "pods"): {"get", "list"},  # the nodes of a training
-    (RUN, "", "events"): {"get", "list"},
-    (RUN, "", "pods/log"): {"get"},
+RIGHTS = {
+    (place, group, resource): set(verbs)
+    for place, table in ((SERVING, rights.SERVING), (RUN, rights.RUN))
+    for (group, resource), verbs in table.items()
 }
 
 # What a call of reasongenrm.kubernetes.cluster.Cluster asks of the API.
@@ -64,7 +53,7 @@ def granted(objects: list[dict[str, Any]], account: str) -> dict[tuple[str, str,
     return found
 
 
-@pytest.mark.parametrize("account", ACCOUNTS)
+@pytest.mark.parametrize("account", rights.ACCOUNTS)
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_rights_are_exactly_those_of_the_table(overlay: str, account: str) -> None:
     assert granted(rendered(overlay), account) == RIGHTS
@@ -125,7 +114,7 @@ def test_accounts_of_ours_may_nothing_and_get_no_token(overlay: str) -> None:
     assert all(item["automountServiceAccountToken"] is False for item in accounts)
     bindings = [item for item in rendered(overlay) if item["kind"].endswith("RoleBinding")]
     bound = {subject["name"] for item in bindings for subject in item["subjects"]}
-    assert bound == set(ACCOUNTS)
+    assert bound == set(rights.ACCOUNTS)
 
 
 def test_attached_secret_is_what_the_storage_initializer_finds() -> None:

@@ -1,0 +1,31 @@
+"""What the pipeline's account may do in the cluster: all that the code does, and nothing besides.
+
+The Roles of manifests/base grant it, and tests/manifests/test_rights.py compares the two. `reasongenrm doctor
+--cluster` asks a cluster whether it does so too.
+"""
+
+from collections.abc import Mapping
+
+# The pipeline's pods run as the first in single-user KFP, as the second in a user's profile.
+ACCOUNTS = ("pipeline-runner", "default-editor")
+
+Rights = Mapping[tuple[str, str], frozenset[str]]  # (API group, resource) -> verbs
+
+# In the serving namespace. deploy and rollback write the InferenceService and wait for it; the rest says whether the
+# runtime is there, how the rollout goes, and why a judge does not start.
+SERVING: Rights = {
+    ("serving.kserve.io", "inferenceservices"): frozenset({"get", "list", "create", "update", "patch", "delete"}),
+    ("serving.kserve.io", "servingruntimes"): frozenset({"get", "list"}),
+    ("apps", "deployments"): frozenset({"get", "list"}),
+    ("", "pods"): frozenset({"get", "list"}),
+    ("", "events"): frozenset({"get", "list"}),
+    ("", "pods/log"): frozenset({"get"}),
+}
+# In the run namespace, beside what KFP gives its pods: a training stage with `mode: trainjob` manages a TrainJob and
+# follows its pods.
+RUN: Rights = {
+    ("trainer.kubeflow.org", "trainjobs"): frozenset({"get", "list", "create", "patch", "delete"}),
+    ("", "pods"): frozenset({"get", "list"}),
+    ("", "events"): frozenset({"get", "list"}),
+    ("", "pods/log"): frozenset({"get"}),
+}
