@@ -59,6 +59,6 @@ def _remove_abandoned(parent: Path) -> None:
             lock = (folder / "lock").open("r+")
         except OSError:  # just removed by its owner, just being made, another user's, or not ours
             continue
-        with lock:
-            if folder.lstat().st_uid == os.getuid() and take_lock(lock):
+        with lock:  # the folder itself may be gone by now, with its owner
+            if os.fstat(lock.fileno()).st_uid == os.getuid() and take_lock(lock):
                 shutil.rmtree(folder, ignore_errors=True)  # another run may be removing it too

@@ -1,10 +1,12 @@
 """Scratch folders of the living stay, those of the killed go."""
 
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
@@ -54,6 +56,26 @@ for number in range(200):
 """
     runs = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(3)]
     assert [run.wait() for run in runs] == [0, 0, 0]
+    assert list(temporary.iterdir()) == []
+
+
+def test_folder_that_its_owner_removes_while_it_is_looked_at_is_no_error(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed = temporary / "reasongenrm-train_sft-ended"
+    removed.mkdir()
+    (removed / "lock").touch()
+    really_open = Path.open
+
+    def open_and_remove(path: Path, mode: str = "r") -> IO[Any]:
+        file = really_open(path, mode)
+        if path.parent == removed:
+            shutil.rmtree(removed)
+        return file
+
+    monkeypatch.setattr(Path, "open", open_and_remove)
+    with scratch_folder("train_sft") as folder:
+        assert folder.exists()
     assert list(temporary.iterdir()) == []
 
 
