@@ -29,8 +29,8 @@ from reasongenrm.components.train_dpo.component import train_dpo
 from reasongenrm.components.train_sft.component import train_sft
 from reasongenrm.config import RunConfig, Section
 from reasongenrm.pipelines.resources import (
+    DEPLOY_KEYS,
     HUB_KEY,
-    JUDGE_KEYS,
     TEACHER_KEY,
     Access,
     Nodes,
@@ -176,6 +176,6 @@ def reason_reward_model(
     place((deployed,), cpu_image, Resources("1", "1Gi", nodes), access)
     give_secret((distilled,), teacher_secret, TEACHER_KEY)
     give_secret((base, paired, distilled, *evaluations.values()), hub_secret, HUB_KEY)
-    for key in JUDGE_KEYS:
+    for key in DEPLOY_KEYS:
         give_secret((deployed,), judge_secret, key)
     tell_who_they_are((genrm_trained, sft_trained, dpo_trained, deployed))

@@ -16,7 +16,8 @@ S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 S3_OPTIONAL_KEYS = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_SESSION_TOKEN")  # AWS itself needs no endpoint
 TEACHER_KEY = "OPENAI_API_KEY"
 HUB_KEY = "HF_TOKEN"
-JUDGE_KEYS = ("JUDGE_API_KEY", "VLLM_API_KEY")  # of the judge's server, and of the model behind it
+# Of the judge's server, of the model behind it, and of Kubeflow Model Registry (deploy.model_registry).
+DEPLOY_KEYS = ("JUDGE_API_KEY", "VLLM_API_KEY", "MODEL_REGISTRY_TOKEN")
 
 # Who the pod is, for what it makes in the cluster (TrainJobs, deployments): owner references need name and uid.
 POD_FIELDS = {"POD_NAME": "metadata.name", "POD_UID": "metadata.uid", "POD_NAMESPACE": "metadata.namespace"}

@@ -293,6 +293,8 @@ class DeployConfig(Section):
     min_golden_agreement: Probability = 0.75  # another engine or GPU changes some greedy tokens; 0: any answer will do
     golden_timeout_seconds: Annotated[float, Field(gt=0)] = 300.0  # of one request
     golden_endpoint: str | None = None  # http(s)://host[:port] that leads to the new pods; None: what KServe reports
+    # http(s)://host[:port] of Kubeflow Model Registry, where the winner is registered; its token: MODEL_REGISTRY_TOKEN
+    model_registry: str | None = None
 
     def with_judge_image(self, image: str) -> "DeployConfig":
         """The same settings, with this image for the judge's server if they name none."""

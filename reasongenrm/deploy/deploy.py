@@ -4,6 +4,7 @@ In go the decision of the gate and the models it chose from; out comes `inferenc
 a judge that serves and is recorded in the store.
 """
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +15,7 @@ from reasongenrm.config import DeployConfig
 from reasongenrm.deploy.change import Deployed, Service, change_served
 from reasongenrm.deploy.golden import choose_golden
 from reasongenrm.deploy.manifest import FILE_NAME, render_inference_service, revision_of
+from reasongenrm.deploy.model_registry import registration
 from reasongenrm.deploy.runtimes import check_runtime
 from reasongenrm.errors import InputError
 from reasongenrm.kubernetes.cluster import Cluster
@@ -33,9 +35,10 @@ def deploy_kserve(
         models: variant -> checkpoint; holds the winner.
 
     Returns:
-        The artifact with `inferenceservice.yaml` and, if it was applied, golden.jsonl, golden.json and rollout.json;
-        metrics: variant, model_uri, and changed, golden_agreement, seconds. An artifact that is found again was checked
-        again: a finished stage says nothing about what a cluster serves now.
+        The artifact with `inferenceservice.yaml` and, if it was applied, golden.jsonl, golden.json and rollout.json,
+        with a model registry registration.json; metrics: variant, model_uri, and changed, golden_agreement, seconds,
+        registered. An artifact that is found again was checked again: a finished stage says nothing about what a
+        cluster serves now.
 
     Raises:
         InputError: the gate did not pass, or there is no model of the winner.
@@ -62,6 +65,11 @@ def deploy_kserve(
         deployed, served_since = deploy(Cluster.connect(), store, config, manifest, model, decision)
         manifest, files, metrics = deployed.manifest, deployed.files(), metrics | deployed.metrics()
         extra = {"served_since": served_since}
+    if config.model_registry is not None:
+        registered = registration(config, model, decision)
+        files["registration.json"] = json.dumps(registered, indent=2).encode() + b"\n"
+        # Part of the key, too: a registration that is made up for later is another artifact.
+        extra["registered"] = metrics["registered"] = registered["registered"]
     with Stage(store, "deploy_kserve", config, {"decision": decision, "model": model}, extra) as stage:
         if stage.done:
             return stage.done

@@ -5,6 +5,7 @@ Source: KServe aaac4e294 (0.21), pkg/apis/serving/v1beta1/inference_service_vali
 
 import re
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from reasongenrm.config import DeployConfig
 from reasongenrm.errors import ConfigError
@@ -12,6 +13,9 @@ from reasongenrm.errors import ConfigError
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # RFC 1123, a namespace
 # Kubernetes quantities as people write them. The CRD's schema takes any text ("8GiB" passes), the API server does not.
 _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?")
+_HOST = re.compile(
+    r"[a-z0-9][-_a-z0-9]{0,62}(\.[a-z0-9][-_a-z0-9]{0,62})*|[0-9a-f:.]*:[0-9a-f:.]*"
+)  # a name, an address
 _LABEL_CHARS = 63  # of a Service's name and of one label of a host's name
 
 
@@ -55,8 +59,9 @@ def _settings(config: DeployConfig) -> Iterator[str]:
         yield f"gpu_count is {config.gpu_count}, but server transformers uses one GPU at most: set it to 0 or 1"
     if config.golden_endpoint is not None and not config.apply:
         yield "golden_endpoint is set, which has no effect with apply false: leave it out"
-    if config.golden_endpoint is not None and not re.fullmatch(r"https?://[^/\s]+/?", config.golden_endpoint):
-        yield f"golden_endpoint is '{config.golden_endpoint}': expected http(s)://host or http(s)://host:port"
+    for key, url in (("golden_endpoint", config.golden_endpoint), ("model_registry", config.model_registry)):
+        if url is not None and not _is_root(url):
+            yield f"{key} is '{url}': expected http(s)://host or http(s)://host:port"
     # the longest of its hosts
     host = f"{config.name}-{'transformer' if judge.enabled else 'predictor'}-{config.namespace}"
     if len(host) > _LABEL_CHARS:
@@ -64,3 +69,15 @@ def _settings(config: DeployConfig) -> Iterator[str]:
             f"the host '{host}' that KServe would publish has {len(host)} characters, {_LABEL_CHARS} are allowed: "
             "shorten the name"
         )
+
+
+def _is_root(url: str) -> bool:
+    """Whether it is http(s)://host or http(s)://host:port, and nothing more."""
+    try:
+        parts = urlsplit(url)
+        is_port = parts.port != 0  # reading it raises ValueError where it is no port
+    except ValueError:
+        return False
+    rest = (parts.path.rstrip("/"), parts.query, parts.fragment, parts.username)
+    host = _HOST.fullmatch(parts.hostname or "")
+    return is_port and parts.scheme in ("http", "https") and host is not None and not any(rest)

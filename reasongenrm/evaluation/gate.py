@@ -53,7 +53,7 @@ def select_winner(
     with Stage(store, "select_winner", config, inputs, extra) as stage:
         if stage.done:
             return stage.done
-        figures = {variant: _read_evaluation(ref) for variant, ref in evaluations.items()}
+        figures = {variant: read_evaluation(ref) for variant, ref in evaluations.items()}
         judgments = {variant: read_records(ref, "judgments.jsonl", Judgment) for variant, ref in evaluations.items()}
         results = {variant: row_results(judged) for variant, judged in judgments.items()}
         check_same_rows(figures)
@@ -93,7 +93,7 @@ def _read_champion(
     served: ServedJudge, evaluations: Mapping[str, Evaluation], results: Mapping[str, list[RowResult]]
 ) -> Champion:
     """The served judge with its figures, and how far the variants are from it on the same rows."""
-    evaluation = _read_evaluation(served.evaluation) if served.evaluation else None
+    evaluation = read_evaluation(served.evaluation) if served.evaluation else None
     differences = {}
     if served.evaluation and evaluation:
         theirs = row_results(read_records(served.evaluation, "judgments.jsonl", Judgment))
@@ -134,7 +134,13 @@ def _difference(ours: list[RowResult], theirs: list[RowResult], settings: Evalua
     return paired_difference(ours, theirs, confidence=settings.confidence, num_bootstrap=settings.num_bootstrap, seed=0)
 
 
-def _read_evaluation(ref: ArtifactRef) -> Evaluation:
+def read_evaluation(ref: ArtifactRef | str) -> Evaluation:
+    """The figures of an evaluation, given by its reference or its folder's URI.
+
+    Raises:
+        InputError: they are of another version.
+    """
+    uri = ref if isinstance(ref, str) else ref.uri
     expected = "an evaluation of this version. Run evaluate_rewardbench again."
-    with validated(f"{ref.uri}/evaluation.json", expected):
+    with validated(f"{uri}/evaluation.json", expected):
         return Evaluation.model_validate_json(read_file(ref, "evaluation.json"))

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 
 from reasongenrm.config import DeployConfig, EvaluateConfig, GateConfig, JudgeServerConfig
-from reasongenrm.deploy import rollout
+from reasongenrm.deploy import model_registry, rollout
 from reasongenrm.deploy.change import Deployed
 from reasongenrm.deploy.deploy import deploy, deploy_kserve
 from reasongenrm.deploy.manifest import REPLACED, render_inference_service
 from reasongenrm.deploy.replaced import load_replaced, manifest_of
 from reasongenrm.errors import ClusterError, InputError
 from reasongenrm.evaluation.evaluate import evaluation_files
+from reasongenrm.http_client import Retries
 from reasongenrm.judge.judge_app import ServerSettings, create_app
 from reasongenrm.judge.pairwise import JudgeSettings
 from reasongenrm.judge.server.limits import Limits
@@ -31,6 +32,7 @@ from reasongenrm.store.artifacts import MANIFEST, ArtifactRef, FileEntry, Manife
 from reasongenrm.store.served import served_history, served_judge
 from reasongenrm.store.stage import Stage
 from tests.deploy.kserve import NAMESPACE, KServe, runtime
+from tests.deploy.model_registry import FakeModelRegistry
 from tests.endpoints import FakeEndpoint, completion, refusal, serving
 from tests.judges import Judge, benchmark_of, evaluated, judged, oracle, silent
 from tests.kube.fake_api import FakeCluster
@@ -424,3 +426,25 @@ def test_model_without_the_parser_that_its_runtime_starts_with_is_refused(world:
     ):
         world.deploy("good", files=("config.json",))
     assert world.writes() == []
+
+
+def test_winner_is_registered_once_it_has_proven_itself(world: World) -> None:
+    registry = FakeModelRegistry()
+    with serving(registry.app) as url:
+        config = CONFIG.model_copy(update={"model_registry": url})
+        with pytest.raises(ClusterError, match="cannot be pulled"):
+            deploy_kserve(world.store, config, world.decision, {"dpo": world.model("bad_image")})
+        assert registry.requests == []
+        done = deploy_kserve(world.store, config, world.decision, {"dpo": world.model("good")})
+    assert (done.metrics["changed"], done.metrics["registered"]) == (True, True)
+    assert [artifact["uri"] for artifact in registry.items["model_artifact"]] == [f"{world.uri('good')}/"]
+
+
+def test_registry_that_is_away_takes_no_judge_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_registry, "RETRIES", Retries(0))
+    config = CONFIG.model_copy(update={"model_registry": "http://127.0.0.1:9"})
+    done = deploy_kserve(world.store, config, world.decision, {"dpo": world.model("good")})
+    assert done.metrics["registered"] is False
+    served = served_judge(world.store, NAMESPACE, "judge")
+    assert served is not None
+    assert served.model.uri == world.uri("good")

@@ -102,6 +102,12 @@ def test_more_minimum_than_maximum_replicas_is_refused() -> None:
             "golden_endpoint is set, which has no effect with apply false",
         ),
         ({"golden_endpoint": "localhost:8000"}, "expected http\\(s\\)://host"),
+        (
+            {"model_registry": "http://registry:8080/api"},
+            r"model_registry is 'http://registry:8080/api': expected http",
+        ),
+        ({"model_registry": "http://registry:80800"}, r"expected http\(s\)://host or http\(s\)://host:port"),
+        ({"model_registry": "http://key@registry"}, r"expected http\(s\)://host or http\(s\)://host:port"),
         ({"namespace": "Judges"}, "namespace is 'Judges': expected lower-case letters"),
         ({"name": "a" * 40, "namespace": "b" * 20}, "has 73 characters, 63 are allowed: shorten the name"),
     ],

@@ -221,8 +221,8 @@ def test_credentials_come_from_secrets_by_name_and_nowhere_else(
         assert keys >= set(S3_KEYS), name
         assert ("OPENAI_API_KEY" in keys) == name.startswith("exec-distill"), name
         assert ("HF_TOKEN" in keys) == name.startswith(hub), name
-        judge = {"JUDGE_API_KEY", "VLLM_API_KEY"}
-        assert (judge & keys) == (judge if name.startswith("exec-deploy") else set()), name
+        deploy = {"JUDGE_API_KEY", "VLLM_API_KEY", "MODEL_REGISTRY_TOKEN"}
+        assert (deploy & keys) == (deploy if name.startswith("exec-deploy") else set()), name
         needed = [secret for secret in executor["secretAsEnv"] if not secret.get("optional")]
         assert [key["secretKey"] for secret in needed for key in secret["keyToEnv"]] == list(S3_KEYS), name
 
