@@ -4,7 +4,7 @@ is."""
 import time
 from collections.abc import Callable
 
-HANG_SECONDS = 120.0
+HANG_SECONDS = 600.0
 
 
 def wait_until(holds: Callable[[], bool]) -> None:

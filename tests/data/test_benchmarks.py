@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from reasongenrm.data.benchmarks import BenchmarkRow, load_benchmark, spread
 from reasongenrm.errors import InputError
 from tests.judges import REAL_BENCHMARK, benchmark_of, row, write_rows
+from tests.waiting import HANG_SECONDS
 
 
 def rows_of(sizes: dict[str, int]) -> list[BenchmarkRow]:
@@ -227,7 +228,7 @@ def run_beside(folder: Path) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr

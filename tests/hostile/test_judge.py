@@ -19,6 +19,7 @@ from reasongenrm.judge.service import JudgeSettings
 from tests.endpoints import serving
 from tests.hostile.cases import CASES, Case, each_of, every_case
 from tests.predictors import RulePredictor, first, longer
+from tests.waiting import HANG_SECONDS
 
 MAX_CHARS = 8000
 SWAPPED = {"A": "B", "B": "A", "tie": "tie", None: None}
@@ -30,7 +31,7 @@ def judging(predictor: Any, **settings: Any) -> Iterator[httpx.Client]:
         judge = JudgeSettings(f"{behind}/v1", max_chars=MAX_CHARS, **settings)
         with (
             serving(create_app(judge, Limits(), ServerSettings())) as address,
-            httpx.Client(base_url=address, timeout=60) as client,
+            httpx.Client(base_url=address, timeout=HANG_SECONDS) as client,
         ):
             yield client
 

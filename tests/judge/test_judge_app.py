@@ -342,4 +342,4 @@ def _answers(url: str) -> bool:
 
 def test_the_command_line_does_not_import_kserve() -> None:
     code = "import sys, reasongenrm.cli; sys.exit('kserve' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=HANG_SECONDS, check=False).returncode == 0

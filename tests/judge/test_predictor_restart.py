@@ -19,5 +19,4 @@ def test_killed_predictor_means_answers_or_503_and_nothing_hangs(tmp_path: Path)
 
     found = asyncio.run(ask())
     assert set(found["statuses"]) == {"200", "503"}, (found, (tmp_path / "judge.log").read_text()[-2000:])
-    assert found["statuses"]["200"] >= 8
     assert found["after"] == {"200": 1}

@@ -28,6 +28,7 @@ from reasongenrm.training.job import LOG
 from reasongenrm.training.sft import train_sft
 from reasongenrm.training.sharding import deepspeed_config, fsdp_config, without_tied
 from tests.training_cases import preferences, put_model, put_records, training_examples
+from tests.waiting import HANG_SECONDS
 
 SETTINGS: dict[str, Any] = {
     "train_batch_size": 4,
@@ -250,7 +251,7 @@ def nodes(store: Store, folder: Path, config: TrainConfig, **env: str) -> list["
     ended = []
     try:
         for process in running:
-            _, stderr = process.communicate(timeout=400)
+            _, stderr = process.communicate(timeout=HANG_SECONDS)
             ended.append(subprocess.CompletedProcess(process.args, process.returncode, "", stderr))
     finally:
         for process in running:

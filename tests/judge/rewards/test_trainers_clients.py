@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[3]
 
 OPENRLHF = """
 import asyncio, importlib.util, json, logging, sys, types
+from tests.waiting import HANG_SECONDS
 
 # The package's __init__ wants CUDA; its agent module wants the logger only.
 sys.modules["openrlhf.utils.logging_utils"] = types.SimpleNamespace(init_logger=logging.getLogger)
@@ -138,7 +139,7 @@ def install(folder: Path, *packages: str, python: str = "3.11") -> Path:
     """Packages alone, without what they depend on."""
     uv = Path(sys.executable).with_name("uv")
     command = [str(uv), "pip", "install", "--quiet", "--no-deps", "--python-version", python, "--target", str(folder)]
-    done = subprocess.run([*command, *packages], capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run([*command, *packages], capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     if done.returncode:
         pytest.skip(f"cannot be installed here: {done.stderr[-300:]}")
     return folder
@@ -151,7 +152,7 @@ def run(code: str, packages: Path, url: str) -> Any:
         env={"PYTHONPATH": f"{ROOT}:{packages}", "HF_HUB_OFFLINE": "1", "PATH": ""},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

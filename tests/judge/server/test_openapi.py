@@ -11,6 +11,7 @@ from reasongenrm.judge.server.limits import Limits
 from reasongenrm.judge.service import JudgeSettings
 from tests.endpoints import serving
 from tests.predictors import RulePredictor
+from tests.waiting import HANG_SECONDS
 
 NUM_EXAMPLES = 12  # of each operation
 
@@ -43,6 +44,6 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
         command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{judge}/openapi.json"]
         command += ["--max-examples", str(NUM_EXAMPLES), "--seed", "1", "--no-color", "--checks", "all"]
         command += ["--header", "Authorization: Bearer sesame"]
-        found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+        found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert found.returncode == 0, found.stdout[-6000:] + found.stderr[-2000:]
     assert predictor.bodies, "no request reached the predictor"
