@@ -172,8 +172,9 @@ def reason_reward_model(
     place((sampled, *evaluations.values()), vllm_image, generating, access)
     place((scored, on_policy_scored), train_image, generating, access)
     place((genrm_trained, sft_trained, dpo_trained), train_image, training, access)
-    # Fixed amounts: KFP 2.17 does not hand a parameter that only CPU or memory uses into a condition.
-    place((deployed,), cpu_image, Resources("1", "1Gi", nodes), access)
+    # Fixed amounts: KFP 2.17 does not hand a parameter that only CPU or memory uses into a condition. The task waits
+    # for the cluster and asks the judge: it holds some 150 MiB, KFP's launcher in the same container some 60 MiB.
+    place((deployed,), cpu_image, Resources("100m", "512Mi", nodes), access)
     give_secret((distilled,), teacher_secret, TEACHER_KEY)
     give_secret((base, paired, distilled, *evaluations.values()), hub_secret, HUB_KEY)
     for key in DEPLOY_KEYS:

@@ -59,18 +59,21 @@ run_pipeline() {
   run="smoke-$(date -u +%Y%m%d-%H%M%S)"
   say "run $run: submitting it"
   # Golden judgments: random weights judge nothing rightly, so the new pods must answer and no more (min_golden_agreement).
-  # No GPUs: the tasks for vLLM run in the train image, which has transformers. Small requests: a laptop has few cores.
+  # No GPUs: the tasks for vLLM run in the train image, which has transformers. Small requests: two judges, the one of
+  # before and the new one, and deploy_kserve must all find room on two cores (tests/manifests/test_requests.py). A task
+  # may use more CPU than it asks for, not more memory: 532 MiB was the most of a training, 390 of the others.
   within $((minutes * 60)) "$python" -m reasongenrm submit --host "http://127.0.0.1:$kfp_port" --namespace $run_namespace \
     --name "$run" --wait --config "$root/pipelines/configs/smoke.yaml" --store "s3://$bucket/$run" \
     --model "$inputs/model" --preferences "$inputs/preferences.jsonl" --benchmark "$inputs/benchmark.jsonl" \
     --set "resources.cpu_image=$(image cpu)" --set "resources.train_image=$(image train)" \
     --set "resources.vllm_image=$(image train)" \
     --set resources.num_accelerators=0 --set resources.num_teacher_accelerators=0 \
-    --set resources.num_train_accelerators=0 --set resources.accelerator_cpu=500m \
-    --set resources.accelerator_memory=3Gi --set resources.train_cpu=500m --set resources.train_memory=4Gi \
-    --set resources.cpu=250m --set resources.memory=1Gi \
+    --set resources.num_train_accelerators=0 --set resources.accelerator_cpu=100m \
+    --set resources.accelerator_memory=640Mi --set resources.train_cpu=100m --set resources.train_memory=1Gi \
+    --set resources.cpu=100m --set resources.memory=768Mi \
     --set deploy.apply=true --set "deploy.name=$service" --set deploy.runtime=reasongenrm-transformers --set deploy.server=transformers \
-    --set deploy.judge.cpu=250m --set deploy.judge.memory=512Mi --set deploy.judge_secret=reasongenrm-judge --set deploy.min_golden_agreement=0 \
+    --set deploy.cpu=150m --set deploy.memory=1Gi --set deploy.judge.cpu=100m --set deploy.judge.memory=384Mi \
+    --set deploy.judge_secret=reasongenrm-judge --set deploy.min_golden_agreement=0 \
     --set deploy.rollout_timeout_seconds=600 >&2 || die "run $run did not succeed in $minutes min."
   say "run $run: SUCCEEDED"
 }

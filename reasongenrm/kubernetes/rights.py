@@ -21,7 +21,7 @@ SERVING: Rights = {
     ("", "events"): frozenset({"get", "list"}),
     ("", "pods/log"): frozenset({"get"}),
 }
-# In the run namespace, beside what KFP gives its pods: a training stage with `mode: trainjob` manages a TrainJob and
+# In the run namespace, besides what KFP gives its pods: a training stage with `mode: trainjob` manages a TrainJob and
 # follows its pods.
 RUN: Rights = {
     ("trainer.kubeflow.org", "trainjobs"): frozenset({"get", "list", "create", "patch", "delete"}),

@@ -56,6 +56,7 @@ TOOLS = [
 ]
 STUBS = ["kind", "docker", "kubectl", "make", "git", "sleep"]
 ANSWERS: list[Any] = [
+    ["^docker info --format .*NCPU", {"out": "3"}],
     ["^docker info --format .*MemTotal", {"out": str(16 * 2**30)}],
     ["^docker info --format .*DockerRootDir", {"out": "/nowhere"}],
     [r"^kind version", {"out": f"kind {VERSIONS['KIND_VERSION']} go1.24.6 linux/amd64\n"}],
@@ -149,7 +150,7 @@ def test_up_installs_in_the_order_that_was_found_to_work(machine: Machine) -> No
         "-n cert-manager rollout status deployment/cert-manager-webhook",
         "apply -k manifests/third-party/kfp/cluster-scoped",
         "wait crd/applications.app.k8s.io --for=condition=established",
-        "apply -k manifests/third-party/kfp",
+        "apply -k manifests/kind/kfp",
         "-n kubeflow rollout status deployment/mysql --timeout=600s",
         "rollout status deployment/metadata-grpc-deployment",
         "rollout status deployment/ml-pipeline",
@@ -158,7 +159,7 @@ def test_up_installs_in_the_order_that_was_found_to_work(machine: Machine) -> No
         "-n kserve rollout status deployment/kserve-controller-manager",
         "apply -k manifests/third-party/kserve/runtimes",
         "create secret generic reasongenrm-s3",
-        "apply -k manifests/overlays/kind --server-side",
+        "apply -k manifests/overlays/kind --server-side --field-manager=reasongenrm --force-conflicts",
         "-n reasongenrm rollout status statefulset/reasongenrm-object-store",
         "wait job/reasongenrm-bucket --for=condition=complete",
     )
@@ -302,7 +303,9 @@ def test_missing_tool_is_named_with_how_to_get_it(machine: Machine, missing: str
     [
         (["^docker info$", {"code": 1}], {}, "the Docker daemon does not answer"),
         (["^kind version", {"out": "kind v0.29.0 go1.24.2 linux/amd64\n"}], {}, "expected kind v0.30.0"),
-        (["^docker info --format .*MemTotal", {"out": str(4 * 2**30)}], {}, "4096 MiB of memory; expected 8 GiB"),
+        (["^docker info --format .*MemTotal", {"out": str(5 * 2**30)}], {}, "5120 MiB of memory; expected 6 GiB"),
+        (["^docker info --format .*NCPU", {"out": "1"}], {}, "docker has 1 CPUs; expected 2, for which the pods ask."),
+        (["^docker info --format .*NCPU", {"out": "2"}], {"TRAINER": "1"}, "docker has 2 CPUs; expected 3"),
         (["^nothing", {}], {"TORCH_INDEX": ""}, "TORCH_INDEX is not set."),
     ],
 )
@@ -315,6 +318,13 @@ def test_machine_that_will_not_do_is_refused_before_anything_is_made(
     ended = machine.run("up.sh", **environment)
     assert (ended.returncode, message in ended.stderr) == (2, True), ended.stderr
     assert not [call for call in machine.calls() if call.startswith(("kind create", "kubectl", "make"))]
+
+
+def test_two_cores_and_six_gib_will_do(machine: Machine) -> None:
+    shown = 6 * 2**30 - 200 * 2**20  # a machine of 6 GiB shows a little less
+    machine.rules = [["MemTotal", {"out": str(shown)}], ["NCPU", {"out": "2"}]]
+    ended = machine.run("up.sh")
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_full_disk_is_refused(machine: Machine) -> None:
@@ -462,7 +472,7 @@ def test_e2e_whose_run_fails_shows_pods_events_and_logs_and_leaves_nothing(machi
     done = CliRunner().invoke(app, ["submit", *command])
     assert done.exit_code == 0, done.output
     asked = next(iter(kfp.runs.values())).body["runtime_config"]["parameters"]
-    assert (asked["num_accelerators"], asked["num_train_accelerators"], asked["accelerator_memory"]) == (0, 0, "3Gi")
+    assert (asked["num_accelerators"], asked["num_train_accelerators"], asked["accelerator_memory"]) == (0, 0, "640Mi")
     assert (asked["cpu_image"], asked["vllm_image"]) == (read_table()["cpu"], read_table()["train"])
     assert asked["model_uri"] == asked["teacher_uri"] == "s3://reasongenrm/smoke-inputs/model"
     assert (asked["deploy"]["apply"], asked["deploy"]["runtime"]) == (True, "reasongenrm-transformers")
