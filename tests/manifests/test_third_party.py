@@ -1,6 +1,6 @@
 """What must be in the cluster first is pinned: every address names a version, the README says the same one.
 
-There is no network where the tests run, so nothing here is rendered.
+There is no network where the tests run, so what they bring is not rendered; KFP has a stand-in.
 """
 
 import re
@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from tests.kube.schemas import CRDS
-from tests.manifests import MANIFESTS
+from tests.manifests import MANIFESTS, ROOT, render, rendered
+from tests.manifests.test_requests import stand_in_for_kfp
 
 THIRD_PARTY = MANIFESTS / "third-party"
 FOLDERS = sorted(str(path.parent.relative_to(THIRD_PARTY)) for path in THIRD_PARTY.rglob("kustomization.yaml"))
@@ -100,3 +101,27 @@ def test_crds_that_are_fetched_are_those_that_the_checks_read() -> None:
     if not CRDS.is_dir():
         pytest.skip(f"no CRDs here ({CRDS}); run `make crds`")
     assert names <= {path.name for path in Path(CRDS).glob("*.yaml")}  # and perhaps those that an older version read
+
+
+def test_kfp_comes_without_launcher_settings_that_would_write_over_ours(tmp_path: Path) -> None:
+    """KFP's ConfigMap: kubeflow/pipelines at 2.17.0, manifests/kustomize/base/pipeline/kfp-launcher-configmap.yaml."""
+    folder = stand_in_for_kfp(tmp_path) / "third-party" / "kfp"
+    assert "name: kfp-launcher" in (folder / "kfp.yaml").read_text(encoding="utf-8")
+    assert {item["kind"] for item in render(folder)} == {"Deployment"}
+    ours = [item["data"] for item in rendered("gpu") if item["metadata"]["name"] == "kfp-launcher"]
+    assert [data.keys() for data in ours] == [{"defaultPipelineRoot", "providers"}]
+
+
+def test_every_command_that_applies_an_overlay_names_our_field_manager() -> None:
+    """For the manager "kubectl" the API server copies what is applied into the annotation of client-side applies, and
+    KFP's next one deletes it: apimachinery eed236ceee, pkg/util/managedfields/internal/lastappliedupdater.go."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *MANIFESTS.rglob("*.md"), *MANIFESTS.rglob("*.sh")]
+    commands = [
+        line
+        for page in pages
+        for line in page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+        if re.search(r'\b(apply|diff) +(-k \S*overlays/|"\$overlay")', line)
+    ]
+    assert len(commands) >= 6
+    for line in commands:
+        assert "--server-side --field-manager=reasongenrm --force-conflicts" in line, line

@@ -16,6 +16,7 @@ import pytest
 from reasongenrm.judge.api import PointwiseRequest
 from tests.endpoints import serving
 from tests.judges_service import FakeJudge, LongerWins, trainer_app
+from tests.waiting import HANG_SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +24,6 @@ ROOT = Path(__file__).parents[3]
 
 OPENRLHF = """
 import asyncio, importlib.util, json, logging, sys, types
-from tests.waiting import HANG_SECONDS
 
 # The package's __init__ wants CUDA; its agent module wants the logger only.
 sys.modules["openrlhf.utils.logging_utils"] = types.SimpleNamespace(init_logger=logging.getLogger)
