@@ -29,7 +29,7 @@ BENCH ?= # arguments of python -m benchmarks
 CLI_DOCS = COLUMNS=120 $(BIN)/python -m typer reasongenrm.cli utils docs --name reasongenrm --title "The command line" \
   | sed -e 's|<span style="font-weight: bold">\([^<]*\)</span>|**\1**|g' -e "s/&\#x27;/'/g" -e 's/&gt;/>/g'
 
-.PHONY: bench help install serve web system demo run-demo test test-slow test-container lint format compile docs lock clean images lock-images image-wheels kind-up kind-e2e kind-down manifests crds
+.PHONY: bench help install serve web system demo run-demo test test-slow test-container lint format compile docs lock clean images model-image lock-images image-wheels kind-up kind-e2e kind-down manifests crds
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -112,6 +112,9 @@ lock: install ## pin the newest version of every dependency in requirements.lock
 
 images: install ## build and check the images (IMAGES="cpu train vllm" REGISTRY= PUSH=1 TORCH=cpu|cuda; more in images/build.sh)
 	PYTHON=$(BIN)/python images/build.sh
+
+model-image: install ## build the image of a checkpoint for deploy.model_image (MODEL=s3://... REPOSITORY= PUSH=1; images/model.sh)
+	PYTHON=$(BIN)/python MODEL=$(if $(filter-out file,$(origin MODEL)),$(MODEL)) REPOSITORY=$(REPOSITORY) images/model.sh
 
 lock-images: install ## pin the newest version of every dependency of the images
 	$(BIN)/python images/lock.py $(BIN)/uv

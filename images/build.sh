@@ -9,22 +9,11 @@
 #   BUILDER=buildx|podman|buildah|docker            instead of the first one found
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. images/builder.sh
 
 IMAGES=${IMAGES:-cpu train vllm}
 TORCH=${TORCH:-cuda}
 PYTHON=${PYTHON:-python3}
-
-fail() { echo "images/build.sh: $*" >&2; exit 1; }
-
-find_builder() {
-  if [ -n "${BUILDER:-}" ]; then echo "$BUILDER"; return; fi
-  if command -v docker >/dev/null && docker buildx version >/dev/null 2>&1; then echo buildx
-  elif command -v podman >/dev/null; then echo podman
-  elif command -v buildah >/dev/null; then echo buildah
-  elif command -v docker >/dev/null; then echo docker
-  else fail "found neither docker buildx, podman nor buildah; expected one of them. Install one (Debian: apt-get install buildah)."
-  fi
-}
 
 # The table's reference of an image, with REGISTRY in place of its registry.
 reference() {
@@ -32,16 +21,6 @@ reference() {
   row=$("$PYTHON" images/reference.py "$1") || fail "cannot read components/images/kustomization.yaml (see above)"
   if [ -n "${REGISTRY:-}" ]; then row="${REGISTRY%/}/${row##*/}"; fi
   echo "$row"
-}
-
-build() {
-  case $builder in
-    buildx) docker buildx build --load "$@" . ;;
-    podman) podman build --format oci "$@" . ;;
-    buildah) buildah build --format oci "$@" . ;;
-    docker) docker build "$@" . ;;
-    *) fail "BUILDER is '$builder'; expected buildx, podman, buildah or docker" ;;
-  esac
 }
 
 # As a pod runs it: no root, no capability, nothing writable but /tmp.
@@ -54,13 +33,6 @@ check() {
   fi
   "$engine" run --rm --read-only --tmpfs /tmp --user 65532:65532 --cap-drop ALL --security-opt no-new-privileges \
     --network "${RUN_NETWORK:-none}" "$2" doctor --image "$1" || fail "$2 does not pass its self-check (above)"
-}
-
-push() {
-  case $builder in
-    buildx | docker) docker push "$1" ;;
-    *) "$builder" push "$1" ;;
-  esac
 }
 
 for name in $IMAGES; do
@@ -84,7 +56,7 @@ for name in $IMAGES; do
   if [ "$name" = train ]; then options+=(--build-arg "TORCH=$TORCH" --build-arg "TORCH_INDEX=${TORCH_INDEX:-}"); fi
   read -ra more <<<"${BUILD_OPTIONS:-}"
   echo "images/build.sh: $image with $builder"
-  build "${options[@]}" "${more[@]}"
+  build "$builder" "${options[@]}" "${more[@]}"
   check "$name" "$image"
-  if [ -n "${PUSH:-}" ]; then push "$image"; fi
+  if [ -n "${PUSH:-}" ]; then push "$builder" "$image"; fi
 done

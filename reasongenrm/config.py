@@ -275,6 +275,9 @@ class DeployConfig(Section):
     namespace: str = "reasongenrm"
     apply: bool = True  # false: the manifest is rendered, no cluster is asked
     service_account: str = "reasongenrm-serving"
+    # registry.example/team/judges: the pods mount the checkpoint from an image in this repository, which
+    # `make model-image` builds, instead of downloading it from the store
+    model_image: str | None = None
     runtime: str = "reasongenrm-vllm"  # the ServingRuntime, in the same namespace
     server: Literal["vllm", "transformers"] = "vllm"  # what that runtime starts: vLLM, or `reasongenrm serve`
     judge: JudgeServerConfig = JudgeServerConfig()

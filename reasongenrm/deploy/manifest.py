@@ -1,7 +1,8 @@
 """The InferenceService that serves a checkpoint, rendered.
 
 In go settings, a model and the gate's decision; out comes the manifest in dicts. KServe's Standard mode, our own
-namespaced ServingRuntime, the checkpoint straight from S3, and the judge's server in front of it (`transformer`). Pure.
+namespaced ServingRuntime, the checkpoint straight from S3 or from an image, and the judge's server in front of it
+(`transformer`). Pure.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ from typing import Any
 
 from reasongenrm import __version__
 from reasongenrm.config import DeployConfig
+from reasongenrm.deploy.model_image import storage_uri
 from reasongenrm.deploy.preflight import check_settings
 from reasongenrm.deploy.transformer import PREDICTOR_KEY, render_transformer
 from reasongenrm.kubernetes.pod_parts import secret_variable
@@ -33,12 +35,12 @@ def render_inference_service(config: DeployConfig, model: ArtifactRef, decision:
     """The InferenceService (serving.kserve.io/v1beta1) that serves one checkpoint.
 
     Args:
-        model: the checkpoint; its folder becomes `storageUri`, which must end with "/" for S3.
+        model: the checkpoint; its folder, or its image, becomes `storageUri`.
         decision: the gate's decision, recorded with the model's digest as an annotation; its winner says how the
             judge's server asks, its metrics hold the calibration, if there is one.
 
     Raises:
-        ConfigError: settings that do not go together (see `preflight`).
+        ConfigError: settings that do not go together (see `preflight`), a `model_image` that is no repository.
 
     Source: KServe 0.21, config/crd/full.
     """
@@ -89,7 +91,7 @@ def _model(config: DeployConfig, model: ArtifactRef) -> dict[str, Any]:
     rendered: dict[str, Any] = {
         "modelFormat": {"name": MODEL_FORMAT},
         "runtime": config.runtime,
-        "storageUri": model.uri.rstrip("/") + "/",
+        "storageUri": storage_uri(config, model),
         "args": args,
         "resources": {"requests": dict(resources), "limits": dict(resources)},
     }
