@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from reasongenrm import __version__
+from reasongenrm.runs.kfp import RUN_NAMESPACE
 
 HEADER = "# Made by `reasongenrm compile` from pipelines/reason_reward_model.py; do not edit.\n"
 PIPELINE_NAME = "reason-reward-model"
@@ -49,18 +50,20 @@ class Compiled:
         return {path: self.ir, path.with_suffix(".kubernetes.yaml"): self.kubernetes}
 
 
-def compile_pipeline(images: Mapping[str, str] = {}, namespace: str | None = None) -> Compiled:
+def compile_pipeline(images: Mapping[str, str] = {}, namespace: str = RUN_NAMESPACE) -> Compiled:
     """Compile the pipeline.
 
     Args:
         images: "cpu", "train", "vllm" -> the image that is the parameter's default; absent: that of the table.
-        namespace: of the Kubernetes objects; None: they name none, and `kubectl -n` or kustomize decides.
+        namespace: of the Kubernetes objects. A KFP of one user sees only those where it is itself
+            (kubeflow/pipelines 2.17.0, backend/src/apiserver/client_manager/client_manager.go), and without a
+            namespace `kubectl apply` would put them where the kubeconfig happens to be.
     """
     return _compiled(tuple(sorted(images.items())), namespace)
 
 
 @cache
-def _compiled(images: tuple[tuple[str, str], ...], namespace: str | None) -> Compiled:
+def _compiled(images: tuple[tuple[str, str], ...], namespace: str) -> Compiled:
     spec, platform = deepcopy(_compile())
     for name, reference in images:
         spec["root"]["inputDefinitions"]["parameters"][f"{name}_image"]["defaultValue"] = reference
@@ -69,7 +72,7 @@ def _compiled(images: tuple[tuple[str, str], ...], namespace: str | None) -> Com
     return Compiled(HEADER + body, HEADER + _dump(*_manifests(spec, platform, version, namespace)), version)
 
 
-def compile_to(path: Path, images: Mapping[str, str] = {}, namespace: str | None = None) -> Compiled:
+def compile_to(path: Path, images: Mapping[str, str] = {}, namespace: str = RUN_NAMESPACE) -> Compiled:
     """Write the pipeline's two files (see `Compiled.files`)."""
     compiled = compile_pipeline(images, namespace)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,22 +100,21 @@ def _compile() -> tuple[Any, Any]:
     return spec, platform
 
 
-def _manifests(spec: Any, platform: Any, version: str, namespace: str | None) -> tuple[Any, Any]:
+def _manifests(spec: Any, platform: Any, version: str, namespace: str) -> tuple[Any, Any]:
     """What `kfp dsl compile --kubernetes-manifest-format --include-pipeline-manifest` writes, of a spec that may have
     been changed."""
-    metadata = {"namespace": namespace} if namespace else {}
     described = {"description": spec["pipelineInfo"]["description"]}
     pipeline = {
         "apiVersion": "pipelines.kubeflow.org/v2beta1",
         "kind": "Pipeline",
-        "metadata": {**metadata, "name": PIPELINE_NAME},
+        "metadata": {"name": PIPELINE_NAME, "namespace": namespace},
         "spec": {"displayName": PIPELINE_NAME, **described},
     }
     name = f"{PIPELINE_NAME}-{version}"
     pipeline_version = {
         "apiVersion": "pipelines.kubeflow.org/v2beta1",
         "kind": "PipelineVersion",
-        "metadata": {**metadata, "name": name.replace(".", "-")},
+        "metadata": {"name": name.replace(".", "-"), "namespace": namespace},
         "spec": {
             "displayName": name,
             "pipelineName": PIPELINE_NAME,

@@ -1,5 +1,6 @@
 """submit, logs, cancel, and the runs of a cluster: Kubeflow Pipelines from the command line."""
 
+import os
 import signal
 from contextlib import nullcontext
 from datetime import UTC, datetime
@@ -29,7 +30,7 @@ from reasongenrm.cli.settings import (
     images_of,
     make_config,
 )
-from reasongenrm.errors import ConfigError, InputError, ReasonGenRMError
+from reasongenrm.errors import ClusterError, ConfigError, InputError, ReasonGenRMError
 
 if TYPE_CHECKING:
     from reasongenrm.runs.kfp import PipelineServer
@@ -83,7 +84,7 @@ def submit(
     from reasongenrm.components.images import image as task_image
     from reasongenrm.pipelines.compile import PIPELINE_NAME, compile_pipeline
     from reasongenrm.processes.extras import require
-    from reasongenrm.runs.kfp import PipelineServer
+    from reasongenrm.runs.kfp import RUN_NAMESPACE, UI_ENV, PipelineServer
     from reasongenrm.runs.submit import arguments_of, reachable_inputs
     from reasongenrm.runs.submit_job import as_yaml, submit_job
     from reasongenrm.store.run_records import choose_inputs, new_run_id
@@ -105,8 +106,9 @@ def submit(
             store,
             name=name,
             experiment=EXPERIMENT,
-            namespace=namespace or "kubeflow",
-            host=host or f"http://ml-pipeline.{namespace or 'kubeflow'}:8888",
+            namespace=namespace or RUN_NAMESPACE,
+            host=host or f"http://ml-pipeline.{RUN_NAMESPACE}:8888",
+            ui=os.environ.get(UI_ENV),
             image=settings.resources.cpu_image or task_image("cpu"),
             service_account=service_account,
         )
@@ -119,7 +121,7 @@ def submit(
     if as_json:
         print_json({"run_id": run_id, "name": name, "version": version.name, "link": server.link(run_id)})
     else:
-        print_line(f"run {name} has started: {server.link(run_id)}")
+        print_line(f"run {name} has started: {server.page(run_id)}")
         print_note(f"pipeline version {version.name}, run id {run_id}")
     if wait:
         _follow(server, run_id)
@@ -134,26 +136,28 @@ def logs(
 ) -> None:
     """Print the log of a cluster run's task.
 
-    Of a task that has ended: what KFP has archived. Of one that runs: its pods' (needs a kubeconfig).
+    KFP has the logs of its pods, and archives them. --follow reads them from Kubernetes as they come, in all tries of
+    the task (needs a kubeconfig with the right to get pods and their logs where the run is).
 
     [bold]Examples[/bold]
 
       reasongenrm logs reasongenrm-20261124-101500-3f2a --host http://127.0.0.1:8080
 
-      reasongenrm logs reasongenrm-20261124-101500-3f2a "train_sft (sft)" --follow -n kubeflow
+      reasongenrm logs reasongenrm-20261124-101500-3f2a "train_sft (sft)" --follow
     """
     from reasongenrm.kubernetes.cluster import Cluster
     from reasongenrm.runs.kfp import PipelineServer
-    from reasongenrm.runs.logs import task_log
+    from reasongenrm.runs.logs import follow_task, task_log
 
-    def cluster() -> Cluster:
-        connected = Cluster.connect()
-        connected.namespace = namespace or connected.namespace
-        return connected
+    def connect(of_run: str) -> Cluster:
+        cluster = Cluster.connect()
+        cluster.namespace = namespace or of_run
+        return cluster
 
     server = PipelineServer.connect(host, namespace)
     found = server.run(run)
-    for line in task_log(server, cluster, found, _choose_task(found, task), follow):
+    chosen = _choose_task(found, task)
+    for line in follow_task(server, connect, found, chosen) if follow else task_log(server, found, chosen):
         print_line(line)
 
 
@@ -162,7 +166,10 @@ def _choose_task(run: "ClusterRun", wanted: str | None) -> "ClusterTask":
 
     Raises:
         InputError: there is no such task, or none has started.
+        ClusterError: its tasks are not known.
     """
+    if run.notice:
+        raise ClusterError(f"run {run.name}: {run.notice}")
     if wanted is not None:
         for task in run.tasks:
             if wanted in (task.name, task.key):
@@ -194,6 +201,9 @@ def cancel(run: RunArgument, host: HostOption = None, namespace: NamespaceOption
     if found.has_ended:
         print_note(f"run {found.name} has ended already: {found.state}")
         return
+    if found.state == "canceling":  # KFP refuses to cancel twice
+        print_note(f"run {found.name} is being cancelled already")
+        return
     server.cancel(found.run_id)
     running = ", ".join(task.name for task in found.tasks if task.state == "running") or "no task"
     print_note(f"run {found.name} is being cancelled ({running} was running); a TrainJob goes with its task's pod")
@@ -216,7 +226,9 @@ def show_runs(host: str | None, namespace: str | None, run: str | None, as_json:
         told = f"  {_took(shown)}  {shown.error or ''}"
         out.print(Text.assemble((shown.name, "bold"), "  ", _state(shown.state), told))
         print_table(_tasks_table(shown))
-        print_line(server.link(shown.run_id))
+        if shown.notice:
+            print_note(shown.notice)
+        print_line(server.page(shown.run_id))
     elif not found:
         print_note(f"no runs at {server.host} yet; `reasongenrm submit` starts one")
     else:
@@ -231,7 +243,8 @@ def _run_cells(run: "ClusterRun") -> "tuple[str | Text, ...]":
 
 
 def _tasks_table(run: "ClusterRun") -> Table:
-    return plain_table(("task", "state", "took"), ((task.name, _state(task.state), _took(task)) for task in run.tasks))
+    rows = ((task.name, _state(task.state), _took(task), task.message) for task in run.tasks)
+    return plain_table(("task", "state", "took", "because"), rows)
 
 
 def _state(state: str) -> Text:
@@ -261,7 +274,7 @@ def _follow(server: "PipelineServer", run_id: str) -> None:
             for task in run.tasks:
                 if states.get(task.key, "pending") != task.state:
                     states[task.key] = task.state
-                    print_note(f"{task.name}: {task.state} {_took(task)}".rstrip())
+                    print_note(f"{task.name}: {task.state} {_took(task)} {task.message}".rstrip())
     if run.state == "canceled":
         print_note(f"run {run.name} was cancelled; what is finished is kept, submit again to go on")
         raise typer.Exit(128 + signal.SIGINT)
@@ -275,8 +288,10 @@ def _failure(server: "PipelineServer", run: "ClusterRun") -> str:
 
     failed = [task for task in run.tasks if task.state == "failed"]
     if not failed:
-        return f"run {run.name} failed: {run.error or 'no task failed, see its page'}. {server.link(run.run_id)}"
+        why = run.error or run.notice or "no task failed"
+        return f"run {run.name} failed: {why.removesuffix('.')}. Its page: {server.page(run.run_id)}"
     task = failed[0]
-    said = last_error(server, run, task) or run.error
+    said = last_error(server, run, task) or task.message or run.error
     more = f'See `reasongenrm logs {run.name} "{task.name}"`; finished work is kept, submit again to go on.'
-    return f"run {run.name} failed in {task.name}{f': {said}' if said else '.'} {more}"
+    because = f": {said.removesuffix('.')}" if said else ""
+    return f"run {run.name} failed in {task.name}{because}. {more}"

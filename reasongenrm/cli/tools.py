@@ -18,7 +18,7 @@ def compile_pipeline(
     output: Annotated[
         Path, Option("--output", "-o", metavar="FILE", help="Pipeline; <name>.kubernetes.yaml goes next to it.")
     ] = COMPILED,
-    namespace: Annotated[str | None, Option(help="Of the Kubernetes objects; default: `kubectl -n` says.")] = None,
+    namespace: Annotated[str | None, Option(help="Of the Kubernetes objects: where KFP is; default: kubeflow.")] = None,
     registry: RegistryOption = None,
     check: Annotated[bool, Option("--check", help="Write nothing; fail if the files are stale.")] = False,
 ) -> None:
@@ -33,10 +33,11 @@ def compile_pipeline(
 
       reasongenrm compile --check
 
-      reasongenrm compile -o build/pipeline.yaml --namespace kubeflow --registry registry.example/team
+      reasongenrm compile -o build/pipeline.yaml --namespace kfp --registry registry.example/team
     """
     from reasongenrm.pipelines.compile import compile_to, stale_files
     from reasongenrm.processes.extras import require
+    from reasongenrm.runs.kfp import RUN_NAMESPACE
 
     require("pipeline")
     if check:
@@ -49,7 +50,7 @@ def compile_pipeline(
                 "commit what it writes."
             )
         return
-    compiled = compile_to(output, images_of(registry), namespace)
+    compiled = compile_to(output, images_of(registry), namespace or RUN_NAMESPACE)
     print_note(f"wrote {' and '.join(map(str, compiled.files(output)))}: {compiled.version_name}")
 
 

@@ -5,12 +5,13 @@ keeps its namespace in a file below the home folder (which a pod may not write),
 nobody answers.
 """
 
+import base64
 import json
 import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,13 +20,13 @@ from typing import Any, TypeVar
 from reasongenrm.errors import ClusterError, ConfigError
 from reasongenrm.kubernetes.connection import NotFoundError, UnavailableError
 from reasongenrm.kubernetes.waiting import poll
-from reasongenrm.runs.kfp_runs import ClusterRun, read_run, read_tasks
+from reasongenrm.runs.kfp_runs import ClusterRun, read_run, with_tasks
+from reasongenrm.runs.workflow import read_workflow
 
 log = logging.getLogger(__name__)
 
 # kfp's own names (kubeflow/pipelines, sdk/python/kfp/client/client.py and set_volume_credentials.py at 2.17.0), but for
-# the
-# first: kfp takes a token from the caller only.
+# the first: kfp takes a token from the caller only.
 TOKEN_ENV = "KF_PIPELINES_TOKEN"
 COOKIE_ENV = "KF_PIPELINES_COOKIE"
 HOST_ENV = "KF_PIPELINES_ENDPOINT"
@@ -37,6 +38,10 @@ _PAGE_SIZE = 50
 _NUM_RETRIES = 4  # of what only reads, after 0, 1, 2 and 4 s, or as Retry-After says
 _CONNECT_SECONDS, _READ_SECONDS = 10.0, 60.0
 POLL_SECONDS = 5.0
+
+RUN_NAMESPACE = "kubeflow"  # of a KFP of one user: it runs everything where it is itself
+_RUN_PAGE = "/#/runs/details/"
+_LOG_ARTIFACT = "main-logs"  # Argo's name of an archived log
 
 T = TypeVar("T")
 
@@ -76,6 +81,7 @@ class PipelineServer:
         self._runs, self._experiments = api.RunServiceApi(self._client), api.ExperimentServiceApi(self._client)
         self._pipelines = api.PipelineServiceApi(self._client)
         self._specs: dict[str, Any] = {}
+        self._is_ui = False
 
     @classmethod
     def connect(cls, host: str | None, namespace: str | None = None) -> "PipelineServer":
@@ -89,8 +95,6 @@ class PipelineServer:
             ConfigError: no host, or not a URL.
             ClusterError: nobody answers, something else answers, or we are not let in; says what to do.
         """
-        from kfp_server_api import HealthzServiceApi
-
         host = host or os.environ.get(HOST_ENV)
         if not host:
             raise ConfigError(
@@ -100,17 +104,26 @@ class PipelineServer:
         if not host.startswith(("http://", "https://")):
             raise ConfigError(f"--host {host}: expected a URL such as http://127.0.0.1:8080. Add http(s)://.")
         server = cls(host, namespace)
-        health = server._ask("see whether it is well", HealthzServiceApi(server._client).healthz_service_get_healthz)
-        kind = server._client.last_response.getheader("content-type") or "no content type"
+        answer = server._get("see whether it is well", "/apis/v2beta1/healthz")
+        kind = answer.headers.get("content-type", "no content type")
         if not kind.startswith("application/json"):
             raise ClusterError(
                 f"{server.host}: answers with {kind}, expected the API of Kubeflow Pipelines; most often it is a login "
                 f"page. Give the host that serves /apis/v2beta1, and a token in {TOKEN_ENV} or a session's cookie in "
                 f"{COOKIE_ENV}."
             )
-        if health.multi_user and not namespace:
+        health = json.loads(answer.data)
+        # The UI answers for itself, with what the API server told it (kubeflow/pipelines 2.17.0,
+        # frontend/server/handlers/healthz.ts).
+        server._is_ui = "frontendTagName" in health
+        if not health.get("apiServerReady", True):
+            raise UnavailableError(
+                f"{server.host}: the UI answers, but the API server behind it does not. See the log of deployment "
+                "ml-pipeline."
+            )
+        if health.get("multi_user") and not namespace:
             raise ConfigError(f"{server.host}: this KFP has several users. Say with --namespace whose profile to use.")
-        server.namespace = namespace if health.multi_user else None
+        server.namespace = namespace if health.get("multi_user") else None
         return server
 
     # Starting runs.
@@ -150,9 +163,18 @@ class PipelineServer:
         )
         return str(self._ask(f"start run '{name}'", self._runs.run_service_create_run, run=body).run_id)
 
-    def link(self, run_id: str) -> str:
-        """The run's page in the UI."""
-        return f"{os.environ.get(UI_ENV, self.host).rstrip('/')}/#/runs/details/{run_id}"
+    def link(self, run_id: str) -> str | None:
+        """The run's page in the UI; None if only the API server is known, which has no pages."""
+        ui = os.environ.get(UI_ENV) or (self.host if self._is_ui else None)
+        return f"{ui.rstrip('/')}{_RUN_PAGE}{run_id}" if ui else None
+
+    def page(self, run_id: str) -> str:
+        """The run's page for people: its address, or else how to reach it."""
+        inside = re.match(
+            r"https?://ml-pipeline\.([a-z0-9-]+)", self.host
+        )  # the address of a Service says where KFP is
+        forward = f"kubectl port-forward -n {inside[1] if inside else RUN_NAMESPACE} svc/ml-pipeline-ui 8080:80"
+        return self.link(run_id) or f"http://127.0.0.1:8080{_RUN_PAGE}{run_id} after `{forward}`"
 
     # Runs.
 
@@ -198,30 +220,34 @@ class PipelineServer:
         """Have a run's workflow end; its pods get SIGTERM."""
         self._ask(f"cancel run {run_id}", self._runs.run_service_terminate_run, run_id=run_id)
 
-    def log(self, run_id: str, node: str) -> str:
-        """The log of a pod by its name, or the archived one by the pod's name or the node's id.
+    def log(self, run: ClusterRun, pod: str) -> str:
+        """The log of a run's pod, once the pod is gone the archived one.
 
         Raises:
-            NotFoundError: there is no such pod, and KFP has archived nothing of it.
+            NotFoundError: there is no such pod (or it has not started), and nothing is archived of it.
         """
-        response = self._ask(
-            f"read the log of {node}",
-            self._client.call_api,
-            "/apis/v1alpha1/runs/{run_id}/nodes/{node_id}/log",
-            "GET",
-            {"run_id": run_id, "node_id": node},
-            auth_settings=["Bearer"],
-            _return_http_data_only=True,
-            _preload_content=False,
-        )
-        text = response.data.decode("utf-8", "replace")
-        if response.status != 200:
-            raise self._refused(f"read the log of {node}", response.status, text)
+        doing = f"read the log of {pod}"
+        if self._is_ui:
+            return self._log_of_ui(doing, run, pod)
+        text = _text(self._get(doing, f"/apis/v1alpha1/runs/{run.run_id}/nodes/{pod}/log"))
         # The server has said 200 before it looks: an error is one more line, of JSON (kubeflow/pipelines,
         # backend/src/apiserver/server/run_log_server.go at 2.17.0).
         if re.search(r'(^|\n)\{"error_message":.*\}\s*$', text):
-            raise NotFoundError(f"{self.host}: no log of {node}: {_message(text.splitlines()[-1])}")
-        return str(text)
+            raise NotFoundError(f"{self.host}: no log of {pod}: {_message(text.splitlines()[-1])}")
+        return text
+
+    def _log_of_ui(self, doing: str, run: ClusterRun, pod: str) -> str:
+        """The UI hands /apis/v1beta1 and /apis/v2beta1 through, and has a way of its own to the logs of pods
+        (kubeflow/pipelines 2.17.0, frontend/server/app.ts, handlers/pod-logs.ts)."""
+        archive = f"/apis/v2beta1/runs/{run.run_id}/nodes/{pod}/artifacts/{_LOG_ARTIFACT}:read"
+        try:
+            return base64.b64decode(json.loads(self._get(doing, archive).data)["data"]).decode("utf-8", "replace")
+        except NotFoundError:
+            place = {"podname": pod, "runid": run.run_id, "podnamespace": run.namespace or ""}
+        try:
+            return _text(self._get(doing, "/k8s/pod/logs", place))
+        except UnavailableError as error:  # its answer, 500, to whatever goes wrong
+            raise NotFoundError(f"{self.host}: no log of {pod}: {error}") from error
 
     # What the above is made of.
 
@@ -259,8 +285,17 @@ class PipelineServer:
         return self._ask(f"find run {run_id}", self._runs.run_service_get_run, run_id=run_id)
 
     def _with_tasks(self, run: Any) -> ClusterRun:
-        found = read_run(run)
-        return replace(found, tasks=read_tasks(run, self._spec_of(run), found.state))
+        """The run with its tasks. Its Workflow is asked for after the run's state, so that it is not the older one."""
+        detail = json.loads(self._get("read its Workflow", f"/apis/v1beta1/runs/{run.run_id}").data)
+        runtime = detail.get("pipeline_runtime", {})
+        # Before Argo has looked at it KFP has only the Workflow that it made itself.
+        manifest = runtime.get("workflow_manifest") or runtime.get("pipeline_manifest")
+        if not manifest:
+            raise ClusterError(
+                f"{self.host}: no Workflow is kept of run {run.run_id}; expected what Kubeflow Pipelines 2.17 has in "
+                f"/apis/v1beta1/runs. Look at its page: {self.page(run.run_id)}."
+            )
+        return with_tasks(read_run(run), read_workflow(manifest), self._spec_of(run))
 
     def _spec_of(self, run: Any) -> Any:
         """The spec of the run's pipeline version, which has its tasks' names."""
@@ -276,6 +311,22 @@ class PipelineServer:
 
     def _place(self) -> dict[str, str]:
         return {"namespace": self.namespace} if self.namespace else {}
+
+    def _get(self, doing: str, path: str, query: Mapping[str, str] = {}) -> Any:
+        """Read what the generated client has no call for; a refusal becomes a ClusterError as in `_ask`."""
+        response = self._ask(
+            doing,
+            self._client.call_api,
+            path,
+            "GET",
+            query_params=list(query.items()),
+            auth_settings=["Bearer"],
+            _return_http_data_only=True,
+            _preload_content=False,
+        )
+        if response.status != 200:
+            raise self._refused(doing, response.status, _text(response))
+        return response
 
     def _ask(self, doing: str, call: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """Make a call; every way that it can fail becomes a ClusterError, which says "cannot" and what we were
@@ -322,6 +373,10 @@ def _read_token(configuration: Any) -> None:
     token = os.environ.get(TOKEN_ENV) or (path.read_text(encoding="utf-8").strip() if path.is_file() else "")
     if token:
         configuration.api_key["authorization"] = token
+
+
+def _text(response: Any) -> str:
+    return str(response.data.decode("utf-8", "replace"))
 
 
 def _named(name: str) -> str:

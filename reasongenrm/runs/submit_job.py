@@ -11,7 +11,7 @@ import yaml
 from reasongenrm import __version__
 from reasongenrm.config import RunConfig
 from reasongenrm.kubernetes.pod_parts import CONTAINER_SECURITY, POD_SECURITY
-from reasongenrm.runs.kfp import TOKEN_PATH
+from reasongenrm.runs.kfp import TOKEN_PATH, UI_ENV
 from reasongenrm.store.run_records import RunInputs
 
 CONFIG_FOLDER, CONFIG_FILE = "/config", "run.yaml"
@@ -29,6 +29,7 @@ def submit_job(
     experiment: str,
     namespace: str,
     host: str,
+    ui: str | None,
     image: str,
     service_account: str,
 ) -> list[dict[str, Any]]:
@@ -40,6 +41,7 @@ def submit_job(
         name: of the run; the Job and the ConfigMap are called "submit-<name>".
         namespace: of the run.
         host: the KFP API as the Job reaches it.
+        ui: the KFP UI as people reach it, for the run's page in the Job's log; None: the log says how to get there.
         image: of kind "cpu".
         service_account: who submits; needs no right in Kubernetes.
     """
@@ -65,7 +67,7 @@ def submit_job(
         "image": image,
         "command": ["python", "-m", "reasongenrm", "submit"],
         "args": [f"--{option}={value}" for option, value in options.items()],
-        "env": [{"name": "HOME", "value": "/tmp"}],
+        "env": [{"name": "HOME", "value": "/tmp"}, *([{"name": UI_ENV, "value": ui}] if ui else [])],
         "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "1Gi"}},
         "securityContext": CONTAINER_SECURITY,
         "volumeMounts": [

@@ -14,6 +14,7 @@ from reasongenrm.runs import kfp
 from tests.judges import row, write_rows
 from tests.kube.fake_kfp import FakeKfp, FakeRun
 
+FORWARD = "kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80"
 GIVEN = (
     "--preferences",
     "org/pairs",
@@ -77,7 +78,8 @@ def test_options_become_the_runs_arguments(server: FakeKfp, run: FakeRun) -> Non
 def test_submit_says_the_runs_name_and_page(server: FakeKfp) -> None:
     result = invoke(server, "submit", *GIVEN, "--name", "said")
     run = list(server.runs.values())[-1]
-    assert result.stdout == f"run said has started: {server.url}/#/runs/details/{run.run_id}\n"
+    page = f"http://127.0.0.1:8080/#/runs/details/{run.run_id}"
+    assert result.stdout == f"run said has started: {page} after `{FORWARD}`\n"
     assert f"run id {run.run_id}" in result.stderr
 
 
@@ -157,16 +159,17 @@ def moves(server: FakeKfp, *steps: Any) -> None:
     server.on_get = step
 
 
-def ends(state: str) -> Any:
-    return lambda run: setattr(run, "state", state)
+def ends(phase: str) -> Any:
+    return lambda run: run.end(phase)
 
 
 def test_wait_tells_each_change_and_succeeds_with_the_run(server: FakeKfp) -> None:
     moves(
         server,
-        lambda run: run.set("import-model", "RUNNING"),
-        lambda run: run.set("import-model", "SUCCEEDED"),
-        ends("SUCCEEDED"),
+        lambda run: run.set("import-model", "Pending", message="Unschedulable: no room"),
+        lambda run: run.set("import-model", "Running"),
+        lambda run: run.set("import-model", "Succeeded"),
+        ends("Succeeded"),
     )
     result = invoke(server, "submit", *GIVEN, "--name", "good", "--wait")
     assert result.exit_code == 0, result.output
@@ -178,7 +181,7 @@ def test_wait_tells_each_change_and_succeeds_with_the_run(server: FakeKfp) -> No
 
 def test_wait_fails_with_the_task_that_failed_and_what_it_said(server: FakeKfp) -> None:
     log = "reasongenrm task started: select_reasons\nerror: every reason was dropped; lower select.min_score.\n"
-    moves(server, lambda run: run.set("select-reasons", "FAILED", log), ends("FAILED"))
+    moves(server, lambda run: run.set("select-reasons", "Failed", log), ends("Failed"))
     result = invoke(server, "submit", *GIVEN, "--name", "bad", "--wait")
     assert result.exit_code == 1
     assert (
@@ -187,11 +190,38 @@ def test_wait_fails_with_the_task_that_failed_and_what_it_said(server: FakeKfp) 
     )
 
 
+def test_wait_says_what_argo_says_of_a_task_without_a_log(server: FakeKfp) -> None:
+    moves(server, lambda run: run.set("select-reasons", "Error", message="pod deleted"), ends("Error"))
+    result = invoke(server, "submit", *GIVEN, "--name", "lost", "--wait")
+    assert result.exit_code == 1
+    assert "run lost failed in select_reasons: pod deleted. See `reasongenrm logs lost" in result.stderr
+
+
 def test_wait_for_a_run_that_is_cancelled_ends_like_ctrl_c(server: FakeKfp) -> None:
-    moves(server, ends("CANCELING"), ends("CANCELED"))
+    moves(
+        server,
+        lambda run: run.set("import-model", "Running"),
+        lambda run: server.cancel(run),
+        lambda run: run.stop(),
+    )
     result = invoke(server, "submit", *GIVEN, "--name", "stopped", "--wait")
     assert result.exit_code == 130
     assert "run stopped was cancelled; what is finished is kept" in result.stderr
+    assert "import_model: canceled" in result.stderr
+    assert "train_dpo: skipped" in result.stderr
+    assert "failed" not in result.stderr
+
+
+def test_wait_goes_on_by_the_runs_state_where_its_tasks_cannot_be_read(server: FakeKfp) -> None:
+    def offload(run: FakeRun) -> None:
+        run.workflow.is_offloaded = True
+        run.start()
+
+    moves(server, offload, ends("Failed"))
+    result = invoke(server, "submit", *GIVEN, "--name", "offloaded", "--wait")
+    assert result.exit_code == 1
+    assert "run offloaded failed: Argo keeps the nodes of this run in a database of its own" in result.stderr
+    assert "Its page: http://127.0.0.1:8080/#/runs/details/" in result.stderr
 
 
 # Looking and stopping.
@@ -199,48 +229,50 @@ def test_wait_for_a_run_that_is_cancelled_ends_like_ctrl_c(server: FakeKfp) -> N
 
 def test_runs_of_the_cluster_are_listed_and_one_is_shown(server: FakeKfp, run: FakeRun) -> None:
     server.on_get = lambda _run: None
-    run.state = "RUNNING"
-    run.set("import-model", "SUCCEEDED")
+    run.set("import-model", "Succeeded")
+    run.set("prepare-pairs", "Pending", message="Unschedulable: no room")
     listed = invoke(server, "runs").stdout.splitlines()
     (line,) = [line for line in listed if line.startswith("the-run")]
     assert line.split()[1:4] == ["running", "2026-11-24", "10:00"]
     assert line.split()[-3:] == ["pairs", "bench", "model"]
     shown = invoke(server, "runs", "--run", "the-run").stdout
     assert "import_model" in shown
-    assert f"{server.url}/#/runs/details/{run.run_id}" in shown
+    assert "Unschedulable: no room" in shown
+    assert f"http://127.0.0.1:8080/#/runs/details/{run.run_id} after `{FORWARD}`" in shown
     found = json.loads(invoke(server, "runs", "--run", run.run_id, "--json").stdout)[0]
     assert found["state"] == "running"
     assert found["tasks"][0]["name"] == "import_model"
     assert found["tasks"][0]["ended_at"].startswith("2026-11-24T10:01:30")
+    assert found["link"] is None
     unknown = invoke(server, "runs", "--run", "nope")
     assert unknown.exit_code == 7
     assert "no run 'nope'" in unknown.stderr
 
 
-def test_log_of_an_ended_task_comes_from_the_archive(server: FakeKfp, run: FakeRun) -> None:
+def test_task_is_chosen_by_its_name_or_its_key(server: FakeKfp) -> None:
     server.on_get = lambda _run: None
-    run.set("import-model", "SUCCEEDED", "one [bold]line[/bold]\nanother\n")
+    run = submitted(server, "chosen")
+    run.set("import-model", "Succeeded", "one [bold]line[/bold]\nanother\n")
     for task in ("import_model", "import-model"):
-        assert invoke(server, "logs", "the-run", task).stdout == "one [bold]line[/bold]\nanother\n"
-    assert invoke(server, "logs", "the-run").stdout.startswith("one [bold]line")  # the only one that has started
-    unknown = invoke(server, "logs", "the-run", "train")
+        assert invoke(server, "logs", "chosen", task).stdout == "one [bold]line[/bold]\nanother\n"
+    assert invoke(server, "logs", "chosen").stdout.startswith("one [bold]line")  # the only one that has started
+    unknown = invoke(server, "logs", "chosen", "train")
     assert unknown.exit_code == 2
     assert '"train_sft (sft)"' in unknown.stderr
-    waiting = invoke(server, "logs", "the-run", "train_dpo")
-    assert waiting.exit_code == 7
-    assert "train_dpo has no log: it is pending" in waiting.stderr
 
 
 def test_cancel_says_what_is_kept_and_an_ended_run_is_left_alone(server: FakeKfp, run: FakeRun) -> None:
     server.on_get = lambda _run: None
-    run.state = "RUNNING"
-    run.set("train-sft", "RUNNING")
+    run.set("train-sft", "Running")
     result = invoke(server, "cancel", "the-run")
     assert result.exit_code == 0
     assert run.state == "CANCELING"
     assert "train_sft (genrm) was running" in result.stderr
     assert "finished is kept in the store" in result.stderr
-    run.state = "CANCELED"
+    twice = invoke(server, "cancel", "the-run")
+    assert twice.exit_code == 0
+    assert "is being cancelled already" in twice.stderr
+    run.stop()
     again = invoke(server, "cancel", "the-run")
     assert again.exit_code == 0
     assert "has ended already: canceled" in again.stderr
@@ -257,6 +289,18 @@ def test_job_is_printed_for_kubectl_and_nothing_is_started(server: FakeKfp) -> N
     assert job["metadata"] == {**config_map["metadata"], "name": "submit-later", "namespace": "team-a"}
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert container["image"] == "registry/cpu:3"
-    assert "--host=http://ml-pipeline.team-a:8888" in container["args"]
+    assert "--host=http://ml-pipeline.kubeflow:8888" in container["args"]  # KFP is not in the profile
     assert yaml.safe_load(config_map["data"]["run.yaml"])["resources"]["cpu_image"] == "registry/cpu:3"
     assert len(server.seen) == before
+
+
+def test_job_gets_the_address_of_the_ui_for_the_link_that_it_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    def environment() -> list[dict[str, str]]:
+        result = CliRunner().invoke(app, ["submit", *GIVEN, "--as-job", "--name", "later"])
+        _, job = yaml.safe_load_all(result.stdout)
+        found: list[dict[str, str]] = job["spec"]["template"]["spec"]["containers"][0]["env"]
+        return found
+
+    assert [variable["name"] for variable in environment()] == ["HOME"]
+    monkeypatch.setenv(kfp.UI_ENV, "https://kfp.example")
+    assert environment()[1:] == [{"name": "KF_PIPELINES_UI_ENDPOINT", "value": "https://kfp.example"}]

@@ -202,8 +202,8 @@ class FakeCluster:
         """How many streams of a pod's log are open."""
         return self._streams.count(pod)
 
-    def write_kubeconfig(self, token: str) -> None:
-        """Write the kubeconfig anew, with another token."""
+    def write_kubeconfig(self, token: str, namespace: str = "kubeflow") -> None:
+        """Write the kubeconfig anew, with another token or namespace."""
         server: dict[str, str] = {"server": self.url}
         if self._tls:
             server["certificate-authority-data"] = base64.b64encode(self.ca_pem).decode()
@@ -215,7 +215,7 @@ class FakeCluster:
                     "clusters": [{"name": "fake", "cluster": server}],
                     "users": [{"name": "laptop", "user": {"token": token}}],
                     "contexts": [
-                        {"name": "fake", "context": {"cluster": "fake", "user": "laptop", "namespace": "kubeflow"}},
+                        {"name": "fake", "context": {"cluster": "fake", "user": "laptop", "namespace": namespace}},
                         {"name": "elsewhere", "context": {"cluster": "fake", "user": "laptop"}},
                     ],
                     "current-context": "fake",

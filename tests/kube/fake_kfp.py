@@ -1,10 +1,11 @@
-"""A Kubeflow Pipelines API server for the tests: HTTP, the v2beta1 endpoints that reasongenrm/runs/kfp.py calls, in
-memory.
+"""A Kubeflow Pipelines API server for the tests, or the UI in front of it: HTTP, the endpoints that
+reasongenrm/runs/kfp.py calls, in memory.
 
-Answers, names of workflow nodes and the odd ways of the log endpoint are those of kubeflow/pipelines,
-backend/src/apiserver at 2.17.0. A run does what its test makes it do (`FakeRun.set`, `FakeKfp.on_get`).
+Answers and the odd ways of the log endpoint are those of kubeflow/pipelines, backend/src/apiserver and frontend/server
+at 2.17.0. A run does what its test makes its Workflow do (`FakeRun.set`, `FakeKfp.on_get`).
 """
 
+import base64
 import email
 import email.policy
 import json
@@ -21,11 +22,13 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from tests.endpoints import serving
+from tests.kube.argo import END, FULFILLED, START, FakeWorkflow
 
-START = "2026-11-24T10:00:00Z"
-END = "2026-11-24T10:01:30Z"
 NEVER = "1970-01-01T00:00:00Z"
 _FINAL = {"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"}
+# A Workflow's phase -> a run's state: backend/src/apiserver/model/run.go (ToV2). No phase leads to CANCELED.
+_STATES = {"": "RUNTIME_STATE_UNSPECIFIED", "Pending": "PENDING", "Running": "RUNNING", "Succeeded": "SUCCEEDED"}
+_STATES |= {"Failed": "FAILED", "Error": "FAILED"}
 _KINDS = {"STRING": str, "NUMBER_INTEGER": int, "STRUCT": dict, "LIST": list, "BOOLEAN": bool}
 
 
@@ -39,44 +42,89 @@ class Refusal(Exception):
 
 @dataclass
 class FakeRun:
-    """One run; `nodes` is what the API lists as its tasks, `logs` what is there by pod name or node id."""
+    """One run, as KFP's database has it, and its Workflow.
+
+    Attributes:
+        manifests: the Workflow as it was made, and as KFP's persistence agent has reported it last.
+        logs: what the pods wrote, by their names.
+        pods_are_gone: only archived logs are left.
+    """
 
     run_id: str
     body: dict[str, Any]
+    workflow: FakeWorkflow
     state: str = "PENDING"
-    error: str | None = None
-    nodes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    history: list[str] = field(default_factory=lambda: ["PENDING"])
+    manifests: dict[str, str] = field(default_factory=dict)
     logs: dict[str, str] = field(default_factory=dict)
+    pods_are_gone: bool = False
 
-    def set(self, key: str, state: str, log: str | None = None) -> None:
-        """Put a task of the pipeline into a state; a log is archived under the id of its executor's node."""
-        node_id = f"wf-{len(key)}{sum(map(ord, key))}"
-        end = END if state in _FINAL else NEVER
-        times = {"create_time": START, "start_time": START, "end_time": end}
-        self.nodes[f"{key}-driver"] = {"display_name": f"{key}-driver", "state": "SUCCEEDED", **times}
-        self.nodes[key] = {"display_name": key, "state": state, "child_tasks": [{"pod_name": node_id}], **times}
+    def start(self) -> None:
+        """Argo begins with it."""
+        self.workflow.start()
+        self.report()
+
+    def set(self, task: str, phase: str, log: str | None = None, message: str = "", tries: int = 1) -> None:
+        """Put a task of the pipeline into a phase of Argo's; a log is of its newest pod."""
+        self.workflow.set(task, phase, message, tries)
         if log is not None:
-            self.logs[node_id] = log
+            self.logs[self.workflow.pods(task)[-1]] = log
+        self.report()
+
+    def end(self, phase: str, message: str = "") -> None:
+        """Its Workflow ends."""
+        self.workflow.end(phase, message)
+        self.report()
+
+    def stop(self, *, agent_is_slow: bool = False) -> None:
+        """Argo ends the Workflow of a run that is to be cancelled, before or after the agent has seen the wish."""
+        if not agent_is_slow:
+            self.report()
+        self.workflow.stop()
+        self.report()
+
+    def report(self) -> None:
+        """What KFP's persistence agent tells the API server: backend/src/apiserver, resource/resource_manager.go
+        (ReportWorkflowResource), storage/run_store.go (UpdateRun)."""
+        state = _STATES[self.workflow.phase]
+        self.state = "CANCELING" if self.workflow.deadline == 0 and state not in _FINAL else state
+        if self.history[-1] != self.state:
+            self.history.append(self.state)
+        self.manifests["workflow_manifest"] = self.workflow.manifest()
 
     def answer(self) -> dict[str, Any]:
-        """The run as the API gives it."""
-        ended = self.state in _FINAL
+        """The run as the v2beta1 API gives it, without its tasks, which nobody reads: they are those of the Workflow's
+        nodes, until Argo compresses them. The API has no `error` for a run that failed."""
         return {
             **self.body,
             "run_id": self.run_id,
             "state": self.state,
+            "state_history": [{"update_time": START, "state": state} for state in self.history],
             "created_at": START,
-            "finished_at": END if ended else NEVER,
-            **({"error": {"code": 2, "message": self.error}} if self.error else {}),
-            "run_details": {"task_details": [{"run_id": self.run_id, **node} for node in self.nodes.values()]},
+            "finished_at": END if self.state in _FINAL else NEVER,
         }
+
+    def archived_log(self, pod: str) -> str | None:
+        """What KFP finds of a pod's log in the store, by the nodes of the Workflow that it keeps: none, if they are
+        compressed (backend/src/common/util/workflow.go, FindObjectStoreArtifactKeyOrEmpty)."""
+        nodes = json.loads(self.manifests.get("workflow_manifest", "{}")).get("status", {}).get("nodes", {})
+        ended = [self.workflow.pod_name(node) for node in nodes.values() if node["phase"] in FULFILLED]
+        return self.logs.get(pod) if pod in ended else None
 
 
 class FakeKfp:
-    """The server's state; every request is in `seen` as "METHOD /path"."""
+    """The server's state; every request is in `seen` as "METHOD /path".
 
-    def __init__(self, token: str | None = None, multi_user: bool = False) -> None:
-        self.token, self.multi_user = token, multi_user
+    Args:
+        ui: be the UI, which hands two versions of the API through, and answers the rest itself.
+        stock_retries: how Argo is configured (see FakeWorkflow).
+    """
+
+    def __init__(
+        self, token: str | None = None, multi_user: bool = False, *, ui: bool = False, stock_retries: bool = True
+    ) -> None:
+        self.token, self.multi_user, self.ui, self.stock_retries = token, multi_user, ui, stock_retries
+        self.api_is_ready = True  # behind the UI
         self.seen: list[str] = []
         self.pipelines: dict[str, dict[str, Any]] = {}
         self.versions: dict[str, dict[str, Any]] = {}
@@ -112,8 +160,13 @@ class FakeKfp:
             ("POST", "/apis/v2beta1/runs", self._create_run),
             ("POST", "/apis/v2beta1/runs/{run_id}:terminate", self._terminate),
             ("GET", "/apis/v2beta1/runs/{run_id}", self._get_run),
-            ("GET", "/apis/v1alpha1/runs/{run_id}/nodes/{node_id}/log", self._log),
+            ("GET", "/apis/v1beta1/runs/{run_id}", self._get_detail),
+            ("GET", "/apis/v2beta1/runs/{run_id}/nodes/{node_id}/artifacts/{name}:read", self._read_artifact),
         ]
+        if self.ui:
+            routes += [("GET", "/k8s/pod/logs", self._pod_log)]
+        else:
+            routes += [("GET", "/apis/v1alpha1/runs/{run_id}/nodes/{node_id}/log", self._log)]
         return Starlette(routes=[Route(path, self._guarded(call), methods=[method]) for method, path, call in routes])
 
     def _guarded(self, call: Callable[[Request, bytes], Any]) -> Callable[[Request], Any]:
@@ -138,7 +191,11 @@ class FakeKfp:
         return answer
 
     def _healthz(self, request: Request, body: bytes) -> Any:  # noqa: ARG002 - the shape of every endpoint
-        return {"multi_user": self.multi_user, "pipeline_store": "database"}
+        health = {"multi_user": self.multi_user, "pipeline_store": "database"}
+        if not self.ui:
+            return health
+        about = {"frontendTagName": "2.17.0", "frontendCommitHash": "a", "apiServerReady": self.api_is_ready}
+        return {**about, **(health if self.api_is_ready else {})}
 
     def _list_pipelines(self, request: Request, body: bytes) -> Any:  # noqa: ARG002
         return {"pipelines": _matching(request, self._here(request, self.pipelines))}
@@ -153,7 +210,7 @@ class FakeKfp:
         assert part.get_param("name", header="content-disposition") == "uploadfile"
         content = part.get_payload(decode=True)
         assert isinstance(content, bytes)
-        spec, platform = yaml.safe_load_all(content)
+        spec, platform = yaml.load_all(content, Loader=yaml.CSafeLoader)  # half a megabyte
         values = {
             "pipeline_id": request.query_params["pipelineid"],
             "display_name": request.query_params["name"],
@@ -195,14 +252,23 @@ class FakeKfp:
         version = _known(self.versions, values["pipeline_version_reference"]["pipeline_version_id"])
         definitions = version["pipeline_spec"]["pipeline_spec"]["root"]["inputDefinitions"]["parameters"]
         _check_arguments(values["runtime_config"]["parameters"], definitions)
-        run = FakeRun(str(uuid.uuid4()), values)
-        self.runs[run.run_id] = run
+        run_id = str(uuid.uuid4())
+        namespace = self.experiments[values["experiment_id"]].get("namespace") or "kubeflow"
+        spec = version["pipeline_spec"]["pipeline_spec"]
+        workflow = FakeWorkflow(run_id, spec, stock_retries=self.stock_retries, namespace=namespace)
+        run = FakeRun(run_id, values, workflow, manifests={"pipeline_manifest": workflow.manifest()})
+        self.runs[run_id] = run
         return run.answer()
 
     def _get_run(self, request: Request, body: bytes) -> Any:  # noqa: ARG002
         run = self._run(request)
         self.on_get(run)
         return run.answer()
+
+    def _get_detail(self, request: Request, body: bytes) -> Any:  # noqa: ARG002
+        """backend/src/apiserver/server/api_converter.go (toApiRunDetailV1)."""
+        run = self._run(request)
+        return {"run": {"id": run.run_id}, "pipeline_runtime": run.manifests}
 
     def _list_runs(self, request: Request, body: bytes) -> Any:  # noqa: ARG002
         found = [run.answer() for run in reversed(self.runs.values())]
@@ -212,19 +278,43 @@ class FakeKfp:
         return {"runs": found[first : first + size], "total_size": len(found), **more}
 
     def _terminate(self, request: Request, body: bytes) -> Any:  # noqa: ARG002
-        run = self._run(request)
-        if run.state in _FINAL:
-            raise Refusal(400, f"Failed to terminate a run {run.run_id}. Row not found")
-        run.state = "CANCELING"
+        self.cancel(self._run(request))
         return {}
 
+    def cancel(self, run: FakeRun) -> None:
+        """Somebody cancels a run."""
+        if run.state in _FINAL | {"CANCELING"}:  # backend/src/apiserver/storage/run_store.go (TerminateRun)
+            raise Refusal(400, f"Failed to terminate a run {run.run_id}. Row not found")
+        run.state = "CANCELING"  # not in the history
+        run.workflow.terminate()
+
     def _log(self, request: Request, body: bytes) -> Any:  # noqa: ARG002
-        run, node = self._run(request), request.path_params["node_id"]
-        if node in run.logs:
-            return PlainTextResponse(run.logs[node])
+        run, pod = self._run(request), request.path_params["node_id"]
+        found = run.archived_log(pod) if run.pods_are_gone else run.logs.get(pod)
+        if found is not None:
+            return PlainTextResponse(found)
         # The real server has sent its 200 by now.
         error = {"error_message": f"BadRequestError: Failed to read logs for run {run.run_id}", "error_details": "..."}
         return PlainTextResponse(json.dumps(error, separators=(",", ":")))
+
+    def _read_artifact(self, request: Request, body: bytes) -> Any:  # noqa: ARG002
+        """backend/src/apiserver/server/run_artifact_server.go."""
+        assert request.path_params["name"] == "main-logs"
+        found = self._run(request).archived_log(request.path_params["node_id"])
+        if found is None:
+            raise Refusal(404, "artifact not found: <nil>")
+        return {"data": base64.b64encode(found.encode()).decode()}
+
+    def _pod_log(self, request: Request, body: bytes) -> Any:  # noqa: ARG002
+        """frontend/server/handlers/pod-logs.ts."""
+        given = request.query_params
+        if self.multi_user and not given.get("podnamespace"):
+            return PlainTextResponse("podnamespace argument is required", 422)
+        for run in self.runs.values():
+            if given["podname"] in run.logs and not run.pods_are_gone:
+                assert given["podnamespace"] == run.workflow.namespace
+                return PlainTextResponse(run.logs[given["podname"]])
+        return PlainTextResponse("Could not get main container logs: Error: pods not found", 500)
 
     def _run(self, request: Request) -> FakeRun:
         found = self.runs.get(request.path_params["run_id"])

@@ -86,6 +86,7 @@ def test_manifests_are_those_of_kfps_own_compiler(written: Compiled, tmp_path: P
         pipeline_version_name=written.version_name.replace(".", "-"),
         pipeline_version_display_name=written.version_name,
         include_pipeline_manifest=True,
+        namespace="kubeflow",
     )
     path = tmp_path / "kfp.yaml"
     Compiler().compile(
@@ -120,13 +121,10 @@ def test_version_is_ours_and_changes_with_the_content(written: Compiled) -> None
     assert compile_pipeline(namespace="team-a").version == written.version
 
 
-def test_namespace_is_written_when_it_is_asked_for(written: Compiled) -> None:
-    assert [document["metadata"].get("namespace") for document in yaml.safe_load_all(written.kubernetes)] == [
-        None,
-        None,
-    ]
-    placed = compile_pipeline(namespace="team-a").kubernetes
-    assert [document["metadata"]["namespace"] for document in yaml.safe_load_all(placed)] == ["team-a", "team-a"]
+def test_objects_are_where_kfp_sees_them(written: Compiled) -> None:
+    for compiled, namespace in ((written, "kubeflow"), (compile_pipeline(namespace="team-a"), "team-a")):
+        documents = list(yaml.safe_load_all(compiled.kubernetes))
+        assert [document["metadata"]["namespace"] for document in documents] == [namespace, namespace]
 
 
 def test_images_are_parameters_with_the_tables_images_as_defaults(compiled: tuple[Any, Any]) -> None:

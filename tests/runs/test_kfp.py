@@ -1,10 +1,12 @@
 """Kubeflow Pipelines over HTTP: versions, runs, tasks, logs, and what goes wrong on the way."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from reasongenrm.config import RunConfig
 from reasongenrm.errors import ClusterError, ConfigError
@@ -54,13 +56,35 @@ def started(fake: FakeKfp, compiled: Compiled, name: str = "first") -> tuple[Pip
 
 
 def test_run_is_started_with_every_argument_that_the_pipeline_takes(server: FakeKfp, compiled: Compiled) -> None:
-    client, run = started(server, compiled)
+    _, run = started(server, compiled)
     assert run.body["display_name"] == "first"
     assert run.body["runtime_config"]["parameters"] == ARGUMENTS
     (experiment,) = server.experiments.values()
     assert run.body["experiment_id"] == experiment["experiment_id"]
     assert experiment["display_name"] == "judges"
-    assert client.link(run.run_id) == f"{server.url}/#/runs/details/{run.run_id}"
+
+
+def test_page_of_a_run_is_in_the_ui_which_may_have_to_be_reached_first(
+    server: FakeKfp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = PipelineServer.connect(server.url)  # of the API alone, which has no pages
+    assert client.link("r1") is None
+    forward = "kubectl port-forward -n {} svc/ml-pipeline-ui 8080:80"
+    assert client.page("r1") == f"http://127.0.0.1:8080/#/runs/details/r1 after `{forward.format('kubeflow')}`"
+    client.host = "http://ml-pipeline.kfp.svc.cluster.local:8888"
+    assert forward.format("kfp") in client.page("r1")
+    monkeypatch.setenv(kfp.UI_ENV, "https://kfp.example/pipeline/")
+    assert client.link("r1") == client.page("r1") == "https://kfp.example/pipeline/#/runs/details/r1"
+    monkeypatch.delenv(kfp.UI_ENV)
+    with FakeKfp(ui=True).running() as ui:
+        assert PipelineServer.connect(ui.url).page("r1") == f"{ui.url}/#/runs/details/r1"
+
+
+def test_ui_without_its_api_server_is_told() -> None:
+    fake = FakeKfp(multi_user=True, ui=True)
+    fake.api_is_ready = False
+    with fake.running(), pytest.raises(UnavailableError, match=r"the UI answers, but the API server behind it does"):
+        PipelineServer.connect(fake.url)
 
 
 def test_version_that_is_there_is_used_and_another_content_is_another_version(
@@ -99,18 +123,24 @@ def test_argument_that_the_pipeline_does_not_take_is_the_servers_error(server: F
 # Looking at runs.
 
 
+def states_of(client: PipelineServer, run: FakeRun) -> dict[str, str]:
+    return {task.name: task.state for task in client.run(run.run_id).tasks}
+
+
 def test_tasks_have_the_uis_names_and_states(server: FakeKfp, compiled: Compiled) -> None:
     client, run = started(server, compiled)
-    run.state = "RUNNING"
-    run.set("import-model", "SUCCEEDED")
-    run.set("prepare-pairs", "RUNNING")
+    run.set("import-model", "Succeeded")
+    run.set("prepare-pairs", "Running")
+    run.set("distill-reasons", "Pending", message="Unschedulable: 0/3 nodes:\n3 Insufficient nvidia.com/gpu.")
     found = client.run(run.run_id)
-    assert (found.name, found.state, found.has_ended) == ("first", "running", False)
+    assert (found.name, found.state, found.has_ended, found.namespace) == ("first", "running", False, "kubeflow")
     assert len(found.tasks) == 17
-    states = {task.name: task.state for task in found.tasks}
-    assert states["import_model"] == "succeeded"
-    assert states["prepare_pairs"] == "running"
-    assert states["train_sft (sft)"] == states["deploy_kserve"] == "pending"
+    tasks = {task.name: task for task in found.tasks}
+    assert tasks["import_model"].state == "succeeded"
+    assert tasks["prepare_pairs"].state == "running"
+    assert tasks["distill_reasons"].state == "pending"
+    assert tasks["distill_reasons"].message == "Unschedulable: 0/3 nodes: 3 Insufficient nvidia.com/gpu."
+    assert tasks["train_sft (sft)"].state == tasks["deploy_kserve"].state == "pending"
     first = found.tasks[0]
     assert first.started_at
     assert first.ended_at
@@ -118,21 +148,95 @@ def test_tasks_have_the_uis_names_and_states(server: FakeKfp, compiled: Compiled
     assert found.tasks[1].ended_at is None
 
 
-def test_task_whose_driver_failed_has_failed_and_what_never_ran_was_skipped(
-    server: FakeKfp, compiled: Compiled
-) -> None:
+def test_run_that_argo_has_not_looked_at_is_pending(server: FakeKfp, compiled: Compiled) -> None:
     client, run = started(server, compiled)
-    run.set("train-sft-2", "PENDING")
-    run.nodes["train-sft-2-driver"]["state"] = "FAILED"
-    run.state = "FAILED"
-    states = {task.name: task.state for task in client.run("first").tasks}
-    assert states.pop("train_sft (sft)") == "failed"
-    assert set(states.values()) == {"skipped"}
+    for _ in range(2):  # as KFP made it, and as its agent reports it
+        assert client.run(run.run_id).state == client.runs(PIPELINE_NAME, 1)[0].state == "pending"
+        assert set(states_of(client, run).values()) == {"pending"}
+        run.report()
+    assert run.state == "RUNTIME_STATE_UNSPECIFIED"
+
+
+@pytest.mark.parametrize("stock_retries", [True, False])
+def test_task_whose_driver_failed_has_failed_and_what_never_ran_was_skipped(
+    compiled: Compiled, stock_retries: bool
+) -> None:
+    with FakeKfp(stock_retries=stock_retries).running() as server:
+        client, run = started(server, compiled)
+        run.workflow.fail_driver("train-sft-2", "main: Error (exit code 1)")
+        run.end("Failed")
+        found = client.run("first")
+    assert found.state == "failed"
+    tasks = {task.name: task for task in found.tasks}
+    failed = tasks.pop("train_sft (sft)")
+    assert (failed.state, failed.message) == ("failed", "main: Error (exit code 1)")
+    assert {task.state for task in tasks.values()} == {"skipped"}
+    assert {task.started_at for task in tasks.values()} == {None}
+
+
+def test_view_goes_on_when_argo_compresses_the_nodes(server: FakeKfp, compiled: Compiled) -> None:
+    """11.5 kB a node, 90 nodes, 1,041,211 bytes: what a smoke run had at its 12th task."""
+    client, run = started(server, compiled)
+    run.workflow.node_bytes = 11_000
+    flow = [task.key for task in client.run("first").tasks]
+    for number, task in enumerate(flow[:-1]):
+        run.set(task, "Succeeded")
+        assert [task.state for task in client.run("first").tasks[: number + 1]] == ["succeeded"] * (number + 1)
+    status = json.loads(run.manifests["workflow_manifest"])["status"]
+    assert "nodes" not in status
+    assert status["compressedNodes"]
+    run.set(flow[-1], "Running")
+    run.end("Succeeded")
+    assert client.run("first").state == "succeeded"
+
+
+# Cancelled runs.
+
+
+@pytest.mark.parametrize("stock_retries", [True, False])
+@pytest.mark.parametrize("agent_is_slow", [False, True])
+def test_cancelled_run_is_told_from_a_failed_one_and_its_tasks_too(
+    compiled: Compiled, stock_retries: bool, agent_is_slow: bool
+) -> None:
+    with FakeKfp(stock_retries=stock_retries).running() as server:
+        client, run = started(server, compiled)
+        run.set("import-model", "Succeeded")
+        run.set("train-sft", "Failed", message="main: Error (exit code 1)")
+        run.set("evaluate-rewardbench", "Pending")
+        run.set("train-sft-2", "Running")
+        run.workflow.run_driver("distill-reasons")
+        client.cancel(run.run_id)
+        assert client.run("first").state == "canceling"
+        run.stop(agent_is_slow=agent_is_slow)
+        assert run.state == "FAILED"  # KFP has no other word for it
+        found = client.run("first")
+        (listed,) = client.runs(PIPELINE_NAME, 10)
+    assert (found.state, found.error) == ("canceled", None)
+    # A list has only KFP's history, in which the wish is missing if its agent did not see it in time.
+    assert listed.state == ("failed" if agent_is_slow else "canceled")
+    states = {task.name: task.state for task in found.tasks}
+    assert states.pop("import_model") == "succeeded"
+    assert states.pop("train_sft (genrm)") == "failed"  # before anybody cancelled
+    assert states.pop("train_sft (sft)") == "canceled"
+    assert set(states.values()) == {"skipped"}  # also the one whose pod no node had taken, and the one whose driver ran
+    assert {task.started_at for task in found.tasks if task.state == "skipped"} == {None}
+
+
+def test_run_that_failed_after_an_earlier_cancellation_has_failed(server: FakeKfp, compiled: Compiled) -> None:
+    client, run = started(server, compiled)
+    run.set("train-sft-2", "Running")
+    client.cancel(run.run_id)
+    run.stop()
+    run.workflow.deadline = None  # a retry in the UI takes it away (backend/src/common/util/workflow.go)
+    run.workflow.phase = "Running"
+    run.report()
+    run.set("train-sft-2", "Failed", message="main: OOMKilled (exit code 137)")
+    run.end("Failed", "child 'x' failed")
+    found = client.run("first")
+    assert (found.state, found.error) == ("failed", "child 'x' failed")
 
 
 def test_task_names_are_those_of_the_pipeline_below_conditions_too(compiled: Compiled) -> None:
-    import yaml
-
     spec, platform = yaml.safe_load_all(compiled.ir)
     names = task_names({"pipeline_spec": spec, "platform_spec": platform})
     assert names == task_names(spec)
@@ -150,7 +254,8 @@ def test_runs_of_other_pipelines_are_left_out_and_pages_are_read_on(
 ) -> None:
     client, run = started(server, compiled)
     for number in range(5):
-        other = FakeRun(f"other-{number}", {**run.body, "pipeline_version_reference": {"pipeline_id": "x"}})
+        body = {**run.body, "pipeline_version_reference": {"pipeline_id": "x"}}
+        other = FakeRun(f"other-{number}", body, run.workflow)
         server.runs[other.run_id] = other
     monkeypatch.setattr(kfp, "_PAGE_SIZE", 2)
     assert [found.run_id for found in client.runs(PIPELINE_NAME, 10)] == [run.run_id]
@@ -175,14 +280,13 @@ def test_run_is_followed_to_its_end_through_an_outage(
     monkeypatch.setattr(kfp, "_NUM_RETRIES", 0)
     monkeypatch.setattr(kfp, "POLL_SECONDS", 0.01)
     client, run = started(server, compiled)
-    states = iter(["PENDING", "RUNNING", "SUCCEEDED"])
 
-    def move(run: FakeRun) -> None:
-        run.state = next(states)
-        if run.state == "RUNNING":
-            server.fail_next(503, times=2)
+    def starts_in_an_outage() -> None:
+        run.start()
+        server.fail_next(503, times=2)
 
-    server.on_get = move
+    steps = iter([lambda: None, starts_in_an_outage, lambda: None, lambda: run.end("Succeeded")])
+    server.on_get = lambda _run: next(steps)()
     assert [found.state for found in client.follow(run.run_id)] == ["pending", "running", "succeeded"]
     assert not server.failing
 
@@ -204,7 +308,6 @@ def test_run_is_cancelled_once(server: FakeKfp, compiled: Compiled) -> None:
     client, run = started(server, compiled)
     client.cancel(run.run_id)
     assert run.state == "CANCELING"
-    run.state = "CANCELED"
     with pytest.raises(ClusterError, match=r"cannot cancel run .* \(400\): Failed to terminate"):
         client.cancel(run.run_id)
 
@@ -212,9 +315,17 @@ def test_run_is_cancelled_once(server: FakeKfp, compiled: Compiled) -> None:
 def test_log_that_the_server_answers_with_200_and_an_error_is_no_log(server: FakeKfp, compiled: Compiled) -> None:
     client, run = started(server, compiled)
     run.logs["pod-1"] = 'line one\n{"metric": 1}\n'
-    assert client.log(run.run_id, "pod-1") == 'line one\n{"metric": 1}\n'
+    found = client.run(run.run_id)
+    assert client.log(found, "pod-1") == 'line one\n{"metric": 1}\n'
     with pytest.raises(NotFoundError, match=r"no log of pod-2: BadRequestError: Failed to read logs"):
-        client.log(run.run_id, "pod-2")
+        client.log(found, "pod-2")
+
+
+def test_run_of_which_kfp_keeps_no_workflow_is_told(server: FakeKfp, compiled: Compiled) -> None:
+    client, run = started(server, compiled)
+    run.manifests.clear()
+    with pytest.raises(ClusterError, match=r"no Workflow is kept of run .*expected what Kubeflow Pipelines 2\.17 has"):
+        client.run("first")
 
 
 # Getting in.

@@ -174,6 +174,7 @@ def job(**changes: Any) -> list[dict[str, Any]]:
         "experiment": "reasongenrm",
         "namespace": "kubeflow",
         "host": "http://ml-pipeline.kubeflow:8888",
+        "ui": None,
         "image": "ghcr.io/reasongenrm/reasongenrm-cpu:0.1.0",
         "service_account": "pipeline-runner",
     }
