@@ -177,7 +177,7 @@ class _Registry:
     async def open(cls, client: httpx.AsyncClient) -> "_Registry":
         """Find out which version of the API the registry has."""
         newest = cls(client, _VERSIONS[0])
-        listed = await newest._ask("GET", "registered_models", params={"pageSize": "1"})
+        listed = await newest._request("GET", "registered_models", params={"pageSize": "1"})
         return newest if listed is not None else cls(client, _VERSIONS[1])
 
     async def ensure(self, find: str, params: Mapping[str, str], create: str, body: Resource) -> Resource:
@@ -186,31 +186,22 @@ class _Registry:
         if found is None:
             # Refused where another run, or an attempt whose answer was lost, has just created it.
             found = await self._request("POST", create, body=body) or await self._request("GET", find, params=params)
-        if found is None:
-            raise ClusterError(
-                f"{self._where('POST', create)}: neither makes nor finds {find} {params['name']!r}. {_EXPECTED}"
-            )
+        if found is None or not isinstance(found.get("id"), str):
+            said = "no id" if found else "neither made nor found"
+            raise ClusterError(f"{self._where('POST', create)}: {find} {params['name']!r}: {said}. {_EXPECTED}")
         return found
 
     async def bring_up_to_date(self, path: str, there: Resource, fields: Resource) -> None:
         """Write the fields that are others than those there."""
+        path = f"{path}/{there['id']}"
         changed = {name: value for name, value in fields.items() if there.get(name) != value}
-        if changed:
-            await self._request("PATCH", f"{path}/{there['id']}", body=changed)
+        if changed and await self._request("PATCH", path, body=changed) is None:
+            raise ClusterError(f"{self._where('PATCH', path)}: was there a moment ago, and is not now. {_EXPECTED}")
 
     async def _request(
         self, method: str, path: str, *, params: Mapping[str, str] = {}, body: Resource | None = None
     ) -> Resource | None:
-        """The resource that is the answer; None: there is none (404), or there is one already (409)."""
-        found = await self._ask(method, path, params=params, body=body)
-        if found is not None and not isinstance(found.get("id"), str):
-            raise ClusterError(f"{self._where(method, path)}: the answer is no resource with an id. {_EXPECTED}")
-        return found
-
-    async def _ask(
-        self, method: str, path: str, *, params: Mapping[str, str] = {}, body: Resource | None = None
-    ) -> Resource | None:
-        """The answer's JSON object; None after a 404 or 409."""
+        """The answer's JSON object; None: there is no such thing (404), or there is one already (409)."""
         where, retry = self._where(method, path), RETRIES.retrying(_PassingError, logger)
         try:
             response: httpx.Response = await retry(self._once, where, method, path, params, body)

@@ -150,6 +150,13 @@ def test_new_decision_for_the_same_checkpoint_updates_its_version_and_keeps_what
     assert properties["num_benchmark_rows"]["int_value"] == "6"
 
 
+def test_update_that_finds_nothing_any_more_is_no_registration(winner: Winner) -> None:
+    winner.deploy()
+    winner.fake.replies = [*[None] * 3, refused(404, "Not Found", "no model version found for id 2")]
+    done = winner.deploy(winner.decide(6))
+    assert "PATCH /api/model_registry/v1/model_versions/2: was there" in read_file(done, "registration.json").decode()
+
+
 def test_checkpoint_that_lies_elsewhere_now_is_told_where(winner: Winner) -> None:
     winner.deploy()
     winner.item("model_artifact")["uri"] = "s3://old-bucket/model/"
@@ -196,10 +203,13 @@ def test_token_is_sent_as_a_bearer_token(winner: Winner, monkeypatch: pytest.Mon
         (refused(400, "Bad Request", "bad page."), r"GET /api/\S+/v1/registered_models: HTTP 400: bad page\."),
         (Response("stream timeout", 504), r"HTTP 504: 'stream timeout', also when retried"),
         (HTMLResponse("<html>Sign in</html>"), "no JSON object: '<html>Sign in</html>'. Expected the REST API of Kube"),
-        (JSONResponse({"version": 1}), r"v1/registered_model: the answer is no resource with an id\. Expected"),
+        (
+            JSONResponse({"version": 1}),
+            r"v1/registered_models: registered_model 'judge': no id\. Expected the REST API",
+        ),
         (
             HTMLResponse("Not here", 404),
-            r"v1alpha3/registered_models: neither makes nor finds registered_model 'judge'",
+            r"v1alpha3/registered_models: registered_model 'judge': neither made nor found",
         ),
     ],
 )
