@@ -1,7 +1,7 @@
-"""doctor: what is missing on this machine, or in the image that it runs in, and how to get it.
+"""doctor: what is missing on this machine, in the image that it runs in, or in a cluster, and how to get it.
 
 Looks at package metadata and files; only `--image` imports anything heavy. What an image must hold stands in `IMAGES`;
-images/lock.py resolves the lock files from the same table.
+images/lock.py resolves the lock files from the same table. The checks of a cluster are in `cluster_checks`.
 """
 
 import importlib
@@ -23,6 +23,7 @@ from typer import Option
 
 from reasongenrm import __version__
 from reasongenrm.cli.console import out, plain_table, print_json
+from reasongenrm.cli.findings import Finding
 from reasongenrm.cli.settings import JsonOption
 from reasongenrm.errors import ConfigError, ReasonGenRMError
 from reasongenrm.processes.extras import how_to_install, missing_packages, unfit_packages
@@ -108,27 +109,19 @@ IMAGES = {
 COMPILERS = ("cc", "gcc", "g++", "c++", "clang", "tcc", "nvcc", "ld", "as", "make")
 
 
-@dataclass
-class Finding:
-    """One thing that was looked at."""
-
-    name: str
-    ok: bool
-    found: str
-    advice: str  # what to do; "" if it is as it should be
-    needed: bool = True  # whether it makes the doctor fail when it is not
-
-    def __post_init__(self) -> None:
-        self.advice = "" if self.ok else self.advice
-
-
 def doctor(
     context: typer.Context,
     store: Annotated[str | None, Option(metavar="FOLDER|URI", help="Also see whether it can be reached.")] = None,
     image: Annotated[str | None, Option(metavar="cpu|train|vllm", help="Check this image, from inside.")] = None,
+    of_cluster: Annotated[bool, Option("--cluster", help="Check a cluster: what runs and judges need in it.")] = False,
+    kube_context: Annotated[str | None, Option("--context", help="Of the kubeconfig, with --cluster.")] = None,
+    namespace: Annotated[str | None, Option("--namespace", "-n", help="Of runs; default: kubeflow.")] = None,
+    serving_namespace: Annotated[str | None, Option(help="Of judges; default: reasongenrm.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what is missing on this machine and how to get it; exit code 1 if the loop cannot run.
+
+    With --cluster: what a cluster lacks for runs and judges, and which of our settings somebody has reset.
 
     [bold]Examples[/bold]
 
@@ -137,8 +130,17 @@ def doctor(
       reasongenrm doctor --store s3://my-bucket/judges
 
       reasongenrm doctor --image cpu
+
+      reasongenrm doctor --cluster --context gpu-cluster --namespace team-a
     """
-    if image is None:
+    where = (kube_context, namespace, serving_namespace)
+    if of_cluster and image is None and store is None:
+        findings = _examine_cluster(*where)
+    elif of_cluster or where != (None, None, None):
+        raise ConfigError(
+            "--context, --namespace and --serving-namespace go with --cluster, which goes without --store and --image."
+        )
+    elif image is None:
         findings = examine(store)
     elif image in IMAGES and store is None:
         findings = examine_image(image, context.find_root().command.list_commands(context))  # type: ignore[attr-defined]
@@ -153,6 +155,13 @@ def doctor(
         out.print(plain_table(("", "what", "found", "what to do"), map(_cells, findings)))
     if any(finding.needed and not finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+def _examine_cluster(context: str | None, run: str | None, serving: str | None) -> list[Finding]:
+    from reasongenrm.cli.cluster_checks import examine_cluster
+    from reasongenrm.kubernetes.cluster import Cluster
+
+    return examine_cluster(Cluster.connect(context), run or "kubeflow", serving or "reasongenrm")
 
 
 def _cells(finding: Finding) -> tuple[Text | str, ...]:

@@ -24,7 +24,7 @@ from reasongenrm.kubernetes.connection import (
     UnavailableError,
 )
 from reasongenrm.kubernetes.health import container_states
-from reasongenrm.kubernetes.kinds import POD, Kind
+from reasongenrm.kubernetes.kinds import ACCESS_REVIEW, OWN_ACCESS_REVIEW, POD, SERVICE, Kind
 from reasongenrm.kubernetes.waiting import Outage
 from reasongenrm.processes.extras import require
 
@@ -74,8 +74,12 @@ class Cluster:
         """The same cluster with at most `seconds` for every call: for the clean-up of a process that must end."""
         return Cluster(self._connection.within(seconds), self.namespace)
 
-    def get(self, kind: Kind, namespace: str, name: str) -> dict[str, Any] | None:
-        """One object; None if it is not there. A kind that the server does not know is an error."""
+    def get(self, kind: Kind, namespace: str | None, name: str) -> dict[str, Any] | None:
+        """One object; None if it is not there. A kind that the server does not know is an error.
+
+        Args:
+            namespace: None for a kind that has none, such as nodes.
+        """
         try:
             return self._object("get", kind, namespace, name)
         except NotFoundError:
@@ -125,6 +129,34 @@ class Cluster:
             return False
         return True
 
+    def may(self, verb: str, group: str, resource: str, namespace: str, account: str | None = None) -> bool:
+        """Whether the cluster allows it to an account; the caller must be allowed to create the review.
+
+        Args:
+            resource: as RBAC names it, such as "pods/log".
+            account: the ServiceAccount, as "namespace:name"; None: the caller.
+        """
+        plural, _, subresource = resource.partition("/")
+        asked = {"namespace": namespace, "verb": verb, "group": group, "resource": plural, "subresource": subresource}
+        kind, place, metadata = OWN_ACCESS_REVIEW, None, {}
+        spec: dict[str, Any] = {"resourceAttributes": asked}
+        if account is not None:
+            kind, place, metadata = ACCESS_REVIEW, namespace, {"namespace": namespace}
+            groups = ["system:serviceaccounts", f"system:serviceaccounts:{account.partition(':')[0]}"]
+            spec |= {"user": f"system:serviceaccount:{account}", "groups": [*groups, "system:authenticated"]}
+        body = {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata, "spec": spec}
+        review = self._connection.request(Call("create", kind, place, body=body))
+        return bool(review["status"]["allowed"])
+
+    def ask_service(self, namespace: str, service: str, port: int, path: str) -> Any:
+        """What a Service answers to a GET that the API server passes on, as JSON; the right is "get services/proxy".
+
+        Args:
+            path: without a slash in front.
+        """
+        call = Call("get", SERVICE, namespace, f"{service}:{port}", subresource="proxy", path=path)
+        return self._connection.request(call)
+
     def log_tail(self, namespace: str, pod: str, container: str, num_lines: int, previous: bool = False) -> Lines:
         """The last lines of a container's log as it is now, at most `num_lines`.
 
@@ -173,7 +205,7 @@ class Cluster:
                     raise
                 time.sleep(connection.FIRST_WAIT_SECONDS)
 
-    def _object(self, verb: str, kind: Kind, namespace: str, name: str, body: Any = None) -> dict[str, Any]:
+    def _object(self, verb: str, kind: Kind, namespace: str | None, name: str, body: Any = None) -> dict[str, Any]:
         """Do something with one object; the server's answer."""
         query = _FIELD_MANAGER if verb in ("create", "update", "patch") else {}
         answer: dict[str, Any] = self._connection.request(Call(verb, kind, namespace, name, query, body))

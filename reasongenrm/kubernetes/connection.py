@@ -81,6 +81,7 @@ class Call:
     query: Mapping[str, str] = field(default_factory=dict)
     body: Any = None
     subresource: str = ""  # of one object, such as a pod's "log"
+    path: str = ""  # of a proxied service: what the service itself is asked for
 
     @property
     def resource(self) -> str:
@@ -91,7 +92,7 @@ class Call:
     def target(self) -> str:
         """Path and query."""
         path = self.kind.path(self.namespace, None if self.verb == "create" else self.name)
-        path += f"/{self.subresource}" if self.subresource else ""
+        path += "".join(f"/{part}" for part in (self.subresource, self.path) if part)
         return f"{path}?{urlencode(self.query)}" if self.query else path
 
     def __str__(self) -> str:

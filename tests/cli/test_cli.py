@@ -421,10 +421,11 @@ def test_doctor_prints_json_for_programs() -> None:
 
 def test_doctor_fails_for_what_is_needed_only(monkeypatch: pytest.MonkeyPatch) -> None:
     from reasongenrm.cli import doctor
+    from reasongenrm.cli.findings import Finding
 
-    fine = doctor.Finding("disk", True, "lots", "", needed=True)
-    optional = doctor.Finding("GPU", False, "none", "buy one", needed=False)
-    needed = doctor.Finding("memory", False, "little", "get more", needed=True)
+    fine = Finding("disk", True, "lots", "", needed=True)
+    optional = Finding("GPU", False, "none", "buy one", needed=False)
+    needed = Finding("memory", False, "little", "get more", needed=True)
     monkeypatch.setattr(doctor, "examine", lambda _store: [fine, optional])
     assert invoke("doctor").exit_code == 0
     monkeypatch.setattr(doctor, "examine", lambda _store: [fine, optional, needed])

@@ -43,6 +43,7 @@ class FakeCluster:
         ca_pem: the CA's certificate, with `tls`.
         accounts: token -> name of the account; other tokens get 401.
         requests: everything that was asked, in order.
+        answers: (namespace, "service:port") -> path -> what the service behind the API server's proxy answers.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class FakeCluster:
     ) -> None:
         self.accounts = {"laptop-token": "alice"}
         self.requests: list[Request] = []
+        self.answers: dict[tuple[str, str], dict[str, Object]] = {}
         self._objects = Objects(set(namespaces), validate)
         self._tls = tls
         self._denied: set[tuple[str, str]] = set()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from tests.kube.objects import RESOURCES, Object, Refusal, Resource, by_plural, matches, not_found
+from tests.kube.reviews import answer_review
 
 if TYPE_CHECKING:
     from tests.kube.fake_api import FakeCluster
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 CHECK_SECONDS = 0.02  # how often a stream looks whether it is to break
 _PATH = re.compile(
     r"/(?:api|apis/(?P<group>[^/]+))/(?P<version>v\w+)(?:/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[^/]+)"
-    r"(?:/(?P<name>[^/]+))?(?:/(?P<sub>status|log))?"
+    r"(?:/(?P<name>[^/]+))?(?:/(?P<sub>status|log|proxy(?P<path>/.*)))?"
 )
 _REASONS = {401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 409: "Conflict", 410: "Expired", 422: "Invalid"}
 
@@ -79,6 +80,7 @@ class _Cut(Exception):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else every answer waits 40 ms for the client's acknowledgement of its headers
     server: Server
 
     def setup(self) -> None:
@@ -123,7 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, b"404 page not found\n")
             return
         verb = self._verb(parts["name"])
-        named = f"{resource.plural}/{parts['sub']}" if parts["sub"] == "log" else resource.plural
+        sub = "proxy" if parts["path"] else parts["sub"]
+        named = f"{resource.plural}/{sub}" if sub in ("log", "proxy") else resource.plural
         name = parts["name"] or (body["metadata"].get("name") if body and verb == "create" else None)
         user = self._authenticate()
         self.cluster.requests.append(Request(verb, named, parts["namespace"], name, query, user, body))
@@ -143,6 +146,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._cut_after = fault is not None and fault.carried_out
         if parts["sub"] == "log":
             self._log(parts["namespace"], parts["name"], query)
+        elif sub == "proxy":
+            self._proxy(parts["namespace"], parts["name"], parts["path"])
         else:
             self._carry_out(verb, resource, parts["namespace"] or "", name, parts["sub"] == "status", query, body)
 
@@ -187,13 +192,15 @@ class _Handler(BaseHTTPRequestHandler):
                     for item in found
                     if matches(item, query.get("labelSelector", ""), query.get("fieldSelector", ""))
                 ]
-                if resource.group in ("", "apps", "batch"):  # lists of built-in kinds leave these out of their items
+                if resource.is_built_in:  # lists of built-in kinds leave these out of their items
                     items = [{key: item[key] for key in item if key not in ("apiVersion", "kind")} for item in items]
                 metadata = {"resourceVersion": str(objects.version)}
             kind = f"{resource.kind}List"
             self._send(200, {"apiVersion": resource.api_version, "kind": kind, "metadata": metadata, "items": items})
         elif verb == "get":
             self._send(200, objects.get(resource, namespace, name))
+        elif verb == "create" and resource.group == "authorization.k8s.io":
+            self._send(201, answer_review(objects, self.cluster._denied, namespace, body))
         elif verb == "create":
             self._send(201, objects.create(resource, namespace, body))
         elif verb == "update":
@@ -205,6 +212,16 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             kind = self.headers["content-type"]
             raise Refusal(415, "UnsupportedMediaType", f"the body of the request was in an unknown format - {kind}")
+
+    def _proxy(self, namespace: str, name: str, path: str) -> None:
+        """Hand on what a Service answers. Source: Kubernetes 1.36, pkg/registry/core/service/proxy."""
+        service, _, _ = name.partition(":")
+        if self.cluster.find("services", namespace, service) is None:
+            raise not_found(by_plural("services"), service)
+        answers = self.cluster.answers.get((namespace, name), {})
+        if not answers:
+            raise Refusal(503, "ServiceUnavailable", f'no endpoints available for service "{service}"')
+        self._send(200 if path in answers else 404, answers.get(path, b"404 page not found\n"))
 
     def _send(self, code: int, body: Any, headers: Mapping[str, str] = {}) -> None:
         if getattr(self, "_cut_after", False):

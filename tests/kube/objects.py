@@ -36,6 +36,10 @@ class Resource:
         return f"{self.group}/{self.version}" if self.group else self.version
 
     @property
+    def is_built_in(self) -> bool:
+        return "." not in self.group or self.group.endswith(".k8s.io")
+
+    @property
     def qualified(self) -> str:
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
@@ -46,9 +50,16 @@ RESOURCES = (
     Resource("", "v1", "configmaps", "ConfigMap", has_status=False),
     Resource("", "v1", "events", "Event", has_status=False),
     Resource("", "v1", "serviceaccounts", "ServiceAccount", has_status=False),
+    Resource("", "v1", "services", "Service"),
+    Resource("", "v1", "nodes", "Node", namespaced=False),
     Resource("apps", "v1", "deployments", "Deployment"),
     Resource("apps", "v1", "replicasets", "ReplicaSet"),
     Resource("batch", "v1", "jobs", "Job"),
+    Resource("storage.k8s.io", "v1", "storageclasses", "StorageClass", namespaced=False, has_status=False),
+    Resource("rbac.authorization.k8s.io", "v1", "roles", "Role", has_status=False),
+    Resource("rbac.authorization.k8s.io", "v1", "rolebindings", "RoleBinding", has_status=False),
+    Resource("authorization.k8s.io", "v1", "localsubjectaccessreviews", "LocalSubjectAccessReview"),
+    Resource("authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview", namespaced=False),
     Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False),
     Resource("serving.kserve.io", "v1beta1", "inferenceservices", "InferenceService"),
     Resource("serving.kserve.io", "v1alpha1", "servingruntimes", "ServingRuntime", has_status=False),

@@ -37,7 +37,7 @@ def ask(
 @pytest.mark.skipif(not CRDS.is_dir(), reason="the CRDs of ../shared/crds are not here")
 def test_kinds_are_those_of_the_published_crds() -> None:
     for resource in RESOURCES:
-        if "." not in resource.group or resource.group == "apiextensions.k8s.io":
+        if resource.is_built_in:
             continue
         crd = yaml.safe_load((CRDS / f"{resource.group}_{resource.plural}.yaml").read_text())["spec"]
         assert crd["names"]["kind"] == resource.kind
@@ -143,3 +143,50 @@ def test_controllers_see_every_change_in_order() -> None:
         cluster.put({**config_map(), "data": {"x": "1"}})
         cluster.remove("configmaps", "kubeflow", "a")
     assert seen == [("ADDED", None), ("MODIFIED", {"x": "1"}), ("DELETED", {"x": "1"})]
+
+
+REVIEWS = "/apis/authorization.k8s.io/v1/namespaces/kubeflow/localsubjectaccessreviews"
+
+
+def review(metadata: dict[str, str], verb: str = "get", resource: str = "pods", subresource: str = "") -> Any:
+    asked = {"namespace": "kubeflow", "verb": verb, "group": "", "resource": resource, "subresource": subresource}
+    spec = {"user": "system:serviceaccount:kubeflow:runner", "groups": [], "resourceAttributes": asked}
+    kind = {"apiVersion": "authorization.k8s.io/v1", "kind": "LocalSubjectAccessReview"}
+    return {**kind, "metadata": metadata, "spec": spec}
+
+
+def test_review_is_answered_by_role_and_binding_and_not_kept() -> None:
+    rbac = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "follower", "namespace": "kubeflow"}}
+    rules = [{"apiGroups": [""], "resources": ["pods", "pods/log"], "verbs": ["get"]}]
+    subjects = [{"kind": "ServiceAccount", "name": "runner", "namespace": "kubeflow"}]
+    with FakeCluster() as cluster:
+        place = {"namespace": "kubeflow"}
+        assert ask(cluster, "POST", REVIEWS, review(place)).json()["status"] == {"allowed": False}
+        cluster.put({**rbac, "kind": "Role", "rules": rules})
+        binding = {**rbac, "kind": "RoleBinding", "roleRef": {"kind": "Role", "name": "follower"}}
+        cluster.put({**binding, "subjects": subjects})
+        answer = ask(cluster, "POST", REVIEWS, review(place, subresource="log"))
+        assert (answer.status_code, answer.json()["status"]["allowed"]) == (201, True)
+        assert 'RoleBinding "follower/kubeflow" of Role "follower"' in answer.json()["status"]["reason"]
+        assert not ask(cluster, "POST", REVIEWS, review(place, verb="delete")).json()["status"]["allowed"]
+        assert not ask(cluster, "POST", REVIEWS, review(place, subresource="exec")).json()["status"]["allowed"]
+        assert cluster.objects("localsubjectaccessreviews") == []
+
+
+@pytest.mark.parametrize("metadata", [{}, {"namespace": "kubeflow", "name": "a"}, {"namespace": "default"}])
+def test_review_with_other_metadata_than_its_namespace_is_refused(metadata: dict[str, str]) -> None:
+    with FakeCluster() as cluster:
+        assert ask(cluster, "POST", REVIEWS, review(metadata)).status_code == 422
+
+
+def test_proxied_service_answers_or_is_unavailable_or_not_there() -> None:
+    path = "/api/v1/namespaces/kubeflow/services/web:80/proxy/healthz"
+    with FakeCluster() as cluster:
+        assert ask(cluster, "GET", path).json()["message"] == 'services "web" not found'
+        cluster.put({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "kubeflow"}})
+        silent = ask(cluster, "GET", path)
+        assert (silent.status_code, silent.json()["reason"]) == (503, "ServiceUnavailable")
+        cluster.answers["kubeflow", "web:80"] = {"/healthz": {"ok": True}}
+        assert ask(cluster, "GET", path).json() == {"ok": True}
+        cluster.deny("get", "services/proxy")
+        assert ask(cluster, "GET", path).status_code == 403
