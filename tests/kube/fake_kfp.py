@@ -95,11 +95,14 @@ class FakeRun:
     def answer(self) -> dict[str, Any]:
         """The run as the v2beta1 API gives it, without its tasks, which nobody reads: they are those of the Workflow's
         nodes, until Argo compresses them. The API has no `error` for a run that failed."""
+        # The value 0 of an enumeration is left out: backend/src/apiserver/common/utils.go (CustomMarshaler).
         return {
             **self.body,
             "run_id": self.run_id,
-            "state": self.state,
-            "state_history": [{"update_time": START, "state": state} for state in self.history],
+            **({"state": self.state} if self.state != _STATES[""] else {}),
+            "state_history": [
+                {"update_time": START, **({"state": state} if state != _STATES[""] else {})} for state in self.history
+            ],
             "created_at": START,
             "finished_at": END if self.state in _FINAL else NEVER,
         }
