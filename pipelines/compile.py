@@ -7,8 +7,6 @@ The same code and the same images give the same bytes.
 """
 
 import hashlib
-from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,10 +16,12 @@ from typing import Any
 import yaml
 
 from reasongenrm import __version__
+from reasongenrm.config import ResourcesConfig
 from reasongenrm.runs.kfp import RUN_NAMESPACE
 
 HEADER = "# Made by `reasongenrm compile` from pipelines/reason_reward_model.py; do not edit.\n"
 PIPELINE_NAME = "reason-reward-model"
+DEFAULTS = ResourcesConfig()
 _HASH_DIGITS = 8
 
 
@@ -50,31 +50,29 @@ class Compiled:
         return {path: self.ir, path.with_suffix(".kubernetes.yaml"): self.kubernetes}
 
 
-def compile_pipeline(images: Mapping[str, str] = {}, namespace: str = RUN_NAMESPACE) -> Compiled:
+def compile_pipeline(resources: ResourcesConfig = DEFAULTS, namespace: str = RUN_NAMESPACE) -> Compiled:
     """Compile the pipeline.
 
     Args:
-        images: "cpu", "train", "vllm" -> the image that is the parameter's default; absent: that of the table.
+        resources: what a cluster gives the tasks; it is part of the compiled pipeline, and so of its version.
         namespace: of the Kubernetes objects. A KFP of one user sees only those where it is itself
             (kubeflow/pipelines 2.17.0, backend/src/apiserver/client_manager/client_manager.go), and without a
             namespace `kubectl apply` would put them where the kubeconfig happens to be.
     """
-    return _compiled(tuple(sorted(images.items())), namespace)
+    return _compiled(resources.model_dump_json(), namespace)
 
 
 @cache
-def _compiled(images: tuple[tuple[str, str], ...], namespace: str) -> Compiled:
-    spec, platform = deepcopy(_compile())
-    for name, reference in images:
-        spec["root"]["inputDefinitions"]["parameters"][f"{name}_image"]["defaultValue"] = reference
+def _compiled(resources: str, namespace: str) -> Compiled:
+    spec, platform = _compile(ResourcesConfig.model_validate_json(resources))
     body = _dump(spec, platform)
     version = f"{__version__}-{hashlib.sha256(body.encode()).hexdigest()[:_HASH_DIGITS]}"
     return Compiled(HEADER + body, HEADER + _dump(*_manifests(spec, platform, version, namespace)), version)
 
 
-def compile_to(path: Path, images: Mapping[str, str] = {}, namespace: str = RUN_NAMESPACE) -> Compiled:
+def compile_to(path: Path, resources: ResourcesConfig = DEFAULTS, namespace: str = RUN_NAMESPACE) -> Compiled:
     """Write the pipeline's two files (see `Compiled.files`)."""
-    compiled = compile_pipeline(images, namespace)
+    compiled = compile_pipeline(resources, namespace)
     path.parent.mkdir(parents=True, exist_ok=True)
     for file, text in compiled.files(path).items():
         file.write_text(text, encoding="utf-8")
@@ -87,17 +85,26 @@ def stale_files(path: Path) -> list[Path]:
     return [file for file, text in files.items() if not file.is_file() or file.read_text(encoding="utf-8") != text]
 
 
-@cache
-def _compile() -> tuple[Any, Any]:
+def _compile(resources: ResourcesConfig) -> tuple[Any, Any]:
     from kfp.compiler import Compiler
 
     from reasongenrm.pipelines.reason_reward_model import reason_reward_model
 
     with TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
-        Compiler().compile(reason_reward_model, str(path))
+        Compiler().compile(reason_reward_model(resources), str(path))
         spec, platform = yaml.safe_load_all(path.read_text(encoding="utf-8"))
+    for executor in spec["deploymentSpec"]["executors"].values():
+        _name_component(executor["container"])
     return spec, platform
+
+
+def _name_component(container: dict[str, Any]) -> None:
+    """Have a pod run the component that its image has installed (components/__main__.py), instead of the source that
+    KFP puts into the command, some six times in the state of a run."""
+    name = container["args"][container["args"].index("--function_to_execute") + 1]
+    container["command"] = ["python3", "-m", "reasongenrm.components"]
+    container["args"] = [name, "{{$}}"]
 
 
 def _manifests(spec: Any, platform: Any, version: str, namespace: str) -> tuple[Any, Any]:

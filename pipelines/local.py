@@ -12,14 +12,14 @@ from typing import Any
 
 
 def run(pipeline_root: Path, arguments: dict[str, Any]) -> None:
-    """Run the pipeline through kfp.local; task outputs and `tasks.json` go below `pipeline_root`.
+    """Run the pipeline through kfp.local; what tasks put out goes below `pipeline_root`.
 
     Args:
-        pipeline_root: an empty folder. `tasks.json` maps each task's folder to what the UI calls it.
+        pipeline_root: an empty folder; `num_stages` in it says how many there are at most.
         arguments: the pipeline's parameters.
 
     Raises:
-        RuntimeError: a task failed; which one and why is in its outcome.json (reasongenrm/runs/task.py).
+        RuntimeError: a task failed; which one and why is in its outcome (reasongenrm/runs/task.py).
     """
     # The runner says that our images do not look like Python and that a laptop has no accelerators: both are meant so.
     warnings.filterwarnings(
@@ -29,13 +29,13 @@ def run(pipeline_root: Path, arguments: dict[str, Any]) -> None:
     from kfp import local
     from kfp.local import subprocess_task_handler
 
-    from reasongenrm.pipelines.reason_reward_model import reason_reward_model
+    from reasongenrm.config import ResourcesConfig
+    from reasongenrm.pipelines.reason_reward_model import NUM_STAGES, reason_reward_model
 
     subprocess_task_handler.replace_python_executable = _replace_python
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(pipeline_root))
-    names = task_names(reason_reward_model.pipeline_spec)
-    (pipeline_root / "tasks.json").write_text(json.dumps(names), encoding="utf-8")
-    reason_reward_model(**arguments)
+    (pipeline_root / "num_stages").write_text(str(NUM_STAGES), encoding="utf-8")
+    reason_reward_model(ResourcesConfig())(**arguments)
 
 
 def _replace_python(full_command: list[str], new_executable: str) -> list[str]:
@@ -45,16 +45,6 @@ def _replace_python(full_command: list[str], new_executable: str) -> list[str]:
     that does not exist (kubeflow/pipelines, sdk/python/kfp/local/subprocess_task_handler.py at 2.17.0).
     """
     return [part if part.startswith("{") else part.replace("python3", new_executable) for part in full_command]
-
-
-def task_names(spec: Any) -> dict[str, str]:
-    """A task's folder below the pipeline root -> what to call it, tasks below conditions included."""
-    names = {}
-    for dag in (spec.root.dag, *(component.dag for component in spec.components.values())):
-        for task in dag.tasks.values():
-            if not task.trigger_policy.condition:
-                names[task.component_ref.name.removeprefix("comp-")] = task.task_info.name.replace("-", "_")
-    return names
 
 
 if __name__ == "__main__":

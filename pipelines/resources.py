@@ -1,98 +1,97 @@
 """What a cluster gives the tasks: images, CPU, memory, accelerators, nodes, secrets. A local run ignores all of it.
 
-What KFP 2.17 takes as a parameter is a parameter of the pipeline, with the defaults of `ResourcesConfig`
-(reasongenrm/config.py); what it fixes when it compiles (sizes of volumes, retries, time limits, names of environment
-variables) stands here. No secret's value ever is a parameter.
+It is written into the compiled pipeline (`resources` of a config file, `ResourcesConfig`): as parameters of a run, KFP
+would repeat each of them in every task's state. No secret's value is ever part of it.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
-# Keys of the secrets -> environment variables of the tasks; the same names.
-S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-S3_OPTIONAL_KEYS = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_SESSION_TOKEN")  # AWS itself needs no endpoint
-TEACHER_KEY = "OPENAI_API_KEY"
-HUB_KEY = "HF_TOKEN"
-# Of the judge's server, of the model behind it, and of Kubeflow Model Registry (deploy.model_registry).
-DEPLOY_KEYS = ("JUDGE_API_KEY", "VLLM_API_KEY", "MODEL_REGISTRY_TOKEN")
-
-# Who the pod is, for what it makes in the cluster (TrainJobs, deployments): owner references need name and uid.
-POD_FIELDS = {"POD_NAME": "metadata.name", "POD_UID": "metadata.uid", "POD_NAMESPACE": "metadata.namespace"}
+from reasongenrm.components import images
+from reasongenrm.config import ResourcesConfig, Toleration
+from reasongenrm.processes.mounted_secrets import FOLDER
 
 SHM_SIZE = "8Gi"  # NCCL and data loaders; a container's own /dev/shm has 64 MiB
 # Long tasks go on where they stopped, so a lost GPU or an endpoint that came back is worth two more tries. Light ones
-# find what a
-# user can fix (a bad row, a threshold), and say so at once.
+# find what a user can fix (a bad row, a threshold), and say so at once.
 NUM_RETRIES = 2
 RETRY_AFTER = "60s"
 # Light tasks take minutes; one that still runs after so long hangs. It does not count the wait for a node.
 LIGHT_TIMEOUT_SECONDS = 6 * 3600
+DEPLOYMENT = ("100m", "512Mi")  # CPU and memory of deploy_kserve, which mostly waits
 
 
 @dataclass(frozen=True)
-class Nodes:
-    """Where pods may run. Values or, while a pipeline is compiled, channels; so are all fields here."""
+class Placement:
+    """Puts tasks where a cluster is to run them."""
 
-    node_selector: Any
-    tolerations: Any
+    resources: ResourcesConfig
 
+    def light(
+        self,
+        task: PipelineTask,
+        *,
+        image: Literal["cpu", "train"],
+        hub: bool = False,
+        secrets: tuple[str, ...] = (),
+        resources: tuple[str, str] | None = None,
+    ) -> None:
+        """A task without accelerators, of minutes."""
+        cpu, memory = resources or (self.resources.cpu, self.resources.memory)
+        kubernetes.set_timeout(task, LIGHT_TIMEOUT_SECONDS)
+        self._nodes(task, self.resources.node_selector, self.resources.tolerations)
+        self._pod(task, image, cpu, memory, self._optional(hub, secrets))
 
-@dataclass(frozen=True)
-class Resources:
-    """One class of tasks: what each of its pods asks for."""
+    def heavy(
+        self,
+        task: PipelineTask,
+        *,
+        image: Literal["train", "vllm"],
+        hub: bool = False,
+        secrets: tuple[str, ...] = (),
+        teacher: bool = False,
+    ) -> None:
+        """A task that generates, scores or evaluates."""
+        ours = self.resources
+        self._accelerate(task, ours.num_teacher_accelerators if teacher else ours.num_accelerators)
+        self._pod(task, image, ours.accelerator_cpu, ours.accelerator_memory, self._optional(hub, secrets))
 
-    cpu: str
-    memory: str
-    nodes: Nodes
-    accelerator: str | None = None
-    num_accelerators: int = 0
+    def training(self, task: PipelineTask) -> None:
+        """A task that trains, in its own pod or in a TrainJob's."""
+        self._accelerate(task, self.resources.num_train_accelerators)
+        self._pod(task, "train", self.resources.train_cpu, self.resources.train_memory, ())
 
+    def _optional(self, hub: bool, secrets: tuple[str, ...]) -> tuple[str, ...]:
+        return (self.resources.hub_secret, *secrets) if hub else secrets
 
-@dataclass(frozen=True)
-class Access:
-    """What every pod needs to start and to reach the store: names of secrets."""
+    def _accelerate(self, task: PipelineTask, number: int) -> None:
+        if number:
+            task.set_accelerator_type(self.resources.accelerator).set_accelerator_limit(number)
+        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=SHM_SIZE)
+        task.set_retry(NUM_RETRIES, backoff_duration=RETRY_AFTER, backoff_factor=2.0)
+        self._nodes(task, self.resources.accelerator_node_selector, self.resources.accelerator_tolerations)
 
-    s3_secret: str
-    image_pull_secret: str
+    def _nodes(self, task: PipelineTask, selector: dict[str, str], tolerations: tuple[Toleration, ...]) -> None:
+        for key, value in selector.items():
+            kubernetes.add_node_selector(task, key, value)
+        for toleration in tolerations:
+            seconds = toleration.tolerationSeconds
+            kubernetes.add_toleration(
+                task, toleration.key, toleration.operator, toleration.value, toleration.effect, seconds
+            )
 
-
-def place(tasks: tuple[PipelineTask, ...], image: str, resources: Resources, access: Access) -> None:
-    """Give tasks their image, their resources and the store's credentials; keep KFP's own cache out of the way.
-
-    KFP's cache never checks that an artifact still exists; a stage looks into the store itself and is done in a second.
-    """
-    for task in tasks:
+    def _pod(self, task: PipelineTask, image: str, cpu: str, memory: str, secrets: tuple[str, ...]) -> None:
+        """What every task has. Each stage looks into the store itself and is done in a second if its artifact is
+        there, so KFP's own cache, which never checks that an artifact still exists, stays out of the way."""
         task.set_caching_options(False)
-        task.set_container_image(image)
-        task.set_cpu_request(resources.cpu).set_memory_limit(resources.memory)  # a limit is a request too
-        if resources.accelerator is not None:
-            task.set_accelerator_type(resources.accelerator).set_accelerator_limit(resources.num_accelerators)
-            kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=SHM_SIZE)
-            task.set_retry(NUM_RETRIES, backoff_duration=RETRY_AFTER, backoff_factor=2.0)
-        else:
-            kubernetes.set_timeout(task, LIGHT_TIMEOUT_SECONDS)
-        kubernetes.empty_dir_mount(task, "tmp", "/tmp")  # scratch: on the node's disk, without a limit of its own
-        kubernetes.add_node_selector_json(task, resources.nodes.node_selector)
-        kubernetes.add_toleration_json(task, resources.nodes.tolerations)
-        kubernetes.set_security_context(
-            task, run_as_non_root=True
-        )  # the user itself is the image's, or the cluster's choice
-        kubernetes.set_image_pull_secrets(task, [access.image_pull_secret])
-        kubernetes.use_secret_as_env(task, access.s3_secret, {key: key for key in S3_KEYS})
-        kubernetes.use_secret_as_env(task, access.s3_secret, {key: key for key in S3_OPTIONAL_KEYS}, optional=True)
-
-
-def give_secret(tasks: tuple[PipelineTask, ...], secret: str, key: str) -> None:
-    """Put one optional key of a secret into the tasks' environment, under the key's own name."""
-    for task in tasks:
-        kubernetes.use_secret_as_env(task, secret, {key: key}, optional=True)
-
-
-def tell_who_they_are(tasks: tuple[PipelineTask, ...]) -> None:
-    """Put the pod's own name, uid and namespace into the tasks' environment."""
-    for task in tasks:
-        for name, path in POD_FIELDS.items():
-            kubernetes.use_field_path_as_env(task, name, path)
+        task.set_container_image(getattr(self.resources, f"{image}_image") or images.image(image))
+        task.set_cpu_request(cpu).set_memory_limit(memory)  # a limit is a request too
+        # The user itself is the image's, or the cluster's choice.
+        kubernetes.set_security_context(task, run_as_non_root=True)
+        kubernetes.set_image_pull_secrets(task, [self.resources.image_pull_secret])
+        kubernetes.use_secret_as_volume(task, self.resources.s3_secret, f"{FOLDER}/s3")
+        for secret in secrets:  # of a service that may need no key
+            kubernetes.use_secret_as_volume(task, secret, f"{FOLDER}/{secret}", optional=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from reasongenrm.errors import ConfigError
 from reasongenrm.variants import VARIANTS, VariantName
@@ -347,6 +347,18 @@ class ResourcesConfig(Section):
     train_image: Image | None = None
     vllm_image: Image | None = None
 
+    @model_validator(mode="after")
+    def _secrets_differ(self) -> "ResourcesConfig":
+        """A pod that mounts one secret twice is refused by the API server, when the run has long started."""
+        secrets = [self.s3_secret, self.teacher_secret, self.hub_secret, self.judge_secret]
+        twice = sorted({name for name in secrets if secrets.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"{', '.join(twice)} is named for several of s3_secret, teacher_secret, hub_secret and judge_secret; "
+                "each needs a secret of its own"
+            )
+        return self
+
 
 class RunConfig(Section):
     """A whole run, section by section in the order of the data flow; `inputs` and `resources` are no stage's."""
@@ -368,8 +380,14 @@ class RunConfig(Section):
     resources: ResourcesConfig = ResourcesConfig()
 
     def stages(self) -> dict[str, Section]:
-        """The stages' sections by name; each is one parameter of the pipeline."""
+        """The stages' sections by name."""
         return {name: section for name, section in self if name not in ("inputs", "resources")}
+
+    def changes(self) -> dict[str, Any]:
+        """What the stages' sections change of the defaults, as the pipeline takes it: KFP repeats its arguments in a
+        run's state, so they are to be short."""
+        found: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=True, exclude={"inputs", "resources"})
+        return found
 
 
 S = TypeVar("S", bound=Section)

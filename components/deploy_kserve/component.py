@@ -6,24 +6,18 @@ from reasongenrm.components import images
 
 
 @dsl.component(base_image=images.CPU, install_kfp_package=False)
-def deploy_kserve(
-    store_uri: str,
-    config: dict,
-    judge_image: str,
-    decision: dsl.Input[dsl.Dataset],
-    base_model: dsl.Input[dsl.Model],
-    genrm_model: dsl.Input[dsl.Model],
-    sft_model: dsl.Input[dsl.Model],
-    dpo_model: dsl.Input[dsl.Model],
-    service: dsl.Output[dsl.Artifact],
-    summary: dsl.Output[dsl.Markdown],
-) -> None:
-    """Deploy the winner and prove it, or put back what was served."""
-    from reasongenrm.config import DeployConfig
+def deploy_kserve(judge_image: str, decision: str, service: dsl.OutputPath(str)) -> None:
+    """Deploy the winner and prove it, or put back what was served; nothing if the gate did not pass."""
     from reasongenrm.deploy.deploy import deploy_kserve as stage
     from reasongenrm.runs.task import Task
+    from reasongenrm.store.artifacts import input_of
 
-    with Task("deploy_kserve", store_uri, service) as task:
-        models = {"base": base_model, "genrm": genrm_model, "sft": sft_model, "dpo": dpo_model}
-        section = task.section(DeployConfig, config).with_judge_image(judge_image)
-        task.publish(stage(task.store, section, task.input(decision), task.inputs(models)), summary=summary)
+    with Task("deploy_kserve", service, decision=decision) as task:
+        decided = task.inputs["decision"]
+        if decided.metrics["passed"]:
+            winner = str(decided.metrics["winner"])
+            model = input_of(input_of(decided, f"evaluation_{winner}"), "model")
+            config = task.config.deploy.with_judge_image(judge_image)
+            task.publish(stage(task.store, config, decided, {winner: model}))
+        else:
+            task.skip("the gate did not pass, so nothing is deployed")

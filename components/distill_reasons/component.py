@@ -6,20 +6,10 @@ from reasongenrm.components import images
 
 
 @dsl.component(base_image=images.VLLM, install_kfp_package=False)
-def distill_reasons(
-    store_uri: str,
-    teacher_uri: str,
-    config: dict,
-    prompts: dsl.Input[dsl.Dataset],
-    reasons: dsl.Output[dsl.Dataset],
-    summary: dsl.Output[dsl.Markdown],
-) -> None:
+def distill_reasons(prompts: str, reasons: dsl.OutputPath(str)) -> None:
     """Let the teacher, who is told the right verdict, write reasons for each judge prompt."""
-    from reasongenrm.config import DistillConfig
     from reasongenrm.reasons.write import distill_reasons as stage
     from reasongenrm.runs.task import Task
 
-    with Task("distill_reasons", store_uri, reasons) as task:
-        task.publish(
-            stage(task.store, task.section(DistillConfig, config), task.input(prompts), teacher_uri), summary=summary
-        )
+    with Task("distill_reasons", reasons, prompts=prompts) as task:
+        task.publish(stage(task.store, task.config.distill, task.inputs["prompts"], task.uris.teacher_uri))

@@ -1,25 +1,34 @@
-"""Adapter of reasongenrm.data.pairs.prepare_pairs."""
+"""Adapter of reasongenrm.data.import_model.import_model and reasongenrm.data.pairs.prepare_pairs."""
 
 from kfp import dsl
 
 from reasongenrm.components import images
 
 
-@dsl.component(base_image=images.CPU, install_kfp_package=False)
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
 def prepare_pairs(
     store_uri: str,
     preferences_uri: str,
+    benchmark_uri: str,
+    model_uri: str,
+    teacher_uri: str,
     config: dict,
-    model: dsl.Input[dsl.Model],
-    prompts: dsl.Output[dsl.Dataset],
-    summary: dsl.Output[dsl.Markdown],
+    base_model: dsl.OutputPath(str),
+    prompts: dsl.OutputPath(str),
 ) -> None:
-    """Turn preference rows into judge prompts, with every dropped row counted by cause."""
-    from reasongenrm.config import PairsConfig
+    """Bring the base checkpoint into the store, and turn preference rows into judge prompts."""
+    from reasongenrm.data.import_model import import_model
     from reasongenrm.data.pairs import prepare_pairs as stage
     from reasongenrm.runs.task import Task
 
-    with Task("prepare_pairs", store_uri, prompts) as task:
-        task.publish(
-            stage(task.store, task.section(PairsConfig, config), preferences_uri, task.input(model)), summary=summary
-        )
+    uris = {
+        "preferences_uri": preferences_uri,
+        "benchmark_uri": benchmark_uri,
+        "model_uri": model_uri,
+        "teacher_uri": teacher_uri,
+    }
+    with Task("import_model", base_model) as task:
+        task.begin(store_uri, config, **uris)
+        model = task.publish(import_model(task.store, task.config.model, model_uri))
+    with Task("prepare_pairs", prompts, model=model) as task:
+        task.publish(stage(task.store, task.config.pairs, preferences_uri, task.inputs["model"]))

@@ -92,8 +92,7 @@ def submit(
     require("pipeline")
     if as_job and (wait or as_json):
         raise ConfigError("submit: --as-job starts nothing, so there is nothing for --wait or --json. Leave them out.")
-    ours = [f"resources.{name}_image={image}" for name, image in images_of(registry).items()]
-    settings = make_config(config, [*ours, *assignments], limit)
+    settings = make_config(config, [*images_of(registry), *assignments], limit)
     inputs = reachable_inputs(
         choose_inputs(settings.inputs, preferences, benchmark, model, teacher), settings, store, upload
     )
@@ -114,7 +113,7 @@ def submit(
         )
         out.print(as_yaml(job), markup=False, soft_wrap=True, end="")
         return
-    compiled = compile_pipeline()
+    compiled = compile_pipeline(settings.resources)
     server = PipelineServer.connect(host, namespace)
     version = server.ensure_version(PIPELINE_NAME, compiled.version_name, compiled.ir)
     run_id = server.start(version, EXPERIMENT, name, arguments)

@@ -66,13 +66,10 @@ IMAGES = {
     "cpu": ImageChecks(
         extras=("data", "pipeline", "cluster", "judge", "web"),
         foreign=("torch", "vllm"),
-        stages=(
-            *("data.pairs.prepare_pairs", "reasons.select.select_reasons", "reasons.select.select_preferences"),
-            *("evaluation.gate.select_winner", "deploy.manifest.deploy_kserve"),
-        ),
+        stages=("evaluation.gate.select_winner", "deploy.deploy.deploy_kserve"),
         commands=("judge-server", "web"),
         lazy=(
-            *("datasets", "kubernetes", "transformers", "kfp.dsl.executor_main"),
+            *("datasets", "kubernetes", "transformers", "reasongenrm.components.__main__"),
             *("reasongenrm.judge.judge_app", "reasongenrm.judge.service", "reasongenrm.web.site"),
         ),
         caches=_EVERY_CACHE,
@@ -82,12 +79,13 @@ IMAGES = {
         extras=("data", "train", "deepspeed", "pipeline", "cluster", "serve"),
         foreign=("vllm",),
         stages=(
-            *("data.import_model.import_model", "reasons.score.score_reasons"),
+            *("data.import_model.import_model", "data.pairs.prepare_pairs", "reasons.score.score_reasons"),
+            *("reasons.select.select_reasons", "reasons.select.select_preferences"),
             *("training.sft.train_sft", "training.dpo.train_dpo"),
         ),
         commands=("serve",),
         lazy=(
-            *("datasets", "kfp.dsl.executor_main", "deepspeed"),
+            *("datasets", "reasongenrm.components.__main__", "deepspeed"),
             *("reasongenrm.training.trainers", "reasongenrm.serving.server"),
         ),
         caches=(*_TORCH_CACHES, "MPLCONFIGDIR"),
@@ -101,7 +99,7 @@ IMAGES = {
             "evaluation.evaluate.evaluate_rewardbench",
         ),
         commands=(),
-        lazy=("datasets", "kfp.dsl.executor_main", "reasongenrm.generation.vllm", "vllm"),
+        lazy=("datasets", "reasongenrm.components.__main__", "reasongenrm.generation.vllm", "vllm"),
         caches=(*_TORCH_CACHES, "VLLM_CACHE_ROOT"),
         min_shm_mib=1024,
     ),

@@ -103,10 +103,11 @@ def absolute(uri: str) -> str:
     return uri if "://" in uri or not path.exists() else str(path.resolve())
 
 
-def images_of(registry: str | None) -> dict[str, str]:
-    """What --registry stands for: our images' references there, by "cpu", "train" and "vllm"; {} without one."""
+def images_of(registry: str | None) -> list[str]:
+    """What --registry stands for: our images there, as assignments to `resources`; [] without one."""
     from reasongenrm.components.images import read_table
 
     if registry is None:
-        return {}
-    return {name: f"{registry.rstrip('/')}/{image.rpartition('/')[2]}" for name, image in read_table().items()}
+        return []
+    images = {name: image.rpartition("/")[2] for name, image in read_table().items()}
+    return [f"resources.{name}_image={registry.rstrip('/')}/{image}" for name, image in images.items()]

@@ -5,14 +5,14 @@
 """
 
 import contextlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from reasongenrm.config import EvaluateConfig
-from reasongenrm.data.benchmarks import LABELS, ORDERS, Benchmark, BenchmarkRow, load_benchmark
+from reasongenrm.data.benchmarks import ORDERS, Benchmark, BenchmarkRow, load_benchmark
 from reasongenrm.errors import ConfigError
 from reasongenrm.evaluation.judging import judge_request, judge_sampling
 from reasongenrm.evaluation.metrics import Evaluation, evaluate
@@ -20,7 +20,7 @@ from reasongenrm.generation import Engine, Generation, GenerationRequest, Sampli
 from reasongenrm.generation.verdicts import READER_VERSION, parse_verdict
 from reasongenrm.progress import Tracker, track
 from reasongenrm.records import CALIBRATION_FILE, Judgment, Order, dump_records, parse_records
-from reasongenrm.store.artifacts import ArtifactRef, Store, digest_bytes, download, read_file
+from reasongenrm.store.artifacts import ArtifactRef, Store, digest_bytes, download
 from reasongenrm.store.stage import Stage
 from reasongenrm.variants import VARIANTS, JudgeStyle
 
@@ -221,19 +221,6 @@ def evaluation_counts(evaluation: Evaluation) -> dict[str, int]:
         "num_unparsed": round(evaluation.unparsed_fraction * evaluation.num_judgments),
         "num_truncated": round(evaluation.truncated_fraction * evaluation.num_judgments),
     }
-
-
-def verdict_confusion(ref: ArtifactRef) -> tuple[list[str], list[list[int]]]:
-    """How many judgments of an evaluation there are by label and verdict.
-
-    Returns:
-        Categories, and a square matrix over them: rows are labels, columns verdicts. "unparsed" is a verdict only, its
-        row is 0.
-    """
-    categories: list[str] = [*LABELS.values(), "unparsed"]
-    judgments = parse_records(read_file(ref, "judgments.jsonl"), Judgment, f"{ref.uri}/judgments.jsonl")
-    counts: Counter[tuple[str, str]] = Counter((found.label, found.verdict or "unparsed") for found in judgments)
-    return categories, [[counts[label, verdict] for verdict in categories] for label in categories]
 
 
 def evaluation_metrics(evaluation: Evaluation) -> dict[str, Any]:

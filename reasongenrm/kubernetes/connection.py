@@ -283,7 +283,7 @@ def service_account() -> tuple[Connection, str]:
     configuration.ssl_ca_cert = str(ca_path)
     configuration.refresh_api_key_hook = read_token
     read_token(configuration)
-    namespace = os.environ.get("POD_NAMESPACE") or (SERVICE_ACCOUNT_DIR / "namespace").read_text().strip()
+    namespace = (SERVICE_ACCOUNT_DIR / "namespace").read_text().strip()
     login = f"They are those of this pod's service account ({token_path}): does the account still exist?"
     return Connection(configuration, login), namespace
 

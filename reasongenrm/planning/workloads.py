@@ -1,7 +1,7 @@
 """The work of every stage of a run: how much of which kind, with which model, and what stays in the store.
 
 It follows from the run's configuration and a few assumptions. `run_workloads` names the stages as the pipeline does
-(pipelines/reason_reward_model.py; a test compares), in the order of the data flow.
+(components/; a test compares), in the order of the data flow.
 """
 
 import math

@@ -1,8 +1,9 @@
 """Runs the whole pipeline on this machine and reports progress: `reasongenrm run`.
 
 The pipeline runs in a process of its own (pipelines/local.py), its tasks below that. KFP keeps no word of why a task
-failed, and goes on with what does not depend on it; so each task leaves an `outcome.json` (reasongenrm/runs/task.py),
-and the first that failed stops everything with its own message and exit code.
+failed, and goes on with what does not depend on it; so each stage leaves an outcome (reasongenrm/runs/task.py), and the
+first that failed stops everything with its own message and exit code. What people see and the record keeps are stages:
+some tasks work on several.
 """
 
 import contextlib
@@ -97,11 +98,10 @@ def run_local(inputs: RunInputs, config: RunConfig, store: Store, folder: Path, 
     save_run(store, record)
     log_path = folder / "logs" / f"{record.run_id}.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
-    sections = {name: values.model_dump(mode="json", exclude_none=True) for name, values in config.stages().items()}
     with scratch_folder("run", folder / "work") as work_dir, log_path.open("w", encoding="utf-8") as log:
         root = work_dir / "pipeline"
         root.mkdir()
-        arguments = {"store_uri": store.uri, **inputs.model_dump(), **sections}
+        arguments = {"store_uri": store.uri, **inputs.model_dump(), "config": config.changes()}
         arguments_path = work_dir / "arguments.json"
         arguments_path.write_text(json.dumps({"pipeline_root": str(root), "arguments": arguments}), encoding="utf-8")
         follower = _Follower(record, store, root, log, view)
@@ -131,8 +131,8 @@ class _Follower:
         self.record = record
         self._store, self._root, self._log, self._view = store, root, log, view
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
-        self._names: dict[str, str] = {}
         self._states: dict[Path, str] = {}
+        self._names: dict[Path, str] = {}
 
     def follow(self, output: IO[str]) -> None:
         """Read until the pipeline's process ends.
@@ -169,43 +169,41 @@ class _Follower:
     def _read_outcomes(self, starting: bool) -> None:
         """Take up what the tasks have left; a task that is just `starting` may have ended already, but is yet to be
         heard."""
-        for path in sorted(self._root.rglob(OUTCOME), key=lambda path: path.stat().st_mtime_ns):
+        for path in sorted(self._root.rglob(f"*.{OUTCOME}"), key=lambda path: path.stat().st_mtime_ns):
             outcome = TaskOutcome.model_validate_json(path.read_bytes())
+            self._names[path] = outcome.task
             is_new = path not in self._states
             if is_new:
                 died = [other for other, state in self._states.items() if state == "running"]
                 if died:  # KFP went on to another task
                     raise self._killed(died[0])
                 self._states[path] = "running"
-                self._view.task_started(self._name(path), len(self._states), len(self._names))
+                total = int((self._root / "num_stages").read_text(encoding="utf-8"))
+                self._view.task_started(outcome.task, len(self._states), total)
             if outcome.state == self._states[path] or (is_new and starting):
                 continue
             self._states[path] = outcome.state
             if outcome.state == "failed":
                 raise self._failed(path, outcome)
-            assert outcome.ref, f"{path} is done without an artifact"
-            task = TaskRecord(name=self._name(path), seconds=outcome.seconds, reused=outcome.reused, ref=outcome.ref)
+            if outcome.ref is None:  # there was nothing to do
+                continue
+            task = TaskRecord(name=outcome.task, seconds=outcome.seconds, reused=outcome.reused, ref=outcome.ref)
             self.record = self.record.model_copy(update={"tasks": (*self.record.tasks, task)})
             save_run(self._store, self.record)
             self._view.task_ended(task)
-
-    def _name(self, outcome_path: Path) -> str:
-        if not self._names:
-            self._names = json.loads((self._root / "tasks.json").read_text(encoding="utf-8"))
-        return self._names[outcome_path.parent.name]
 
     def _failed(self, path: Path, outcome: TaskOutcome) -> TaskFailedError:
         message = f"{outcome.error}"
         if outcome.exit_code == DEFECT:
             message = (
-                f"{self._name(path)} broke: {outcome.error}. Not your doing, unless something is not installed (try "
+                f"{self._names[path]} broke: {outcome.error}. Not your doing, unless something is not installed (try "
                 f"`reasongenrm doctor`). The traceback is in {self._log.name}."
             )
         return TaskFailedError(message, outcome.exit_code)
 
     def _killed(self, path: Path) -> TaskFailedError:
         return TaskFailedError(
-            f"{self._name(path)}: its process ended without a word; most often the machine ran out of memory (see "
+            f"{self._names[path]}: its process ended without a word; most often the machine ran out of memory (see "
             "`dmesg`). Free some, or make batches smaller in the config, and run again; finished work is kept. "
             f"{self._last_lines()}",
             1,

@@ -102,15 +102,13 @@ def _put_file(store: Store, uri: str) -> str:
 
 
 def arguments_of(config: RunConfig, inputs: RunInputs, store_uri: str) -> dict[str, Any]:
-    """The pipeline's arguments; what is None is left to the pipeline's default, for KFP has no null.
+    """The pipeline's arguments; its resources are compiled into it.
 
     Raises:
         ConfigError: an engine spreads a model over more accelerators than its task gets.
     """
     check_accelerators(config, inputs)
-    sections = {name: section.model_dump(mode="json", exclude_none=True) for name, section in config.stages().items()}
-    resources = config.resources.model_dump(mode="json", exclude_none=True)
-    return {"store_uri": store_uri, **inputs.model_dump(), **sections, **resources}
+    return {"store_uri": store_uri, **inputs.model_dump(), "config": config.changes()}
 
 
 def check_accelerators(config: RunConfig, inputs: RunInputs) -> None:

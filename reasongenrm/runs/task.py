@@ -1,8 +1,8 @@
 """What a pipeline task does around a stage function: read references, publish the result, report the end.
 
-`components/*` call this, on a laptop and in a pod. Only a small reference (`ArtifactRef`) travels through KFP; a failed
-task leaves the stage's own message and exit code in `outcome.json` next to its output, because KFP itself keeps
-neither.
+`components/*` call this, on a laptop and in a pod. Only a short address travels through KFP (references.py); a failed
+stage leaves its own message and exit code in `<stage>.outcome.json` next to its output, because KFP itself keeps
+neither. A task may work on several stages, one after another.
 """
 
 import logging
@@ -15,27 +15,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from traceback import print_exception
 from types import FrameType, TracebackType
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
-from reasongenrm.config import Section, parse_section
-from reasongenrm.errors import ReasonGenRMError
+from reasongenrm.errors import InputError, ReasonGenRMError
 from reasongenrm.processes.cpu_math import configure_cpu_math
+from reasongenrm.processes.mounted_secrets import read_mounted_secrets
 from reasongenrm.records import Record
-from reasongenrm.runs.stage_summary import stage_summary
+from reasongenrm.runs.references import read_reference, read_settings, write_reference, write_settings
 from reasongenrm.store.artifacts import ArtifactRef, Store, open_artifact, read_file
+from reasongenrm.store.run_records import RunInputs
 
-OUTCOME = "outcome.json"
+OUTCOME = "outcome.json"  # after the number and the name of the stage
 DEFECT = 70  # exit code (EX_SOFTWARE) of what no ReasonGenRMError foresaw
-# First words of a task's first and last line; what a local run shows of a task's log is what stands between them.
+# First words of a stage's first and last line; what a local run shows of a task's log is what stands between them.
 STARTED, ENDED = "reasongenrm task started:", "reasongenrm task ended:"
-
-S = TypeVar("S", bound=Section)
 
 
 class KfpArtifact(Protocol):
-    """What is needed of a KFP artifact: where its file is, and its metadata."""
-
-    metadata: dict[str, Any]
+    """What is needed of a KFP artifact: where its file is."""
 
     @property
     def path(self) -> str:
@@ -50,7 +47,7 @@ class KfpMetrics(Protocol):
 
 
 class TaskOutcome(Record):
-    """How a task stands: written when it starts, again when it ends."""
+    """How a stage stands: written when it starts, again when it ends."""
 
     task: str
     state: Literal["running", "done", "failed"]
@@ -62,32 +59,47 @@ class TaskOutcome(Record):
 
 
 class Task:
-    """Context of one pipeline task.
+    """Context of one stage in a pipeline task.
 
     A ReasonGenRMError of the stage ends the process with the error's message and exit code instead of a traceback; any
     other exception with its traceback and DEFECT. SIGTERM (an evicted pod, a stopped run) unwinds the stage, which
     cleans up.
 
     Args:
-        name: of the stage.
-        store_uri: s3://bucket/prefix where the stage's artifact goes.
-        output: the task's main output; `outcome.json` is written next to it.
+        name: of the stage, with what tells it from others of the same stage in brackets: "train_sft (sft)".
+        output_path: of an output of the task. A string output gets the address of what the stage publishes; the outcome
+            is written next to it.
+        **inputs: addresses that earlier tasks have published; none for a run's first stage, which calls `begin`.
+
+    Attributes:
+        inputs: the artifacts, under the same names.
     """
 
-    def __init__(self, name: str, store_uri: str, output: KfpArtifact) -> None:
-        self.name, self.store = name, Store(store_uri)
-        self._output, self._outcome_path = output, Path(output.path).with_name(OUTCOME)
+    def __init__(self, name: str, output_path: str, **inputs: str) -> None:
+        self.name = name
+        self.inputs: dict[str, ArtifactRef] = {}
+        self._addresses, self._output_path = inputs, Path(output_path)
+        # The second of two stages has an outcome of its own.
+        stage = name.replace(" ", "-").replace("(", "").replace(")", "")
+        self._outcome_path = self._output_path.with_name(f"{stage}.{OUTCOME}")
         self._started_at = datetime.now(UTC)
+        self._settings_uri: str | None = None
         self._ref: ArtifactRef | None = None
         self._reused = False
 
     def __enter__(self) -> "Task":
         configure_cpu_math()
         _quiet_logs()
+        read_mounted_secrets()
         self._previous_handler = signal.signal(signal.SIGTERM, _stop)
         self._started, self._started_at = time.monotonic(), datetime.now(UTC)
         self._leave(TaskOutcome(task=self.name, state="running"))
         _say(f"{STARTED} {self.name}")
+        try:
+            self._read_inputs()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     def __exit__(
@@ -113,52 +125,66 @@ class Task:
         print(f"error: {message}", file=sys.stderr, flush=True)  # noqa: T201 - the last line of the pod's log
         raise SystemExit(exit_code) from error
 
-    def section(self, kind: type[S], values: dict[str, Any]) -> S:
-        """Validate the stage's config section again: KFP made a float of every int in it.
+    def begin(self, store_uri: str, config: Mapping[str, Any], **uris: str) -> None:
+        """Begin a run: check its settings and write them into the store, for all tasks.
+
+        Args:
+            store_uri: s3://bucket/prefix where the artifacts go.
+            config: sections by name; KFP made a float of every int in it.
+            **uris: of `RunInputs`.
 
         Raises:
             ConfigError: a key or a value that does not fit.
         """
-        return parse_section(kind, values, self.name)
+        self._open(write_settings(Store(store_uri), RunInputs(**uris), config))
 
-    def input(self, artifact: KfpArtifact) -> ArtifactRef:
-        """The reference that an earlier task published.
+    def publish(self, ref: ArtifactRef, metrics: KfpMetrics | None = None, prefix: str = "") -> str:
+        """Hand the stage's artifact to the next tasks.
 
-        Raises:
-            InputError: the file is not a reference.
+        Args:
+            metrics: gets the artifact's numbers, one by one.
+            prefix: of their names, where several stages of a task share one `metrics`.
+
+        Returns:
+            The address that travels.
         """
-        return ArtifactRef.read(Path(artifact.path))
+        self._ref = ref
+        self._reused = datetime.fromisoformat(open_artifact(ref).created_at) < self._started_at
+        assert self._settings_uri is not None
+        address = write_reference(self.store, self._settings_uri, ref)
+        self._output_path.write_text(address, encoding="utf-8")
+        if metrics is not None:
+            for name, value in ref.metrics.items():
+                if isinstance(value, int | float):
+                    metrics.log_metric(f"{prefix}{name}", float(value))
+        return address
 
-    def inputs(self, artifacts: Mapping[str, KfpArtifact]) -> dict[str, ArtifactRef]:
-        """Several references by name (see `input`)."""
-        return {name: self.input(artifact) for name, artifact in artifacts.items()}
+    def skip(self, why: str) -> None:
+        """Say that there is nothing to do; the output gets the reason in place of an address."""
+        _say(f"{self.name}: {why}")
+        self._output_path.write_text(why, encoding="utf-8")
 
     def copy(self, ref: ArtifactRef, files: Mapping[str, KfpArtifact]) -> None:
         """Copy small files of a published artifact to KFP artifacts whose content the UI shows."""
         for name, artifact in files.items():
             Path(artifact.path).write_bytes(read_file(ref, name))
 
-    def publish(
-        self, ref: ArtifactRef, metrics: KfpMetrics | None = None, summary: KfpArtifact | None = None
-    ) -> ArtifactRef:
-        """Hand the stage's artifact to the next tasks, and show it in the UI: its address and its counts as metadata.
+    def _read_inputs(self) -> None:
+        for name, address in self._addresses.items():
+            reference = read_reference(address)
+            if self._settings_uri not in (None, reference.settings_uri):
+                raise InputError(
+                    f"{self.name}: input {name} ({address}) is of the run {reference.settings_uri}, the others of "
+                    f"{self._settings_uri}; expected inputs of one run. Run the pipeline again."
+                )
+            self.inputs[name] = reference.artifact
+            if self._settings_uri is None:
+                self._open(reference.settings_uri)
 
-        Args:
-            metrics: gets the artifact's numbers, one by one.
-            summary: gets a page of Markdown (stage_summary.py).
-        """
-        manifest = open_artifact(ref)
-        self._ref = ref
-        self._reused = datetime.fromisoformat(manifest.created_at) < self._started_at
-        ref.write(Path(self._output.path))
-        self._output.metadata.update({"uri": ref.uri, "digest": ref.digest, "reused": self._reused, **ref.counts})
-        if metrics is not None:
-            for name, value in ref.metrics.items():
-                if isinstance(value, int | float):
-                    metrics.log_metric(name, float(value))
-        if summary is not None:
-            Path(summary.path).write_text(stage_summary(manifest, self._reused), encoding="utf-8")
-        return ref
+    def _open(self, settings_uri: str) -> None:
+        settings = read_settings(settings_uri)
+        self._settings_uri = settings_uri
+        self.store, self.config, self.uris = Store(settings.store_uri), settings.stages, settings.inputs
 
     def _leave(self, outcome: TaskOutcome) -> None:
         """Write the outcome so that a reader sees the old file or the new one."""

@@ -258,6 +258,15 @@ def open_artifact(ref: "ArtifactRef | str") -> Manifest:
     return manifest
 
 
+def input_of(ref: "ArtifactRef | str", name: str) -> ArtifactRef:
+    """An artifact that this one was made from, by the name that its stage gives it.
+
+    Raises:
+        StoreError: one of the two is not there any more.
+    """
+    return open_artifact(open_artifact(ref).input_uris[name]).ref()
+
+
 def download(ref: "ArtifactRef | str", into: Path) -> Path:
     """Fetch a whole artifact into a folder; every file's size and SHA-256 are compared with the manifest.
 

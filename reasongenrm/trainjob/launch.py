@@ -224,8 +224,8 @@ class _Launched:
         self._say(f"created {self.place}")
         if owner_reference() is None:
             self._say(
-                "POD_NAME and POD_UID are not set, so nothing deletes the TrainJob if this process is killed (kill "
-                f"-9); kubectl delete trainjob {self._name} -n {self._namespace} would."
+                "KFP_POD_NAME and KFP_POD_UID are not set, so nothing deletes the TrainJob if this process is killed "
+                f"(kill -9); kubectl delete trainjob {self._name} -n {self._namespace} would."
             )
 
     def _check_ours(self, found: Mapping[str, Any]) -> None:

@@ -103,8 +103,9 @@ def render_trainjob(
 
 
 def owner_reference() -> dict[str, Any] | None:
-    """The step's own Pod, told by the downward API; what it owns goes when it goes. None outside of a pod."""
-    name, uid = os.environ.get("POD_NAME"), os.environ.get("POD_UID")
+    """The step's own Pod; what it owns goes when it goes. None outside of a pod of KFP's, which tells it (kubeflow/
+    pipelines, backend/src/v2/compiler/argocompiler/common.go at 2.17.0)."""
+    name, uid = os.environ.get("KFP_POD_NAME"), os.environ.get("KFP_POD_UID")
     return {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid} if name and uid else None
 
 

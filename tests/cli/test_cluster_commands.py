@@ -66,12 +66,9 @@ def run(server: FakeKfp) -> FakeRun:
 
 def test_options_become_the_runs_arguments(server: FakeKfp, run: FakeRun) -> None:
     arguments = asked(run)
-    assert arguments["sft"]["learning_rate"] == 1e-4
-    assert arguments["num_accelerators"] == 2
-    assert (arguments["pairs"]["limit"], arguments["evaluate"]["limit"]) == (48, 48)
+    sections = {"sft": {"learning_rate": 1e-4}, "pairs": {"limit": 48}, "evaluate": {"limit": 48}}
+    assert arguments["config"] == sections
     assert arguments["teacher_uri"] == "org/model"
-    assert arguments["vllm_image"] == "registry/judge:7"
-    assert arguments["cpu_image"].startswith("mirror.example/us/reasongenrm-cpu:")
     assert next(iter(server.experiments.values()))["display_name"] == "reasongenrm"
 
 
@@ -95,7 +92,9 @@ def test_config_file_may_hold_everything_and_options_go_over_it(server: FakeKfp,
         "b/m",
         "http://t/v1",
     )
-    assert (arguments["num_train_accelerators"], arguments["tolerations"]) == (8, [{"operator": "Exists"}])
+    version = [*server.versions.values()][-1]  # resources are part of the pipeline, so this one is another
+    executor = version["pipeline_spec"]["pipeline_spec"]["deploymentSpec"]["executors"]["exec-train-dpo"]
+    assert executor["container"]["resources"]["accelerator"]["resourceCount"] == "8"
 
 
 @pytest.mark.parametrize(
@@ -166,16 +165,16 @@ def ends(phase: str) -> Any:
 def test_wait_tells_each_change_and_succeeds_with_the_run(server: FakeKfp) -> None:
     moves(
         server,
-        lambda run: run.set("import-model", "Pending", message="Unschedulable: no room"),
-        lambda run: run.set("import-model", "Running"),
-        lambda run: run.set("import-model", "Succeeded"),
+        lambda run: run.set("prepare-pairs", "Pending", message="Unschedulable: no room"),
+        lambda run: run.set("prepare-pairs", "Running"),
+        lambda run: run.set("prepare-pairs", "Succeeded"),
         ends("Succeeded"),
     )
     result = invoke(server, "submit", *GIVEN, "--name", "good", "--wait")
     assert result.exit_code == 0, result.output
-    lines = [line for line in result.stderr.splitlines() if line.startswith("import_model")]
-    assert lines[0].startswith("import_model: running")
-    assert lines[1] == "import_model: succeeded 1:30 min"
+    lines = [line for line in result.stderr.splitlines() if line.startswith("prepare_pairs")]
+    assert lines[0].startswith("prepare_pairs: running")
+    assert lines[1] == "prepare_pairs: succeeded 1:30 min"
     assert "run good succeeded in 1:30 min" in result.stderr
 
 
@@ -200,14 +199,14 @@ def test_wait_says_what_argo_says_of_a_task_without_a_log(server: FakeKfp) -> No
 def test_wait_for_a_run_that_is_cancelled_ends_like_ctrl_c(server: FakeKfp) -> None:
     moves(
         server,
-        lambda run: run.set("import-model", "Running"),
+        lambda run: run.set("prepare-pairs", "Running"),
         lambda run: server.cancel(run),
         lambda run: run.stop(),
     )
     result = invoke(server, "submit", *GIVEN, "--name", "stopped", "--wait")
     assert result.exit_code == 130
     assert "run stopped was cancelled; what is finished is kept" in result.stderr
-    assert "import_model: canceled" in result.stderr
+    assert "prepare_pairs: canceled" in result.stderr
     assert "train_dpo: skipped" in result.stderr
     assert "failed" not in result.stderr
 
@@ -229,19 +228,19 @@ def test_wait_goes_on_by_the_runs_state_where_its_tasks_cannot_be_read(server: F
 
 def test_runs_of_the_cluster_are_listed_and_one_is_shown(server: FakeKfp, run: FakeRun) -> None:
     server.on_get = lambda _run: None
-    run.set("import-model", "Succeeded")
-    run.set("prepare-pairs", "Pending", message="Unschedulable: no room")
+    run.set("prepare-pairs", "Succeeded")
+    run.set("distill-reasons", "Pending", message="Unschedulable: no room")
     listed = invoke(server, "runs").stdout.splitlines()
     (line,) = [line for line in listed if line.startswith("the-run")]
     assert line.split()[1:4] == ["running", "2026-11-24", "10:00"]
     assert line.split()[-3:] == ["pairs", "bench", "model"]
     shown = invoke(server, "runs", "--run", "the-run").stdout
-    assert "import_model" in shown
+    assert "prepare_pairs" in shown
     assert "Unschedulable: no room" in shown
     assert f"http://127.0.0.1:8080/#/runs/details/{run.run_id} after `{FORWARD}`" in shown
     found = json.loads(invoke(server, "runs", "--run", run.run_id, "--json").stdout)[0]
     assert found["state"] == "running"
-    assert found["tasks"][0]["name"] == "import_model"
+    assert found["tasks"][0]["name"] == "prepare_pairs"
     assert found["tasks"][0]["ended_at"].startswith("2026-11-24T10:01:30")
     assert found["link"] is None
     unknown = invoke(server, "runs", "--run", "nope")
@@ -252,8 +251,8 @@ def test_runs_of_the_cluster_are_listed_and_one_is_shown(server: FakeKfp, run: F
 def test_task_is_chosen_by_its_name_or_its_key(server: FakeKfp) -> None:
     server.on_get = lambda _run: None
     run = submitted(server, "chosen")
-    run.set("import-model", "Succeeded", "one [bold]line[/bold]\nanother\n")
-    for task in ("import_model", "import-model"):
+    run.set("prepare-pairs", "Succeeded", "one [bold]line[/bold]\nanother\n")
+    for task in ("prepare_pairs", "prepare-pairs"):
         assert invoke(server, "logs", "chosen", task).stdout == "one [bold]line[/bold]\nanother\n"
     assert invoke(server, "logs", "chosen").stdout.startswith("one [bold]line")  # the only one that has started
     unknown = invoke(server, "logs", "chosen", "train")

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,9 +27,15 @@ def test_every_adapter_of_an_image_is_checked_in_that_image() -> None:
     for path in COMPONENTS.glob("*/component.py"):
         name = path.parent.name
         component = vars(importlib.import_module(f"reasongenrm.components.{name}.component"))[name]
-        image = component.component_spec.implementation.container.image
-        of_image[next(key for key, reference in images.read_table().items() if reference == image)].add(name)
-    assert {name: {stage.rpartition(".")[2] for stage in image.stages} for name, image in IMAGES.items()} == of_image
+        reference = component.component_spec.implementation.container.image
+        image = next(key for key, each in images.read_table().items() if each == reference)
+        # "Adapter of reasongenrm.a.b.stage and reasongenrm.a.c.stage, which ...": what it calls, in its first line.
+        first = path.read_text(encoding="utf-8").splitlines()[0].partition(", which")[0]
+        of_image[image] |= {stage.rstrip(".") for stage in re.findall(r"reasongenrm\.([\w.]+)", first)}
+    assert {name: set(image.stages) for name, image in IMAGES.items()} == of_image
+    for stage in set.union(*of_image.values()):
+        module, _, function = stage.rpartition(".")
+        assert callable(getattr(importlib.import_module(f"reasongenrm.{module}"), function))
 
 
 def test_every_command_that_a_pod_of_an_image_runs_is_checked_in_that_image() -> None:
@@ -51,7 +58,7 @@ def test_command_that_is_not_there_is_found() -> None:
 def test_this_environment_is_no_cpu_image_and_the_check_says_where() -> None:
     findings = {finding.name: finding for finding in examine_image("cpu", ["judge-server", "web"])}
     assert findings["version"].ok
-    assert findings["stage data.pairs.prepare_pairs"].ok
+    assert findings["stage evaluation.gate.select_winner"].ok
     assert (findings["no torch"].ok, findings["no vllm"].ok) == (False, True)
     assert all(finding.ok != bool(finding.advice) for finding in findings.values())
 

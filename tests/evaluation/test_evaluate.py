@@ -8,13 +8,13 @@ import pytest
 from reasongenrm.config import EngineConfig, EvaluateConfig
 from reasongenrm.data.benchmarks import Benchmark, BenchmarkRow, load_benchmark, rows_digest
 from reasongenrm.errors import ConfigError, EngineError
-from reasongenrm.evaluation.evaluate import evaluate_alone, evaluate_rewardbench, judge_benchmark, verdict_confusion
+from reasongenrm.evaluation.evaluate import evaluate_alone, evaluate_rewardbench, judge_benchmark
 from reasongenrm.evaluation.metrics import Evaluation
 from reasongenrm.generation import Generation
-from reasongenrm.records import JudgePrompt, Judgment, Verdict, dump_records, parse_records
+from reasongenrm.records import Judgment, parse_records
 from reasongenrm.store.artifacts import ArtifactRef, Store, open_artifact, read_file
 from reasongenrm.store.stage import Stage
-from tests.judges import ScriptedEngine, benchmark_of, judged
+from tests.judges import ScriptedEngine, benchmark_of
 from tests.tiny import tiny_checkpoint
 
 Said = tuple[str | None, str, Literal["stop", "length"]]
@@ -231,18 +231,3 @@ def test_judge_outside_a_run_leaves_its_files_and_goes_on_after_a_crash(tmp_path
     assert sorted(path.name for path in folder.iterdir()) == ["evaluation.json", "judgments.jsonl", "rows.jsonl"]
     assert parse_records((folder / "judgments.jsonl").read_bytes(), Judgment, "") == judgments
     assert load_benchmark(rows.uri).rows == tuple(parse_records((folder / "rows.jsonl").read_bytes(), BenchmarkRow, ""))
-
-
-def test_verdicts_are_counted_by_label_and_those_that_are_missing_apart(store: Store, tmp_path: Path) -> None:
-    rows = benchmark(tmp_path, 3)
-
-    def leans_to_a(prompt: JudgePrompt, vote: int) -> Verdict | None:
-        """Right where the label is [[A]]; of the others, one vote says [[A]] and one nothing."""
-        return "[[A]]" if prompt.label == "[[A]]" or vote == 0 else None
-
-    with Stage(store, "evaluate_rewardbench", EvaluateConfig(), {}) as stage:
-        stage.add_bytes("judgments.jsonl", dump_records(judged(rows, leans_to_a, votes=2)))
-        ref = stage.finish({})
-    categories, matrix = verdict_confusion(ref)
-    assert categories == ["[[A]]", "[[B]]", "unparsed"]
-    assert matrix == [[6, 0, 0], [3, 0, 3], [0, 0, 0]]  # 3 rows, 2 votes: 6 judgments of each label

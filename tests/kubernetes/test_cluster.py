@@ -350,7 +350,6 @@ def test_pod_uses_its_service_account_and_reads_a_token_that_rotates(
         monkeypatch.setattr(connection, "SERVICE_ACCOUNT_DIR", tmp_path)
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
         monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.port))
-        monkeypatch.delenv("POD_NAMESPACE", raising=False)
         with pytest.raises(ClusterError, match=r"token: no such file.*this is a pod"):
             Cluster.connect()
         (tmp_path / "token").write_text("first\n")

@@ -472,12 +472,18 @@ def test_e2e_whose_run_fails_shows_pods_events_and_logs_and_leaves_nothing(machi
     done = CliRunner().invoke(app, ["submit", *command])
     assert done.exit_code == 0, done.output
     asked = next(iter(kfp.runs.values())).body["runtime_config"]["parameters"]
-    assert (asked["num_accelerators"], asked["num_train_accelerators"], asked["accelerator_memory"]) == (0, 0, "640Mi")
-    assert (asked["cpu_image"], asked["vllm_image"]) == (read_table()["cpu"], read_table()["train"])
+    (version,) = kfp.versions.values()
+    executors = version["pipeline_spec"]["pipeline_spec"]["deploymentSpec"]["executors"]
+    sampling, deciding = (executors[name]["container"] for name in ("exec-sample-reasons", "exec-select-winner"))
+    assert sampling["resources"] == {
+        **{"cpuRequest": 0.1, "resourceCpuRequest": "100m"},
+        **{"memoryLimit": 0.67108864, "resourceMemoryLimit": "640Mi"},
+    }  # and no accelerator
+    assert (deciding["image"], sampling["image"]) == (read_table()["cpu"], read_table()["train"])
     assert asked["model_uri"] == asked["teacher_uri"] == "s3://reasongenrm/smoke-inputs/model"
-    assert (asked["deploy"]["apply"], asked["deploy"]["runtime"]) == (True, "reasongenrm-transformers")
-    assert asked["deploy"]["min_golden_agreement"] == 0
-    check_settings(DeployConfig.model_validate(asked["deploy"]).with_judge_image("any"))
+    deploy = DeployConfig.model_validate(asked["config"]["deploy"]).with_judge_image("any")
+    assert (deploy.apply, deploy.runtime, deploy.min_golden_agreement) == (True, "reasongenrm-transformers", 0)
+    check_settings(deploy)
     order(
         machine.calls(),
         "get pods -A -o wide",

@@ -1,10 +1,9 @@
-"""The one pipeline: its golden YAML, its graph, its parameters and what it keeps secret."""
+"""The one pipeline: its golden YAML, its graph, its resources and what it keeps secret."""
 
 import importlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ import yaml
 
 from reasongenrm import __version__
 from reasongenrm.components import images
-from reasongenrm.config import ResourcesConfig, RunConfig, Section, parse_section
+from reasongenrm.config import ResourcesConfig, RunConfig, load_config, parse_section
 from reasongenrm.pipelines.compile import Compiled, compile_pipeline, compile_to, stale_files
-from reasongenrm.pipelines.reason_reward_model import parameters, reason_reward_model
-from reasongenrm.pipelines.resources import S3_KEYS
+from reasongenrm.pipelines.reason_reward_model import reason_reward_model
 from tests.kube.schemas import check
 
 GOLDEN = Path(__file__).parents[2] / "pipelines" / "compiled" / "reason_reward_model.yaml"
@@ -39,28 +37,16 @@ def compiled(written: Compiled) -> tuple[Any, Any]:
 def executors(compiled: tuple[Any, Any]) -> dict[str, Any]:
     """Executor -> what Kubernetes is told about its pod."""
     found: dict[str, Any] = compiled[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    assert len(found) == 17
+    assert len(found) == 11
     return found
 
 
-IMAGES = {f"{name}_image" for name in images.NAMES}  # None in the config: the compiled default
+HEAVY = ("exec-distill", "exec-sample", "exec-select-reasons", "exec-select-pref", "exec-train", "exec-evaluate")
 
 
-def dags(spec: Any) -> Iterator[tuple[Any, Any]]:
-    """Every graph with the inputs that it is given: the pipeline's own and that of each condition."""
-    yield spec["root"], spec["root"]["dag"]
-    for component in spec["components"].values():
-        if "dag" in component:
-            yield component, component["dag"]
-
-
-def stages(spec: Any) -> dict[str, str]:
-    """Task name -> the stage whose adapter it runs."""
-    return {
-        task: details["componentRef"]["name"].removeprefix("comp-").rstrip("-0123456789").replace("-", "_")
-        for _, dag in dags(spec)
-        for task, details in dag["tasks"].items()
-    }
+def adapter(key: str) -> str:
+    """The adapter's name of a task or an executor."""
+    return key.removeprefix("comp-").removeprefix("exec-").rstrip("-0123456789").replace("-", "_")
 
 
 def test_golden_files_are_what_compiling_gives(written: Compiled) -> None:
@@ -89,10 +75,18 @@ def test_manifests_are_those_of_kfps_own_compiler(written: Compiled, tmp_path: P
         namespace="kubeflow",
     )
     path = tmp_path / "kfp.yaml"
-    Compiler().compile(
-        reason_reward_model, str(path), kubernetes_manifest_options=options, kubernetes_manifest_format=True
-    )
-    assert list(yaml.safe_load_all(written.kubernetes)) == list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    pipeline = reason_reward_model(ResourcesConfig())
+    Compiler().compile(pipeline, str(path), kubernetes_manifest_options=options, kubernetes_manifest_format=True)
+    theirs = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    ours = list(yaml.safe_load_all(written.kubernetes))
+    executors = ours[1]["spec"]["pipelineSpec"]["deploymentSpec"]["executors"]
+    for name, executor in theirs[1]["spec"]["pipelineSpec"]["deploymentSpec"]["executors"].items():
+        container = executor["container"]
+        assert container["args"] == ["--executor_input", "{{$}}", "--function_to_execute", adapter(name)]
+        assert executors[name]["container"].pop("command") == ["python3", "-m", "reasongenrm.components"]
+        assert executors[name]["container"].pop("args") == [adapter(name), "{{$}}"]
+        del container["command"], container["args"]
+    assert ours == theirs
 
 
 def test_manifests_are_what_the_kinds_of_kfp_know(written: Compiled) -> None:
@@ -116,7 +110,7 @@ def test_version_is_ours_and_changes_with_the_content(written: Compiled) -> None
     assert name == written.version_name
     assert version["metadata"]["name"] == name.replace(".", "-")  # a label as well as a name
     assert compile_pipeline().version == written.version
-    assert compile_pipeline({"cpu": "registry.example/judge-cpu:2"}).version != written.version
+    assert compile_pipeline(ResourcesConfig(cpu_image="registry.example/judge-cpu:2")).version != written.version
     # A namespace says where the objects are, not what the pipeline is.
     assert compile_pipeline(namespace="team-a").version == written.version
 
@@ -127,229 +121,177 @@ def test_objects_are_where_kfp_sees_them(written: Compiled) -> None:
         assert [document["metadata"]["namespace"] for document in documents] == [namespace, namespace]
 
 
-def test_images_are_parameters_with_the_tables_images_as_defaults(compiled: tuple[Any, Any]) -> None:
-    definitions = compiled[0]["root"]["inputDefinitions"]["parameters"]
-    assert {name: definitions[f"{name}_image"]["defaultValue"] for name in images.NAMES} == images.read_table()
-    used = {
-        name.removeprefix("exec-").rstrip("-0123456789"): executor["container"]["image"]
-        for name, executor in compiled[0]["deploymentSpec"]["executors"].items()
-    }
-    image = "{{$.inputs.parameters['pipelinechannel--%s_image']}}"
-    expected = {images.CPU: image % "cpu", images.TRAIN: image % "train", images.VLLM: image % "vllm"}
-    for stage, found in used.items():
-        name = stage.replace("-", "_")
-        adapter = vars(importlib.import_module(f"reasongenrm.components.{name}.component"))[name]
-        assert found == expected[adapter.component_spec.implementation.container.image], stage
+def test_tasks_run_in_the_images_of_their_adapters(compiled: tuple[Any, Any]) -> None:
+    for key, executor in compiled[0]["deploymentSpec"]["executors"].items():
+        name = adapter(key)
+        component = vars(importlib.import_module(f"reasongenrm.components.{name}.component"))[name]
+        assert executor["container"]["image"] == component.component_spec.implementation.container.image, key
 
 
-def test_another_image_changes_its_default_and_nothing_else(written: Compiled) -> None:
-    other = compile_pipeline({"vllm": "registry.example/judge:7"})
+def test_another_image_changes_its_tasks_and_nothing_else(written: Compiled) -> None:
+    other = compile_pipeline(ResourcesConfig(vllm_image="registry.example/judge:7"))
     assert other.ir == written.ir.replace(images.VLLM, "registry.example/judge:7")
-    assert written.ir.count(images.VLLM) == 1
+    assert written.ir.count(images.VLLM) == 3
 
 
-def test_scores_twice_trains_sft_twice_and_evaluates_four_times(compiled: tuple[Any, Any]) -> None:
-    counts = Counter(stages(compiled[0]).values())
-    assert counts.pop("condition") == 1
-    assert counts == {
-        "import_model": 1,
-        "prepare_pairs": 1,
-        "distill_reasons": 1,
-        "score_reasons": 2,
-        "select_reasons": 1,
-        "train_sft": 2,
-        "sample_reasons": 1,
-        "select_preferences": 1,
-        "train_dpo": 1,
-        "evaluate_rewardbench": 4,
-        "select_winner": 1,
-        "deploy_kserve": 1,
-    }
+def test_judges_image_is_the_cpu_image() -> None:
+    (spec, _) = yaml.safe_load_all(compile_pipeline(ResourcesConfig(cpu_image="registry.example/cpu:7")).ir)
+    given = spec["root"]["dag"]["tasks"]["deploy-kserve"]["inputs"]["parameters"]["judge_image"]
+    assert given == {"runtimeValue": {"constant": "registry.example/cpu:7"}}
+
+
+def test_trains_sft_twice_and_everything_else_once(compiled: tuple[Any, Any]) -> None:
+    counts = Counter(adapter(task) for task in compiled[0]["root"]["dag"]["tasks"])
+    assert counts.pop("train_sft") == 2
+    assert counts == dict.fromkeys(
+        [
+            *("prepare_pairs", "distill_reasons", "select_reasons", "sample_reasons", "select_preferences"),
+            *("train_dpo", "evaluate_rewardbench", "select_winner", "deploy_kserve"),
+        ],
+        1,
+    )
 
 
 def test_on_policy_reasons_are_written_and_scored_by_the_sft_model(compiled: tuple[Any, Any]) -> None:
     tasks = compiled[0]["root"]["dag"]["tasks"]
-    variants = {
-        name: task["inputs"]["parameters"]["variant"]["runtimeValue"]["constant"]
-        for name, task in tasks.items()
-        if name.startswith("train-sft")
+
+    def given(task: str, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = tasks[task]["inputs"]["parameters"][name]
+        return found
+
+    (sft,) = (
+        name
+        for name in tasks
+        if name.startswith("train-sft") and given(name, "variant") == {"runtimeValue": {"constant": "sft"}}
+    )
+
+    def model_of(task: str, name: str = "model") -> str:
+        return str(given(task, name)["taskOutputParameter"]["producerTask"])
+
+    assert model_of("select-reasons") == model_of("evaluate-rewardbench", "base_model") == "prepare-pairs"
+    assert model_of("sample-reasons") == model_of("select-preferences") == model_of("train-dpo") == sft
+    assert model_of("evaluate-rewardbench", "sft_model") == sft
+
+
+def test_pipeline_takes_addresses_and_one_config(compiled: tuple[Any, Any]) -> None:
+    definitions = compiled[0]["root"]["inputDefinitions"]["parameters"]
+    uris = ("store_uri", "preferences_uri", "benchmark_uri", "model_uri", "teacher_uri")
+    assert definitions == {
+        **{name: {"parameterType": "STRING"} for name in uris},
+        "config": {"defaultValue": {}, "isOptional": True, "parameterType": "STRUCT"},
     }
-    sft = next(name for name, variant in variants.items() if variant == "sft")
-
-    def model_of(task: str) -> str:
-        return str(tasks[task]["inputs"]["artifacts"]["model"]["taskOutputArtifact"]["producerTask"])
-
-    assert model_of("score-reasons") == "import-model"
-    assert model_of("sample-reasons") == model_of("score-reasons-2") == model_of("train-dpo") == sft
 
 
-def test_deployment_hangs_on_the_plain_return_value_of_the_gate(compiled: tuple[Any, Any]) -> None:
-    condition = compiled[0]["root"]["dag"]["tasks"]["condition-1"]["triggerPolicy"]["condition"]
-    assert "pipelinechannel--select-winner-Output'] == true" in condition
-
-
-def test_every_graph_is_given_every_input_that_its_tasks_name(compiled: tuple[Any, Any]) -> None:
-    for owner, dag in dags(compiled[0]):
-        given = owner.get("inputDefinitions", {})
-        for name, task in dag["tasks"].items():
-            inputs = task.get("inputs", {})
-            wanted = {value.get("componentInputParameter") for value in inputs.get("parameters", {}).values()} - {None}
-            assert wanted <= given.get("parameters", {}).keys(), name
-            wanted = {value.get("componentInputArtifact") for value in inputs.get("artifacts", {}).values()} - {None}
-            assert wanted <= given.get("artifacts", {}).keys(), name
+def test_no_task_but_the_first_is_given_more_than_addresses(compiled: tuple[Any, Any]) -> None:
+    """KFP repeats what a task is given some six times in the state of a run."""
+    for name, component in compiled[0]["components"].items():
+        kinds = {each["parameterType"] for each in component["inputDefinitions"]["parameters"].values()}
+        assert kinds == ({"STRING", "STRUCT"} if name == "comp-prepare-pairs" else {"STRING"}), name
+        assert "artifacts" not in component["inputDefinitions"], name
 
 
 def test_kfp_never_answers_from_its_own_cache(compiled: tuple[Any, Any]) -> None:
-    for _, dag in dags(compiled[0]):
-        assert [
-            name
-            for name, task in dag["tasks"].items()
-            if task.get("cachingOptions") and not task["componentRef"]["name"].startswith("comp-condition")
-        ] == []
+    tasks = compiled[0]["root"]["dag"]["tasks"]
+    assert [name for name, task in tasks.items() if task["cachingOptions"]] == []
 
 
-def test_credentials_come_from_secrets_by_name_and_nowhere_else(
-    compiled: tuple[Any, Any], executors: dict[str, Any]
-) -> None:
-    names = compiled[0]["root"]["inputDefinitions"]["parameters"].keys()
-    assert not [name for name in names if any(word in name for word in ("token", "key", "password", "credential"))]
-    hub = ("exec-import", "exec-prepare", "exec-distill", "exec-evaluate")
+def test_credentials_come_from_secrets_by_name_and_nowhere_else(executors: dict[str, Any]) -> None:
     for name, executor in executors.items():
-        keys = {key["secretKey"] for secret in executor["secretAsEnv"] for key in secret["keyToEnv"]}
-        assert keys >= set(S3_KEYS), name
-        assert ("OPENAI_API_KEY" in keys) == name.startswith("exec-distill"), name
-        assert ("HF_TOKEN" in keys) == name.startswith(hub), name
-        deploy = {"JUDGE_API_KEY", "VLLM_API_KEY", "MODEL_REGISTRY_TOKEN"}
-        assert (deploy & keys) == (deploy if name.startswith("exec-deploy") else set()), name
-        needed = [secret for secret in executor["secretAsEnv"] if not secret.get("optional")]
-        assert [key["secretKey"] for secret in needed for key in secret["keyToEnv"]] == list(S3_KEYS), name
+        assert "secretAsEnv" not in executor, name
+        mounted = {secret["mountPath"]: secret for secret in executor["secretAsVolume"]}
+        s3 = mounted.pop("/var/run/secrets/reasongenrm/s3")
+        assert (s3["secretName"], s3.get("optional", False)) == ("reasongenrm-s3", False), name
+        expected = set()
+        if name.startswith(("exec-prepare", "exec-distill", "exec-evaluate")):
+            expected |= {"reasongenrm-hub"}
+        if name.startswith("exec-distill"):
+            expected |= {"reasongenrm-teacher"}
+        if name.startswith("exec-deploy"):
+            expected |= {"reasongenrm-judge"}
+        assert {secret["secretName"] for secret in mounted.values()} == expected, name
+        assert all(secret["optional"] for secret in mounted.values()), name
 
 
-def test_every_pod_is_non_root_and_has_scratch_of_its_own(executors: dict[str, Any]) -> None:
+def test_one_secret_for_two_purposes_is_refused() -> None:
+    with pytest.raises(ValueError, match="everything is named for several of s3_secret, teacher_secret"):
+        ResourcesConfig(s3_secret="everything", hub_secret="everything")
+
+
+def test_every_pod_is_non_root_and_heavy_ones_have_shared_memory(executors: dict[str, Any]) -> None:
     for name, executor in executors.items():
         assert executor["securityContext"] == {"runAsNonRoot": True}, name
-        mounts = {mount["mountPath"]: mount for mount in executor["emptyDirMounts"]}
-        assert "/tmp" in mounts, name
-        heavy = name.startswith(("exec-distill", "exec-sample", "exec-score", "exec-train", "exec-evaluate"))
-        assert ("/dev/shm" in mounts) == heavy, name
+        mounts = [mount["mountPath"] for mount in executor.get("emptyDirMounts", ())]
+        assert mounts == (["/dev/shm"] if name.startswith(HEAVY) else []), name
 
 
-def test_pods_that_make_objects_in_the_cluster_know_who_they_are(executors: dict[str, Any]) -> None:
-    for name, executor in executors.items():
-        told = {field["name"]: field["fieldPath"] for field in executor.get("fieldPathAsEnv", [])}
-        if name.startswith(("exec-train", "exec-deploy")):
-            assert told == {
-                "POD_NAME": "metadata.name",
-                "POD_UID": "metadata.uid",
-                "POD_NAMESPACE": "metadata.namespace",
-            }
-        else:
-            assert told == {}, name
-
-
-def test_nodes_are_chosen_by_parameters_apart_for_tasks_with_accelerators(executors: dict[str, Any]) -> None:
-    for name, executor in executors.items():
-        heavy = name.startswith(("exec-distill", "exec-sample", "exec-score", "exec-train", "exec-evaluate"))
-        start = "accelerator_" if heavy else ""
-        if name.startswith("exec-deploy"):  # inside the condition, parameters come under KFP's own names
-            start = "pipelinechannel--"
-        selector = executor["nodeSelector"]["nodeSelectorJson"]
-        assert selector == {"componentInputParameter": f"{start}node_selector"}, name
-        assert [given["tolerationJson"] for given in executor["tolerations"]] == [
-            {"componentInputParameter": f"{start}tolerations"}
-        ], name
-        assert len(executor["imagePullSecret"]) == 1, name
+def test_nodes_and_pull_secret_are_those_of_the_resources() -> None:
+    taint = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    resources = ResourcesConfig(
+        accelerator_node_selector={"gpu": "h100"},
+        accelerator_tolerations=(taint,),  # type: ignore[arg-type]
+        node_selector={"pool": "cpu"},
+        image_pull_secret="mine",
+    )
+    (_, platform) = yaml.safe_load_all(compile_pipeline(resources).ir)
+    for name, executor in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].items():
+        heavy = name.startswith(HEAVY)
+        assert executor["nodeSelector"]["labels"] == ({"gpu": "h100"} if heavy else {"pool": "cpu"}), name
+        assert executor.get("tolerations", []) == ([taint] if heavy else []), name
+        assert [secret["secretName"] for secret in executor["imagePullSecret"]] == ["mine"], name
 
 
 def test_long_tasks_are_tried_again_and_light_ones_have_a_limit(
     compiled: tuple[Any, Any], executors: dict[str, Any]
 ) -> None:
-    retried, limited = set(), set()
-    for _, dag in dags(compiled[0]):
-        for name, task in dag["tasks"].items():
-            if "retryPolicy" in task:
-                assert task["retryPolicy"]["maxRetryCount"] == 2
-                assert task["retryPolicy"]["backoffDuration"] == "60s"
-                retried.add(name)
-    for name, executor in executors.items():
-        if "activeDeadlineSeconds" in executor:
-            assert executor["activeDeadlineSeconds"] == "21600"
-            limited.add(name.removeprefix("exec-"))
-    assert len(retried) == 11
-    assert limited == {
-        "import-model",
-        "prepare-pairs",
-        "select-reasons",
-        "select-preferences",
-        "select-winner",
-        "deploy-kserve",
-    }
+    retried = set()
+    for name, task in compiled[0]["root"]["dag"]["tasks"].items():
+        if "retryPolicy" in task:
+            assert task["retryPolicy"]["maxRetryCount"] == 2
+            assert task["retryPolicy"]["backoffDuration"] == "60s"
+            retried.add(name)
+    limited = {name.removeprefix("exec-") for name, each in executors.items() if "activeDeadlineSeconds" in each}
+    assert {executors[f"exec-{name}"]["activeDeadlineSeconds"] for name in limited} == {"21600"}
+    assert limited == {"prepare-pairs", "select-winner", "deploy-kserve"}
+    assert len(retried) == 8
     assert retried.isdisjoint(limited)
 
 
-def test_each_class_of_tasks_has_its_own_number_of_accelerators(compiled: tuple[Any, Any]) -> None:
-    counts = {
-        name.removeprefix("exec-").rstrip("-0123456789"): executor["container"]["resources"]["accelerator"][
-            "resourceCount"
-        ]
-        for name, executor in compiled[0]["deploymentSpec"]["executors"].items()
-        if "accelerator" in executor["container"]["resources"]
-    }
-    count = "{{$.inputs.parameters['pipelinechannel--num_%saccelerators']}}"
-    assert counts == {
-        "distill-reasons": count % "teacher_",
-        "score-reasons": count % "",
-        "sample-reasons": count % "",
-        "evaluate-rewardbench": count % "",
-        "train-sft": count % "train_",
-        "train-dpo": count % "train_",
-    }
-
-
-def test_resources_are_parameters_whose_defaults_are_the_configs(compiled: tuple[Any, Any]) -> None:
-    definitions = compiled[0]["root"]["inputDefinitions"]["parameters"]
-    inputs = {"store_uri", "preferences_uri", "benchmark_uri", "model_uri", "teacher_uri"}
-    assert definitions.keys() - RunConfig().stages().keys() - inputs == ResourcesConfig.model_fields.keys()
-    defaults = {name: definitions[name]["defaultValue"] for name in ResourcesConfig.model_fields}
-    as_kfp_hands_them_over = json.loads(json.dumps(defaults), parse_int=float)
-    found = parse_section(ResourcesConfig, as_kfp_hands_them_over, "the pipeline")
-    assert found.model_dump(exclude=IMAGES) == ResourcesConfig().model_dump(exclude=IMAGES)
-
-
-def test_only_heavy_tasks_ask_for_accelerators(compiled: tuple[Any, Any]) -> None:
-    executors = compiled[0]["deploymentSpec"]["executors"]
-    heavy = {
-        name.removeprefix("exec-").rstrip("-0123456789")
-        for name, executor in executors.items()
-        if "accelerator" in executor["container"]["resources"]
-    }
-    assert heavy == {
-        "distill-reasons",
-        "score-reasons",
-        "train-sft",
-        "sample-reasons",
-        "train-dpo",
-        "evaluate-rewardbench",
+def test_each_class_of_tasks_has_its_own_resources() -> None:
+    resources = ResourcesConfig(
+        num_accelerators=1,
+        num_teacher_accelerators=0,
+        num_train_accelerators=8,
+        accelerator="amd.com/gpu",
+        accelerator_cpu="9",
+        train_memory="900Gi",
+        cpu="1500m",
+    )
+    (spec, _) = yaml.safe_load_all(compile_pipeline(resources).ir)
+    found = {}
+    for key, executor in spec["deploymentSpec"]["executors"].items():
+        asked = executor["container"]["resources"]
+        limits = [asked["resourceCpuRequest"], asked["resourceMemoryLimit"]]
+        accelerator = asked.get("accelerator")
+        given = [accelerator["resourceCount"], accelerator["resourceType"]] if accelerator else []
+        found[adapter(key)] = [*limits, *given]
+    assert found == {
+        "prepare_pairs": ["1500m", "8Gi"],
+        "distill_reasons": ["9", "64Gi"],
+        "select_reasons": ["9", "64Gi", "1", "amd.com/gpu"],
+        "train_sft": ["8", "900Gi", "8", "amd.com/gpu"],
+        "sample_reasons": ["9", "64Gi", "1", "amd.com/gpu"],
+        "select_preferences": ["9", "64Gi", "1", "amd.com/gpu"],
+        "train_dpo": ["8", "900Gi", "8", "amd.com/gpu"],
+        "evaluate_rewardbench": ["9", "64Gi", "1", "amd.com/gpu"],
+        "select_winner": ["1500m", "8Gi"],
+        "deploy_kserve": ["100m", "512Mi"],
     }
 
 
-def test_sections_are_parameters_whose_defaults_are_the_configs(compiled: tuple[Any, Any]) -> None:
-    definitions = compiled[0]["root"]["inputDefinitions"]["parameters"]
-    sections = {name: definitions[name]["defaultValue"] for name in RunConfig().stages()}
-    as_kfp_hands_them_over = json.loads(json.dumps(sections), parse_int=float)
-    assert parse_section(RunConfig, as_kfp_hands_them_over, "the pipeline") == RunConfig()
-
-
-def _fields_that_may_be_none(section: type[Section], where: str = "") -> Iterator[tuple[str, Any]]:
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from _fields_that_may_be_none(field.annotation, f"{where}{name}.")
-        elif type(None) in getattr(field.annotation, "__args__", ()):
-            yield f"{where}{name}", field.default
-
-
-def test_nothing_is_lost_where_a_key_that_is_none_is_left_out() -> None:
-    may_be_none = dict(_fields_that_may_be_none(RunConfig))
-    assert "sample.engine.max_model_len" in may_be_none
-    assert [name for name, default in may_be_none.items() if default is not None] == []
-    assert "limit" not in parameters(RunConfig().pairs)
+def test_changes_of_the_defaults_are_all_that_a_run_is_given() -> None:
+    assert RunConfig().changes() == {}
+    for path in sorted((GOLDEN.parents[1] / "configs").rglob("*.yaml")):
+        config = load_config(path)
+        as_kfp_hands_it_over = json.loads(json.dumps(config.changes()), parse_int=float)
+        assert parse_section(RunConfig, as_kfp_hands_it_over, "the pipeline").stages() == config.stages(), path
+        assert None not in config.changes().values()

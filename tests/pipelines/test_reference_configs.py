@@ -13,6 +13,9 @@ from typer.testing import CliRunner
 from reasongenrm.cli import app
 from reasongenrm.config import RunConfig, load_config
 from reasongenrm.runs import kfp
+from reasongenrm.runs.references import read_settings, write_settings
+from reasongenrm.store.artifacts import Store
+from reasongenrm.store.run_records import RunInputs
 from tests.kube.fake_kfp import FakeKfp
 
 FOLDER = Path(__file__).parents[2] / "pipelines" / "configs" / "reference"
@@ -119,7 +122,7 @@ def server() -> Iterator[FakeKfp]:
 
 @pytest.mark.parametrize("path", PATHS, ids=NAMES)
 def test_compiled_pipeline_takes_the_config_as_it_is(
-    server: FakeKfp, path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    server: FakeKfp, store: Store, path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(kfp.TOKEN_PATH_ENV, str(tmp_path / "none"))
     arguments = ["submit", "--config", str(path), "--store", "s3://judges/runs", "--host", server.url, "--json"]
@@ -127,8 +130,8 @@ def test_compiled_pipeline_takes_the_config_as_it_is(
     assert result.exit_code == 0, result.output
     given = server.runs[json.loads(result.stdout)["run_id"]].body["runtime_config"]["parameters"]
     assert given["model_uri"] == MODELS[path.stem]
-    assert (given["num_teacher_accelerators"], given["num_accelerators"]) == (8, 8)
-    assert given["sft"]["learning_rate"] == 5e-6
+    taken = write_settings(store, RunInputs(**{name: given[name] for name in RunInputs.model_fields}), given["config"])
+    assert read_settings(taken).stages.stages() == load_config(path).stages()
 
 
 def test_every_training_is_sharded_as_the_references(config: RunConfig) -> None:

@@ -1,18 +1,14 @@
-"""The work of a run worked by hand; and no stage of the pipeline is forgotten."""
+"""The work of a run worked by hand. (That no stage is forgotten: tests/components/test_adapters.py.)"""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from reasongenrm.config import RunConfig
 from reasongenrm.planning.measurements import Workload
 from reasongenrm.planning.workloads import Assumptions, StageWorkload, run_workloads
 from reasongenrm.training.shapes import SHAPES
 
-COMPILED = Path(__file__).parents[2] / "pipelines" / "compiled" / "reason_reward_model.yaml"
 JUDGE, TEACHER = SHAPES["7B"], SHAPES["70B"]
 ASSUMED = Assumptions(num_pairs=1_000, prompt_tokens=100, reason_tokens=50, kept_fraction=0.25)
 
@@ -24,23 +20,6 @@ def stages(config: RunConfig, assumed: Assumptions = ASSUMED) -> dict[str, Stage
 def changed(**sections: dict[str, Any]) -> RunConfig:
     """A configuration with a sample of the reference's numbers and these changes."""
     return RunConfig.model_validate({"pairs": {"order": "random"}, **sections})
-
-
-def task_names(dag: dict[str, Any], components: dict[str, Any]) -> Iterator[str]:
-    """Names of a compiled pipeline's tasks, with those inside conditions."""
-    for task in dag["tasks"].values():
-        inner = components[task["componentRef"]["name"]].get("dag")
-        if inner:
-            yield from task_names(inner, components)
-        else:
-            name = task["taskInfo"]["name"]
-            yield name if " " in name else name.replace("-", "_")
-
-
-def test_stages_are_those_of_the_pipeline() -> None:
-    compiled = yaml.safe_load(COMPILED.read_text(encoding="utf-8").split("\n---\n")[0])
-    names = sorted(task_names(compiled["root"]["dag"], compiled["components"]))
-    assert sorted(stage.stage for stage in run_workloads(RunConfig(), ASSUMED, JUDGE, TEACHER)) == names
 
 
 def test_work_of_a_run_follows_from_pairs_samples_tokens_and_epochs() -> None:

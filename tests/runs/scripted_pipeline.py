@@ -10,28 +10,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 # ruff: noqa: T201 - a program whose output is what it is for
 from reasongenrm.config import SelectConfig
 from reasongenrm.errors import StoreError
 from reasongenrm.runs.task import Task
-from reasongenrm.store.artifacts import Store
 from reasongenrm.store.stage import Stage
 
 
-class Output:
-    """A KFP artifact: a path and metadata."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True)
-        self.path, self.metadata = str(path), dict[str, Any]()
-
-
-def do(action: str, store: Store, task: Task) -> None:
+def do(action: str, task: Task) -> None:
     """What one task does."""
     print(f"    {task.name} says {action}", flush=True)
     match action:
+        case "skip":
+            task.skip("nothing to do here")
+            return
         case "fail":
             raise StoreError("the disk is full; free some")
         case "break":
@@ -42,7 +35,7 @@ def do(action: str, store: Store, task: Task) -> None:
             child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
             print(f"    hanging {os.getpid()} {child.pid}", flush=True)
             time.sleep(600)
-    with Stage(store, task.name, SelectConfig(), {}) as stage:
+    with Stage(task.store, task.name, SelectConfig(), {}) as stage:
         if not stage.done:
             stage.add_bytes("made.txt", task.name.encode())
         task.publish(stage.done or stage.finish({"num_in": 2, "num_out": 1}))
@@ -51,9 +44,9 @@ def do(action: str, store: Store, task: Task) -> None:
 def main() -> None:
     """Run the tasks one after another, each in a process of its own; go on after one that failed, as KFP does."""
     given = json.loads(Path(sys.argv[1]).read_text())
-    root, store_uri = Path(given["pipeline_root"]), given["arguments"]["store_uri"]
-    actions = given["arguments"]["model_uri"].split()
-    (root / "tasks.json").write_text(json.dumps({f"task-{n}": f"task_{n}" for n in range(len(actions))}))
+    root, arguments = Path(given["pipeline_root"]), given["arguments"]
+    actions = arguments["model_uri"].split()
+    (root / "num_stages").write_text(str(len(actions)))
     print("noise of the runner", flush=True)
     failed = False
     for number, action in enumerate(actions):
@@ -61,8 +54,11 @@ def main() -> None:
             sys.exit("the runner itself crashed")
         process = os.fork()
         if not process:
-            with Task(f"task_{number}", store_uri, Output(root / "toy" / f"task-{number}" / "output")) as task:
-                do(action, task.store, task)
+            output = root / "toy" / f"task-{number}" / "output"
+            output.parent.mkdir(parents=True)
+            with Task(f"task_{number}", str(output)) as task:
+                task.begin(**arguments)
+                do(action, task)
             os._exit(0)
         failed |= os.waitpid(process, 0)[1] != 0
     sys.exit(failed)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from reasongenrm.config import RunConfig
+from reasongenrm.config import ResourcesConfig, RunConfig
 from reasongenrm.errors import ClusterError, ConfigError
 from reasongenrm.kubernetes import connection, waiting
 from reasongenrm.kubernetes.connection import NotFoundError, UnavailableError
@@ -92,7 +92,7 @@ def test_version_that_is_there_is_used_and_another_content_is_another_version(
 ) -> None:
     client, _ = started(server, compiled)
     first = client.ensure_version(PIPELINE_NAME, compiled.version_name, compiled.ir)
-    other = compile_pipeline({"cpu": "registry.example/judge:2"})
+    other = compile_pipeline(ResourcesConfig(cpu_image="registry.example/judge:2"))
     second = client.ensure_version(PIPELINE_NAME, other.version_name, other.ir)
     assert server.seen.count("POST /apis/v2beta1/pipelines/upload_version") == 2
     assert (len(server.pipelines), len(server.versions), len(server.experiments)) == (1, 2, 1)
@@ -129,17 +129,17 @@ def states_of(client: PipelineServer, run: FakeRun) -> dict[str, str]:
 
 def test_tasks_have_the_uis_names_and_states(server: FakeKfp, compiled: Compiled) -> None:
     client, run = started(server, compiled)
-    run.set("import-model", "Succeeded")
-    run.set("prepare-pairs", "Running")
-    run.set("distill-reasons", "Pending", message="Unschedulable: 0/3 nodes:\n3 Insufficient nvidia.com/gpu.")
+    run.set("prepare-pairs", "Succeeded")
+    run.set("distill-reasons", "Running")
+    run.set("select-reasons", "Pending", message="Unschedulable: 0/3 nodes:\n3 Insufficient nvidia.com/gpu.")
     found = client.run(run.run_id)
     assert (found.name, found.state, found.has_ended, found.namespace) == ("first", "running", False, "kubeflow")
-    assert len(found.tasks) == 17
+    assert len(found.tasks) == 11
     tasks = {task.name: task for task in found.tasks}
-    assert tasks["import_model"].state == "succeeded"
-    assert tasks["prepare_pairs"].state == "running"
-    assert tasks["distill_reasons"].state == "pending"
-    assert tasks["distill_reasons"].message == "Unschedulable: 0/3 nodes: 3 Insufficient nvidia.com/gpu."
+    assert tasks["prepare_pairs"].state == "succeeded"
+    assert tasks["distill_reasons"].state == "running"
+    assert tasks["select_reasons"].state == "pending"
+    assert tasks["select_reasons"].message == "Unschedulable: 0/3 nodes: 3 Insufficient nvidia.com/gpu."
     assert tasks["train_sft (sft)"].state == tasks["deploy_kserve"].state == "pending"
     first = found.tasks[0]
     assert first.started_at
@@ -175,9 +175,9 @@ def test_task_whose_driver_failed_has_failed_and_what_never_ran_was_skipped(
 
 
 def test_view_goes_on_when_argo_compresses_the_nodes(server: FakeKfp, compiled: Compiled) -> None:
-    """11.5 kB a node, 90 nodes, 1,041,211 bytes: what a smoke run had at its 12th task."""
+    """A smoke run of an earlier pipeline had 90 nodes of 11.5 kB, 1,041,211 bytes, at its 12th task."""
     client, run = started(server, compiled)
-    run.workflow.node_bytes = 11_000
+    run.workflow.node_bytes = 17_000  # this pipeline has fewer nodes
     flow = [task.key for task in client.run("first").tasks]
     for number, task in enumerate(flow[:-1]):
         run.set(task, "Succeeded")
@@ -200,7 +200,7 @@ def test_cancelled_run_is_told_from_a_failed_one_and_its_tasks_too(
 ) -> None:
     with FakeKfp(stock_retries=stock_retries).running() as server:
         client, run = started(server, compiled)
-        run.set("import-model", "Succeeded")
+        run.set("prepare-pairs", "Succeeded")
         run.set("train-sft", "Failed", message="main: Error (exit code 1)")
         run.set("evaluate-rewardbench", "Pending")
         run.set("train-sft-2", "Running")
@@ -215,7 +215,7 @@ def test_cancelled_run_is_told_from_a_failed_one_and_its_tasks_too(
     # A list has only KFP's history, in which the wish is missing if its agent did not see it in time.
     assert listed.state == ("failed" if agent_is_slow else "canceled")
     states = {task.name: task.state for task in found.tasks}
-    assert states.pop("import_model") == "succeeded"
+    assert states.pop("prepare_pairs") == "succeeded"
     assert states.pop("train_sft (genrm)") == "failed"  # before anybody cancelled
     assert states.pop("train_sft (sft)") == "canceled"
     assert set(states.values()) == {"skipped"}  # also the one whose pod no node had taken, and the one whose driver ran
@@ -236,16 +236,15 @@ def test_run_that_failed_after_an_earlier_cancellation_has_failed(server: FakeKf
     assert (found.state, found.error) == ("failed", "child 'x' failed")
 
 
-def test_task_names_are_those_of_the_pipeline_below_conditions_too(compiled: Compiled) -> None:
+def test_task_names_are_those_of_the_pipeline_in_the_order_of_its_data_flow(compiled: Compiled) -> None:
     spec, platform = yaml.safe_load_all(compiled.ir)
     names = task_names({"pipeline_spec": spec, "platform_spec": platform})
     assert names == task_names(spec)
     assert names["train-sft-2"] == "train_sft (sft)"
     assert names["deploy-kserve"] == "deploy_kserve"
-    assert not [key for key in names if key.startswith("condition")]
     order = list(names)
-    flow = ["import-model", "prepare-pairs", "distill-reasons", "score-reasons", "select-reasons", "train-sft-2"]
-    flow += ["sample-reasons", "score-reasons-2", "select-preferences", "train-dpo", "select-winner", "deploy-kserve"]
+    flow = ["prepare-pairs", "distill-reasons", "select-reasons", "train-sft-2", "sample-reasons"]
+    flow += ["select-preferences", "train-dpo", "evaluate-rewardbench", "select-winner", "deploy-kserve"]
     assert [key for key in order if key in flow] == flow
 
 

@@ -70,6 +70,14 @@ def test_run_tells_each_task_and_what_it_says_and_nothing_of_the_runner(store: S
     assert "noise of the runner" in (tmp_path / "logs" / f"{record.run_id}.log").read_text()
 
 
+def test_stage_with_nothing_to_do_says_so_and_is_not_recorded(store: Store, tmp_path: Path) -> None:
+    view = View()
+    record = run("work skip", store, tmp_path, view)
+    assert [task.name for task in record.tasks] == ["task_0"]
+    assert record.state == "finished"
+    assert view.events[-2:] == ["task_1 says skip", "task_1: nothing to do here"]
+
+
 def test_scratch_is_gone_after_a_run(store: Store, tmp_path: Path) -> None:
     run("work", store, tmp_path, View())
     assert list((tmp_path / "work").iterdir()) == []

@@ -75,10 +75,10 @@ def test_log_of_a_task_below_a_condition_is_found(server: FakeKfp, run: FakeRun)
 
 
 def test_log_of_an_ended_task_comes_from_the_archive_when_its_pods_are_gone(server: FakeKfp, run: FakeRun) -> None:
-    run.set("import-model", "Succeeded", "imported\n")
+    run.set("prepare-pairs", "Succeeded", "imported\n")
     run.set("train-sft", "Succeeded", "trained\n")
     run.pods_are_gone = True
-    assert logs(server, "import_model").stdout == "imported\n"
+    assert logs(server, "prepare_pairs").stdout == "imported\n"
 
 
 def test_log_of_a_retried_task_has_all_its_tries(server: FakeKfp, run: FakeRun) -> None:
@@ -104,10 +104,10 @@ def test_log_is_found_when_argo_has_compressed_the_nodes(server: FakeKfp, run: F
 
 
 def test_task_without_a_log_says_how_it_stands(server: FakeKfp, run: FakeRun) -> None:
-    run.set("import-model", "Pending", message="Unschedulable: 0/3 nodes are available: 3 Insufficient cpu.")
-    waiting = logs(server, "import_model")
+    run.set("prepare-pairs", "Pending", message="Unschedulable: 0/3 nodes are available: 3 Insufficient cpu.")
+    waiting = logs(server, "prepare_pairs")
     assert waiting.exit_code == 7
-    assert "no log of import_model, it is pending: its pods are gone or have not started" in waiting.stderr
+    assert "no log of prepare_pairs, it is pending: its pods are gone or have not started" in waiting.stderr
     later = logs(server, "train_dpo")
     assert later.exit_code == 7
     assert "train_dpo has no log: it is pending." in later.stderr
@@ -156,7 +156,7 @@ def test_log_is_followed_to_the_end_of_the_task_over_its_tries(
 
 
 def test_following_needs_a_cluster_and_an_ended_task_does_not(server: FakeKfp, run: FakeRun) -> None:
-    run.set("import-model", "Succeeded", "imported\n")
+    run.set("prepare-pairs", "Succeeded", "imported\n")
     assert logs(server, "--follow").stdout == "imported\n"
     run.set("train-sft", "Running")
     result = logs(server, "--follow")

@@ -103,16 +103,13 @@ def test_bad_row_is_found_before_anything_is_uploaded(store: Store, tmp_path: Pa
 # Arguments.
 
 
-def test_arguments_are_sections_resources_and_images() -> None:
-    config = parse_section(RunConfig, {"resources": {"num_accelerators": 4, "cpu_image": "registry/cpu:1"}}, "test")
-    arguments = arguments_of(config, REMOTE, STORE)
-    assert arguments["store_uri"] == STORE
-    assert arguments["model_uri"] == "org/model"
-    assert arguments["num_accelerators"] == 4
-    assert arguments["cpu_image"] == "registry/cpu:1"
-    assert "train_image" not in arguments  # the pipeline's own default
-    assert "limit" not in arguments["pairs"]  # None has no place in KFP
-    assert arguments["gate"]["candidates"] == ["sft", "dpo"]
+def test_arguments_are_uris_and_what_the_config_changes() -> None:
+    sections = {"sft": {"learning_rate": 0.5}, "resources": {"num_accelerators": 4}}
+    assert arguments_of(parse_section(RunConfig, sections, "test"), REMOTE, STORE) == {
+        "store_uri": STORE,
+        **REMOTE.model_dump(),
+        "config": {"sft": {"learning_rate": 0.5}},  # resources are compiled into the pipeline
+    }
 
 
 def test_model_that_is_spread_wider_than_its_task_is_refused() -> None:

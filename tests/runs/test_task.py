@@ -1,4 +1,4 @@
-"""A pipeline task round a stage: what it publishes, what it leaves when it fails, how it stops."""
+"""A pipeline task round a stage: what it reads and publishes, what it leaves when it fails, how it stops."""
 
 import json
 import os
@@ -11,19 +11,22 @@ from typing import Any
 
 import pytest
 
-from reasongenrm.config import PairsConfig, SelectConfig
-from reasongenrm.errors import ConfigError, StoreError
+from reasongenrm.config import SelectConfig
+from reasongenrm.errors import StoreError
+from reasongenrm.runs.references import read_reference, read_settings
 from reasongenrm.runs.task import Task
 from reasongenrm.store.artifacts import ArtifactRef, Store
 from reasongenrm.store.stage import Stage
 from tests.waiting import HANG_SECONDS
 
+URIS = {"preferences_uri": "p", "benchmark_uri": "b", "model_uri": "m", "teacher_uri": "t"}
+
 
 class Artifact:
-    """A KFP artifact as a task sees it: a local file and metadata."""
+    """A KFP artifact as a task sees it: a local file, and numbers for the UI."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.metadata = str(path), dict[str, Any]()
+        self.path = str(path)
         self.logged: dict[str, float] = {}
 
     def log_metric(self, metric: str, value: float) -> None:
@@ -31,13 +34,13 @@ class Artifact:
 
 
 @pytest.fixture
-def output(tmp_path: Path) -> Artifact:
+def output(tmp_path: Path) -> Path:
     (tmp_path / "the-task").mkdir()
-    return Artifact(tmp_path / "the-task" / "output")
+    return tmp_path / "the-task" / "output"
 
 
-def outcome(output: Artifact) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(Path(output.path).with_name("outcome.json").read_text())
+def outcome(output: Path, name: str = "toy") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(output.with_name(f"{name}.outcome.json").read_text())
     return found
 
 
@@ -50,15 +53,29 @@ def make(store: Store) -> ArtifactRef:
         return stage.finish({"num_in": 3, "num_out": 2}, {"accuracy": 0.75, "passed": True, "winner": "dpo"})
 
 
-def test_task_publishes_a_small_reference_with_counts_and_numbers(store: Store, output: Artifact) -> None:
-    metrics = Artifact(Path(output.path).with_name("metrics"))
-    with Task("toy", store.uri, output) as task:
+def begin(store: Store, output: Path, **config: Any) -> str:
+    """The first task of a run; returns the address that it publishes."""
+    with Task("toy", str(output)) as task:
+        task.begin(store.uri, config, **URIS)
+        return task.publish(make(task.store))
+
+
+def test_task_publishes_a_short_address_of_its_artifact_and_its_run(store: Store, output: Path) -> None:
+    metrics = Artifact(output.with_name("metrics"))
+    with Task("toy", str(output)) as task:
         assert outcome(output)["state"] == "running"
-        ref = task.publish(make(task.store), metrics)
-    assert ArtifactRef.read(output.path) == ref
-    assert Path(output.path).stat().st_size < 2000
-    assert output.metadata == {"uri": ref.uri, "digest": ref.digest, "reused": False, "num_in": 3, "num_out": 2}
-    assert metrics.logged == {"accuracy": 0.75, "passed": 1.0}
+        task.begin(store.uri, {"pairs": {"limit": 4.0}}, **URIS)  # KFP made a float of it
+        ref = make(task.store)
+        address = task.publish(ref, metrics, "sft_")
+    assert output.read_text() == address
+    assert address.startswith(f"{store.uri}/refs/")
+    assert len(address) == len(store.uri) + len("/refs/") + 16
+    found = read_reference(address)
+    assert found.artifact == ref
+    settings = read_settings(found.settings_uri)
+    assert (settings.store_uri, settings.inputs.model_dump()) == (store.uri, URIS)
+    assert settings.stages.pairs.limit == 4
+    assert metrics.logged == {"sft_accuracy": 0.75, "sft_passed": 1.0}
     assert outcome(output) | {"seconds": 0} == {
         "task": "toy",
         "state": "done",
@@ -70,35 +87,68 @@ def test_task_publishes_a_small_reference_with_counts_and_numbers(store: Store, 
     }
 
 
-def test_second_task_says_that_it_reused_the_artifact(store: Store, output: Artifact) -> None:
+def test_next_task_has_the_artifact_and_the_settings_of_the_run(store: Store, output: Path) -> None:
+    address = begin(store, output, sft={"learning_rate": 0.5})
+    with Task("next (sft)", str(output), model=address) as task:
+        assert task.inputs == {"model": make(store)}
+        assert (task.store.uri, task.config.sft.learning_rate, task.uris.teacher_uri) == (store.uri, 0.5, "t")
+    assert outcome(output, "next-sft")["state"] == "done"
+    assert outcome(output)["state"] == "done"  # that of the first stage stays next to it
+
+
+def test_second_run_of_a_stage_says_that_it_reused_the_artifact(store: Store, output: Path) -> None:
     for reused in (False, True):
-        with Task("toy", store.uri, output) as task:
-            task.publish(make(task.store))
-        assert outcome(output)["reused"] is reused
+        begin(store, output)
+        assert outcome(output)["reused"] == reused
 
 
-def test_inputs_are_read_and_files_are_copied(store: Store, output: Artifact, tmp_path: Path) -> None:
-    page = Artifact(tmp_path / "page")
-    with Task("toy", store.uri, output) as task:
-        ref = task.publish(make(task.store))
-        assert task.inputs({"first": output, "second": output}) == {"first": ref, "second": ref}
-        task.copy(ref, {"page.md": page})
-    assert Path(page.path).read_text() == "# hello"
+def test_stage_with_nothing_to_do_says_why(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Task("toy", str(output)) as task:
+        task.skip("nobody asked")
+    assert output.read_text() == "nobody asked"
+    assert "toy: nobody asked" in capsys.readouterr().out
+    assert (outcome(output)["state"], outcome(output)["ref"]) == ("done", None)
 
 
-def test_section_takes_the_floats_that_kfp_makes_of_ints(store: Store, output: Artifact) -> None:
-    with Task("toy", store.uri, output) as task:
-        assert task.section(PairsConfig, {"limit": 8.0}).limit == 8
-        with pytest.raises(ConfigError, match=r"'limit' is 8\.5"):
-            task.section(PairsConfig, {"limit": 8.5})
-        with pytest.raises(ConfigError, match=r"unknown key 'limits'; did you mean 'limit'\?"):
-            task.section(PairsConfig, {"limits": 8.0})
+def test_inputs_of_two_runs_are_refused(store: Store, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = begin(store, output), begin(store, output, gate={"min_accuracy_low": 0.9})
+    with pytest.raises(SystemExit) as ended, Task("next", str(output), model=one, examples=other):
+        pass
+    assert ended.value.code == 2
+    assert "expected inputs of one run" in capsys.readouterr().err
+    assert outcome(output, "next")["state"] == "failed"
 
 
-def test_error_ends_the_task_with_its_message_and_exit_code(
-    store: Store, output: Artifact, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("wrong", ["the gate did not pass, so nothing is deployed", "s3://{bucket}/refs/0123"])
+def test_input_that_is_no_reference_is_an_error_of_its_own(
+    store: Store, output: Path, capsys: pytest.CaptureFixture[str], wrong: str
 ) -> None:
-    with pytest.raises(SystemExit) as ended, Task("toy", store.uri, output):
+    address = wrong.format(bucket=store.bucket)
+    with pytest.raises(SystemExit) as ended, Task("next", str(output), model=address):
+        pass
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert address in err
+    assert "Traceback" not in err
+
+
+def test_mistake_in_the_settings_is_an_error_before_any_work(
+    store: Store, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for values, said in (
+        ({"sft": {"learning_rat": 1.0}}, "did you mean 'learning_rate'?"),
+        ({"resources": {"cpu": "2"}}, "resources are compiled into the pipeline"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            begin(store, output, **values)
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
+
+
+def test_task_ends_with_the_words_and_the_exit_code_of_its_error(
+    output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended, Task("toy", str(output)):
         raise StoreError("the disk is full; free some")
     assert ended.value.code == StoreError.exit_code == 3
     assert capsys.readouterr().err == "error: the disk is full; free some\n"
@@ -106,8 +156,8 @@ def test_error_ends_the_task_with_its_message_and_exit_code(
     assert (left["state"], left["error"], left["exit_code"]) == ("failed", "the disk is full; free some", 3)
 
 
-def test_defect_keeps_its_traceback(store: Store, output: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit), Task("toy", store.uri, output):
+def test_defect_keeps_its_traceback(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), Task("toy", str(output)):
         raise KeyError("lost")
     assert "Traceback" in capsys.readouterr().err
     left = outcome(output)
@@ -120,10 +170,7 @@ def test_sigterm_unwinds_the_task(tmp_path: Path) -> None:
         import pathlib, sys, time
         from reasongenrm.runs.task import Task
 
-        class Output:
-            path, metadata = sys.argv[1], {}
-
-        with Task("toy", "s3://nowhere", Output()):
+        with Task("toy", sys.argv[1]):
             try:
                 print("working", flush=True)
                 time.sleep(60)
@@ -140,15 +187,4 @@ def test_sigterm_unwinds_the_task(tmp_path: Path) -> None:
     assert process.wait(HANG_SECONDS) == 128 + signal.SIGTERM
     process.stdout.close()
     assert (tmp_path / "cleaned").exists()
-    assert json.loads((tmp_path / "outcome.json").read_text())["state"] == "running"
-
-
-def test_task_shows_a_page_of_its_stage_where_it_is_asked_for(store: Store, output: Artifact) -> None:
-    summary = Artifact(Path(output.path).with_name("summary"))
-    for reused in (False, True):
-        with Task("toy", store.uri, output) as task:
-            ref = task.publish(make(task.store), summary=summary)
-        page = Path(summary.path).read_text(encoding="utf-8")
-        assert page.startswith("# toy: 3 in, 2 out\n")
-        assert ref.digest in page
-        assert ("Reused" in page) == reused
+    assert outcome(tmp_path / "output")["state"] == "running"

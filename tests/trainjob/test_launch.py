@@ -14,7 +14,9 @@ import pytest
 from reasongenrm import __version__
 from reasongenrm.config import SFTConfig, TrainJobConfig, parse_section
 from reasongenrm.errors import ClusterError, ConfigError, TrainingError
+from reasongenrm.runs.references import write_reference, write_settings
 from reasongenrm.store.artifacts import ArtifactRef, Store, open_artifact
+from reasongenrm.store.run_records import RunInputs
 from reasongenrm.store.stage import Stage
 from reasongenrm.training.job import check_config
 from reasongenrm.trainjob import launch as trainjob
@@ -48,7 +50,7 @@ INPUTS = {"model": reference("import_model"), "examples": reference("select_reas
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainjob, "POLL_SECONDS", 0.1)
-    for name in ("POD_NAME", "POD_UID"):
+    for name in ("KFP_POD_NAME", "KFP_POD_UID"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -271,7 +273,7 @@ def test_trainjob_is_created_followed_and_its_artifact_found(
     assert launch(store).counts == {"num_in": 1}
     output = capfd.readouterr().out
     assert "step 1\nstep 2\n" in output
-    assert "POD_NAME and POD_UID are not set" in output
+    assert "KFP_POD_NAME and KFP_POD_UID are not set" in output
     assert len(fake.asked("create", "trainjobs")) == 1
 
 
@@ -305,8 +307,8 @@ def put_step(fake: FakeCluster, name: str, monkeypatch: pytest.MonkeyPatch | Non
         }
     )
     if monkeypatch is not None:
-        monkeypatch.setenv("POD_NAME", name)
-        monkeypatch.setenv("POD_UID", pod["metadata"]["uid"])
+        monkeypatch.setenv("KFP_POD_NAME", name)
+        monkeypatch.setenv("KFP_POD_UID", pod["metadata"]["uid"])
     return pod
 
 
@@ -602,28 +604,21 @@ def test_failed_clean_up_tells_how_and_does_not_hide_why(
 
 STEP = """
 import json, sys
-from types import SimpleNamespace
-from reasongenrm.config import SFTConfig
 from reasongenrm.trainjob.launch import train_where_configured
-from reasongenrm.store.artifacts import ArtifactRef
 from reasongenrm.runs.task import Task
 told = json.loads(sys.argv[1])
-output = SimpleNamespace(path=told["output"], metadata={})
-with Task("train_sft", told["store"], output) as task:
-    inputs = {name: ArtifactRef.model_validate(ref) for name, ref in told["inputs"].items()}
-    task.publish(train_where_configured(task.store, task.section(SFTConfig, told["config"]), "sft", **inputs))
+with Task("train_sft (sft)", told["output"], **told["inputs"]) as task:
+    task.publish(train_where_configured(task.store, task.config.sft, "sft", **task.inputs))
 """
 
 
 def start_step(store: Store, folder: Path) -> "subprocess.Popen[str]":
     """The stage as a pipeline task runs it, in a process of its own."""
     folder.mkdir()
-    told = {
-        "store": store.uri,
-        "output": str(folder / "ref"),
-        "config": CONFIG.model_dump(mode="json"),
-        "inputs": {name: ref.model_dump(mode="json") for name, ref in INPUTS.items()},
-    }
+    uris = RunInputs(preferences_uri="p", benchmark_uri="b", model_uri="m", teacher_uri="t")
+    settings = write_settings(store, uris, {"sft": CONFIG.model_dump(mode="json")})
+    inputs = {name: write_reference(store, settings, ref) for name, ref in INPUTS.items()}
+    told = {"output": str(folder / "model"), "inputs": inputs}
     command = [sys.executable, "-c", STEP, json.dumps(told)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
