@@ -271,6 +271,7 @@ class JudgeServerConfig(Section):
 class DeployConfig(Section):
     """deploy_kserve: the InferenceService of the winner, and when the new judge counts as served."""
 
+    # Of the Service that clients ask; the InferenceService behind it is called <name>-<rollout revision>.
     name: Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$")] = "reasongenrm"
     namespace: str = "reasongenrm"
     apply: bool = True  # false: the manifest is rendered, no cluster is asked
@@ -287,10 +288,13 @@ class DeployConfig(Section):
     cpu: str = "4"
     memory: str = "32Gi"
     max_model_len: PositiveInt = 32768
-    min_replicas: Annotated[int, Field(ge=0)] = 1
+    min_replicas: PositiveInt = 1
     max_replicas: PositiveInt = 1
-    autoscaler: Literal["hpa", "external", "none"] = "hpa"  # external: your own KEDA ScaledObject or HPA
-    strategy: Literal["Recreate", "RollingUpdate"] = "Recreate"  # a rolling update needs room for a replica more
+    autoscaler: Literal["hpa", "keda", "none"] = "hpa"  # keda: by the requests that wait in vLLM's queue
+    prometheus: str | None = None  # http(s)://host[:port]; autoscaler keda asks it
+    # BlueGreen keeps the judge of before until the new one is proven, and needs room for both; Recreate ends it first.
+    strategy: Literal["BlueGreen", "Recreate"] = "BlueGreen"
+    drain_seconds: Annotated[float, Field(ge=0)] = 30.0  # between the switch to the new judge and the end of the old
     rollout_timeout_seconds: Annotated[float, Field(gt=0)] = 3600.0  # 28 GiB of a 14B model, image and start included
     num_golden: PositiveInt = 8  # rows of the winner's own evaluation that the new pods judge, in both orders
     min_golden_agreement: Probability = 0.75  # another engine or GPU changes some greedy tokens; 0: any answer will do

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # make kind-e2e: the whole pipeline on the local cluster with a tiny model, to a verdict from the InferenceService.
 #
-# What is checked: the run SUCCEEDED; the InferenceService is Ready; a chat completion over HTTP (200, the OpenAI API's form);
+# What is checked: the run SUCCEEDED; the judge's Service leads to a judge; a chat completion over HTTP (200, the OpenAI API's form);
 # a judgment in both orders with a reason each. The weights are random, so no verdict is expected.
 #
 #   RUN_MINUTES=60   the longest that the run may take
@@ -80,9 +80,7 @@ run_pipeline() {
 
 ask_judge() {
   local base="http://127.0.0.1:$judge_port" status
-  within 310 "${kubectl[@]}" -n $serving_namespace wait "inferenceservice/$service" --for=condition=Ready --timeout=300s >&2 ||
-    die "InferenceService $serving_namespace/$service is not Ready after 300 s."
-  forward $serving_namespace "$service-transformer" "$judge_port" 80 /readyz
+  forward $serving_namespace "$service" "$judge_port" 80 /readyz
   JUDGE_API_KEY="$(secret_value $serving_namespace reasongenrm-judge JUDGE_API_KEY)"
   export JUDGE_API_KEY
   # The key goes in by a file that only we can read, not as an argument.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def rollback(
     store: SharedStore,
-    name: Annotated[str | None, Argument(help="Of the InferenceService; default: deploy.name.")] = None,
+    name: Annotated[str | None, Argument(help="Of the judge's Service; default: deploy.name.")] = None,
     namespace: Annotated[str | None, Option(help="Its namespace; default: deploy.namespace.")] = None,
     to: Annotated[str | None, Option(metavar="NUMBER|DIGEST", help="As in --list; default: the one before.")] = None,
     show: Annotated[bool, Option("--list", help="List the judges that were served, and change nothing.")] = False,
@@ -23,9 +23,10 @@ def rollback(
     assignments: SetOption = [],
     as_json: JsonOption = False,
 ) -> None:
-    """Go back to the judge that was served before, wait for its pods, and check its judgments.
+    """Go back to the judge that was served before: start its pods, check its judgments, switch to it.
 
-    If that fails, what is served now stays or comes back. Settings: section deploy of --config.
+    What is served now answers until then (deploy.strategy BlueGreen), and stays if that fails. Settings: section deploy
+    of --config.
 
     [bold]Examples[/bold]
 
@@ -73,12 +74,11 @@ def rollback(
 
 def _cells(choice: "Choice") -> tuple[str, ...]:
     shown = choice.as_json()
-    now, since = "served" if choice.is_served else "", (shown["served_since"] or "")[:19]
-    digest = choice.digest.removeprefix("sha256:")[:12]
-    return str(choice.number), now, shown["variant"] or "", since, shown["cause"], digest, shown["model_uri"] or ""
+    now, since = "served" if choice.is_served else "", shown["served_since"][:19]
+    digest = shown["digest"].removeprefix("sha256:")[:12]
+    return str(choice.number), now, shown["variant"], since, shown["cause"], digest, shown["model_uri"]
 
 
 def _line(choice: "Choice") -> str:
     shown = choice.as_json()
-    who = f"{shown['variant']}, served since {shown['served_since']}" if choice.judge else "put there by hand"
-    return f"{shown['model_uri']} ({who})"
+    return f"{shown['model_uri']} ({shown['variant']}, served since {shown['served_since']})"

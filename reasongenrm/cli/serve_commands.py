@@ -81,6 +81,9 @@ def judge_server(
     max_requests: Annotated[int, Option(min=1, help="Requests under way; more get 429.")] = 256,
     generation_seconds: Annotated[float, Option(min=0.1, help="Time limit of one generation.")] = 120.0,
     request_seconds: Annotated[float, Option(min=0.1, help="Time limit of one request.")] = 600.0,
+    drain_seconds: Annotated[
+        float, Option(min=0, help="After SIGTERM, answer on for so long, each time with Connection: close.")
+    ] = 0.0,
     constrained: Annotated[bool, Option(help="Let the predictor allow nothing but [[A]] and [[B]].")] = True,
     anchor: Annotated[
         str | None, Option(metavar="TEXT", help="What a single answer without a reference is held against.")
@@ -139,7 +142,8 @@ def judge_server(
     if limits.api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
         print_note(f"serving on {host} without a key: anybody who reaches it may use it; set JUDGE_API_KEY")
     print_note(f"judge at http://{host}:{port} (docs: /docs), in front of {url} (Ctrl-C stops)")
-    run_server(settings, limits, ServerSettings(host=host, port=port, model_name=name, log_text=log_text))
+    server = ServerSettings(host=host, port=port, model_name=name, log_text=log_text, drain_seconds=drain_seconds)
+    run_server(settings, limits, server)
 
 
 def web(

@@ -1,39 +1,43 @@
-"""One change of what an InferenceService serves: compare, save, write, wait, ask; undo it all on failure.
+"""One change of which judge a name serves: start the new one, ask it, switch, end the one before.
 
-In go a manifest and golden rows; out comes a judge that has proven itself, or an error and the cluster as it was.
+In go a judge's manifests and golden rows; out comes a judge that has proven itself, or an error and the judge before.
+Clients ask the Service `<name>`; its selector names the pods of one revision, and one write of it is the switch.
 `deploy` and `rollback` use it.
 """
 
-import copy
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from reasongenrm.config import DeployConfig
 from reasongenrm.deploy.golden import Golden, GoldenRows, ask_golden
-from reasongenrm.deploy.manifest import revision_of
-from reasongenrm.deploy.replaced import load_replaced, manifest_of, over, save_replaced, versioned, with_replaced
-from reasongenrm.deploy.rollout import Target, Timeline, wait_for_rollout
+from reasongenrm.deploy.manifest import ROLLOUT, manifest_of, own_labels, revision_of
+from reasongenrm.deploy.rollout import POLL_SECONDS, Target, Timeline, wait_for_rollout
 from reasongenrm.deploy.runtimes import has_reasoning_parser, runtime_of
 from reasongenrm.errors import ClusterError, ReasonGenRMError
 from reasongenrm.kubernetes.cluster import AlreadyExistsError, Cluster, ConflictError
-from reasongenrm.kubernetes.kinds import DEPLOYMENT, INFERENCE_SERVICE, SERVING_RUNTIME
+from reasongenrm.kubernetes.kinds import ENDPOINT_SLICE, INFERENCE_SERVICE, POD, SERVICE, SERVING_RUNTIME, Kind
+from reasongenrm.kubernetes.lease import Lease
+from reasongenrm.kubernetes.waiting import poll
 from reasongenrm.store.artifacts import Store
-from reasongenrm.store.served import served_judge
+from reasongenrm.store.served import ServedJudge, record_served, served_judge
 
-_MAX_WRITES = 8  # KServe updates the status all the time: each update makes what was read stale
+_MAX_WRITES = 8  # a load balancer updates the status of the Service: each update makes what was read stale
 _STOP_SECONDS = 10.0  # a pod that is stopped has 30 s to end
+_GONE_SECONDS = 120.0  # for an object that is being deleted to be gone
+_ENDPOINT_SECONDS = 60.0  # for the endpoints to follow a switch: the controller needs a second
+_PORT_FIELDS = ("name", "port", "targetPort", "protocol", "appProtocol")
 
-Service = dict[str, Any]
-T = TypeVar("T")
+Body = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Deployed:
     """A judge that serves."""
 
-    manifest: Service
+    judge: ServedJudge
     changed: bool
     golden: Golden | None
     timeline: Timeline
@@ -51,194 +55,287 @@ class Deployed:
 
 
 def change_served(
-    cluster: Cluster, store: Store, config: DeployConfig, manifest: Service, golden: GoldenRows | None
+    cluster: Cluster, store: Store, config: DeployConfig, judge: ServedJudge, golden: GoldenRows | None
 ) -> Deployed:
-    """Make the cluster serve this manifest, and prove it.
+    """Make the name serve this judge, prove it, and record it as served.
 
-    The same model with the same spec is no change: nothing is written, but its pods are still checked and asked.
+    A judge of the same revision is no change: nothing is written, but its pods are still checked and asked.
 
     Args:
-        manifest: as rendered, or as it was served before.
-        golden: what the new pods are asked; None: only their rollout is waited for.
+        judge: its manifests as rendered, or as they were served before.
+        golden: what the new pods are asked; None: only their start is waited for.
 
     Raises:
-        ClusterError: the cluster refuses it, or the new judge did not start or did not agree; says what is served now.
+        ClusterError: the cluster refuses it, the new judge did not start or did not agree, or another deployment is
+            under way; says what is served now.
     """
-    before = cluster.get(INFERENCE_SERVICE, config.namespace, config.name)
-    change = _Change(cluster, store, config, manifest, golden, before)
-    try:
-        return change.carry_out()
-    except BaseException as error:  # also SystemExit (SIGTERM) and KeyboardInterrupt: nothing unproven stays
-        undone = change.undo(stopped=not isinstance(error, ReasonGenRMError))
-        change.timeline.say(undone)
-        if not isinstance(error, ReasonGenRMError):
-            raise
-        raise ClusterError(f"{error}\n{undone}") from error
+    where = f"Service {config.namespace}/{config.name}"
+    with Lease(cluster, config.namespace, config.name, where) as lease:
+        return _Change(cluster, store, config, judge, golden, lease, where).carry_out()
 
 
 @dataclass
 class _Change:
-    """One attempt to serve a manifest: what there was before, and how to undo it."""
+    """One attempt to serve a judge: what there was before, how far it came, and how to undo it."""
 
     cluster: Cluster
     store: Store
     config: DeployConfig
-    manifest: Service
+    judge: ServedJudge
     golden: GoldenRows | None
-    before: Service | None
+    lease: Lease
+    where: str
     timeline: Timeline = field(default_factory=Timeline)
-    saved_uri: str | None = None
-    is_ours: bool = True  # whether a failure is ours to undo
+    stable: Body | None = None  # the Service as it was before
+    ended: list[Body] = field(default_factory=list)  # manifests of the judge that Recreate has removed
+    is_begun: bool = False  # whether there may be something of the new judge
+    is_switched: bool = False
 
     @property
     def revision(self) -> str | None:
-        return revision_of(self.manifest)
-
-    def planned(self, existing: Service) -> Service:
-        """The manifest as it is written over `existing`; another name of the predictor would end the old pods at
-        once."""
-        planned = copy.deepcopy(self.manifest)
-        if name := existing["spec"]["predictor"].get("name"):
-            planned["spec"]["predictor"].setdefault("name", name)
-        return planned
+        return self.judge.revision
 
     def carry_out(self) -> Deployed:
-        if self.before is not None and _holds(manifest_of(self.before), self.manifest):
-            return self.check_again(self.before)
-        return self.prove(self.write_repeatedly(self.cluster, self.write), changed=True)
+        try:
+            deployed = self.bring_in()
+        except BaseException as error:  # also SystemExit (SIGTERM) and KeyboardInterrupt: nothing unproven stays
+            undone = self.undo(stopped=not isinstance(error, ReasonGenRMError))
+            self.timeline.say(undone)
+            if not isinstance(error, ReasonGenRMError):
+                raise
+            raise ClusterError(f"{error}\n{undone}") from error
+        self.retire(self.config.drain_seconds if deployed.changed else 0.0)
+        return deployed
 
-    def check_again(self, there: Service) -> Deployed:
-        """The manifest is there already: nothing is written."""
-        served = served_judge(self.store, self.config.namespace, self.config.name)
-        proven = served is not None and revision_of(served.manifest) == self.revision
-        self.timeline.say(f"no change: the same model with the same spec is there{'' if proven else ', yet unproven'}")
-        # A killed deployment left it: what it replaced is in the annotation. Without one nothing is ours to undo.
-        self.before = None if proven else load_replaced(there)
-        self.is_ours = self.before is not None
-        return self.prove(there, changed=False)
+    def bring_in(self) -> Deployed:
+        """Up to the switch to the new judge and its record; the one before is still there, unless Recreate ended it."""
+        self.stable = self.cluster.get(SERVICE, self.config.namespace, self.config.name)
+        if self.stable is not None and not own_labels(self.config.name).items() <= _labels(self.stable).items():
+            raise ClusterError(
+                f"{self.where}: is there and not ours (labels {_labels(self.stable)}). Delete it, or choose another "
+                "deploy.name."
+            )
+        served, roots = revision_of(self.stable or {}), self.roots()
+        if served == self.revision and self.revision in roots:
+            self.timeline.say("no change: the same model with the same spec is served")
+            return self.record(self.prove(changed=False))
+        left_over = [root for revision, root in roots.items() if revision not in (served, self.revision)]
+        self.remove(self.cluster, left_over, "left by a deployment that was killed")
+        if self.config.strategy == "Recreate" and served in roots:
+            self.ended = self.manifests_before(roots[served])
+            self.remove(self.cluster, [roots[served]], "from now on no judge answers")
+        self.is_begun = True
+        self.write(self.cluster, self.judge.manifests, _GONE_SECONDS)
+        deployed = self.prove(changed=True)
+        if not self.lease.is_held():
+            raise ClusterError(f"{self.where}: another deployment has taken over before the switch. Deploy again.")
+        self.switch()
+        return self.record(deployed)
 
-    def prove(self, service: Service, *, changed: bool) -> Deployed:
+    def roots(self) -> dict[str | None, Body]:
+        """Revision -> the object that owns what belongs to it; those that are being deleted left out."""
+        selector = ",".join(f"{key}={value}" for key, value in own_labels(self.config.name).items())
+        found = self.cluster.list(INFERENCE_SERVICE, self.config.namespace, labels=selector)
+        return {revision_of(root): root for root in found if "deletionTimestamp" not in root["metadata"]}
+
+    def manifests_before(self, root: Body) -> list[Body]:
+        """What brings the judge of before back."""
+        recorded = served_judge(self.store, self.config.namespace, self.config.name)
+        return recorded.manifests if recorded and recorded.revision == revision_of(root) else [manifest_of(root)]
+
+    def write(self, cluster: Cluster, manifests: list[Body], seconds: float) -> None:
+        """Create a judge's objects, the first of which owns the others, or adopt what a killed deployment left.
+
+        Args:
+            seconds: for an object of the same name, on its way out, to be gone.
+        """
+        owner: list[Body] = []
+        for body in manifests:
+            made = self.create(cluster, {**body, "metadata": {**body["metadata"], "ownerReferences": owner}}, seconds)
+            owner = owner or [
+                {key: made[key] for key in ("apiVersion", "kind")}
+                | {key: made["metadata"][key] for key in ("name", "uid")}
+            ]
+
+    def create(self, cluster: Cluster, body: Body, seconds: float) -> Body:
+        kind, name = Kind.of(body), body["metadata"]["name"]
+        deadline = time.monotonic() + seconds
+        for there in poll(lambda: cluster.get(kind, self.config.namespace, name), POLL_SECONDS, deadline):
+            if there is None:
+                try:
+                    made = cluster.create(kind, self.config.namespace, body)
+                except AlreadyExistsError:  # the answer was lost
+                    continue
+                self.timeline.say(f"created {kind.kind} {name}")
+                return made
+            if "deletionTimestamp" not in there["metadata"] and _owners(body) == _owners(there):
+                self.timeline.say(f"{kind.kind} {name} of the same revision is there: adopted")
+                return there
+            if time.monotonic() >= deadline:
+                break
+        raise ClusterError(
+            f"{kind.kind} {self.config.namespace}/{name}: is still being deleted after {seconds:.0f} s. See its "
+            "finalizers (kubectl get -o yaml), and deploy again."
+        )
+
+    def prove(self, *, changed: bool) -> Deployed:
         """Wait for the pods, then ask them."""
-        target, found = Target.of(service), None
+        target, found = Target.of(self.judge.manifests), None
         address = wait_for_rollout(self.cluster, target, self.config.rollout_timeout_seconds, self.timeline)
-        self.report_left_over(target)
         if self.golden is None:
             self.timeline.say("no golden judgments: this judge has no evaluation of ours")
         else:
-            runtime = self.cluster.get(SERVING_RUNTIME, target.namespace, runtime_of(self.manifest))
+            runtime = self.cluster.get(SERVING_RUNTIME, target.namespace, runtime_of(self.judge.manifests[0]))
             found = ask_golden(
                 self.config.golden_endpoint or address,
                 self.golden,
                 self.config,
-                has_judge=target.has_transformer,
+                has_judge=target.has_judge,
                 keep_markup=self.config.server == "vllm" and not has_reasoning_parser(runtime),
             )
             self.timeline.say(f"golden judgments: {found.agreement:.0%} of {len(self.golden.rows)} rows as expected")
-        return Deployed(manifest_of(service), changed, found, self.timeline, self.config.min_golden_agreement)
+        return Deployed(self.judge, changed, found, self.timeline, self.config.min_golden_agreement)
 
-    def report_left_over(self, target: Target) -> None:
-        """KServe never deletes the transformer of a spec that had one before (seen with KServe aaac4e294)."""
-        if target.has_transformer or self.cluster.get(DEPLOYMENT, target.namespace, target.transformer) is None:
-            return
-        self.timeline.say(
-            f"KServe leaves Deployment {target.transformer} of the manifest before running, and nothing needs it: "
-            f"kubectl delete -n {target.namespace} deployment,service,hpa {target.transformer} --ignore-not-found"
-        )
+    def switch(self) -> None:
+        """Let the Service lead to the new pods, as KServe's own Service of them does, and wait until it does."""
+        target = Target.of(self.judge.manifests)
+        entry = self.cluster.get(SERVICE, target.namespace, target.entry)
+        if entry is None:
+            raise ClusterError(f"Service {target.namespace}/{target.entry}: not there, though its pods are ready.")
+        ports = [{key: port[key] for key in _PORT_FIELDS if key in port} for port in entry["spec"]["ports"]]
+        self.is_switched = True
+        self.point(self.cluster, {"selector": entry["spec"]["selector"], "ports": ports}, self.revision)
+        self.timeline.say(f"switched: {self.where} leads to {target.entry}")
+        self.wait_for_endpoints(entry["spec"]["selector"])
 
-    def write_repeatedly(self, cluster: Cluster, write: Callable[[Cluster, Service | None], T]) -> T:
-        """Read the object and write it; a state that changed in between is read again."""
+    def point(self, cluster: Cluster, spec: Body, revision: str | None) -> None:
+        """Write the Service, unless somebody else points it elsewhere meanwhile."""
+        namespace, name = self.config.namespace, self.config.name
+        there = cluster.get(SERVICE, namespace, name)
+        known = (revision_of(self.stable or {}), self.revision)
         for _ in range(_MAX_WRITES):
+            if revision_of(there or {}) not in known:
+                raise ClusterError(f"{self.where}: somebody else points it to {revision_of(there or {})} just now.")
+            body = there or {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": namespace}}
+            meta = body["metadata"]
+            labels = {**meta.get("labels", {}), **own_labels(name), "app.kubernetes.io/part-of": "reasongenrm"}
+            meta = {**meta, "labels": labels, "annotations": {**meta.get("annotations", {}), ROLLOUT: revision}}
+            body = {**body, "metadata": meta, "spec": {**body.get("spec", {}), **spec}}
             try:
-                return write(cluster, cluster.get(INFERENCE_SERVICE, self.config.namespace, self.config.name))
+                if there is None:
+                    cluster.create(SERVICE, namespace, body)
+                else:
+                    cluster.replace(SERVICE, namespace, body)
+                return
             except (ConflictError, AlreadyExistsError):
-                continue
+                there = cluster.get(SERVICE, namespace, name)
+                if there is not None and revision_of(there) == revision:
+                    return  # written, and the answer was lost
         raise ClusterError(
-            f"InferenceService {self.config.namespace}/{self.config.name}: changed {_MAX_WRITES} times while it was to "
-            "be written. See who writes to it (kubectl get -o yaml --show-managed-fields), and deploy again."
+            f"{self.where}: changed {_MAX_WRITES} times while it was to be written. See who writes to it (kubectl get "
+            "-o yaml --show-managed-fields), and deploy again."
         )
 
-    def write(self, cluster: Cluster, existing: Service | None) -> Service:
-        """Create the object, or replace the one that is there, which is saved first."""
-        if existing is None:
-            self.before = None
-            written = cluster.create(INFERENCE_SERVICE, self.config.namespace, self.manifest)
-            self.timeline.say("created")
-            return written
-        before = revision_of(self.before or {})
-        if revision_of(existing) == self.revision != before:
-            self.timeline.say("written; the answer was lost")
-            return existing
-        if revision_of(existing) != before:
-            raise ClusterError(
-                f"InferenceService {self.config.namespace}/{self.config.name}: somebody else changed it just now "
-                f"(rollout revision {revision_of(existing)}). Let one deployment end before the next."
-            )
-        if self.saved_uri is None:
-            self.before = existing
-            self.saved_uri = save_replaced(self.store, existing)
-        body = over(existing, with_replaced(self.planned(existing), self.before or existing, self.saved_uri))
-        written = cluster.replace(INFERENCE_SERVICE, self.config.namespace, body)
-        self.timeline.say("replaced")
-        return written
+    def wait_for_endpoints(self, selector: dict[str, str]) -> None:
+        labels = ",".join(f"{key}={value}" for key, value in selector.items())
+        deadline = time.monotonic() + _ENDPOINT_SECONDS
+        for endpoints in poll(self.endpoints, POLL_SECONDS, deadline):
+            pods = {pod["metadata"]["name"] for pod in self.cluster.list(POD, self.config.namespace, labels=labels)}
+            if endpoints and endpoints <= pods:
+                self.timeline.say(f"{len(endpoints)} new endpoints")
+                return
+            if time.monotonic() >= deadline:
+                break
+        raise ClusterError(
+            f"{self.where}: its endpoints are {', '.join(sorted(endpoints)) or 'none'} {_ENDPOINT_SECONDS:.0f} s after "
+            "the switch, not the new pods. Look at kube-controller-manager, which writes the EndpointSlices."
+        )
+
+    def endpoints(self) -> set[str]:
+        """The pods that the Service leads to."""
+        selector = f"kubernetes.io/service-name={self.config.name}"
+        slices = self.cluster.list(ENDPOINT_SLICE, self.config.namespace, labels=selector)
+        found = [endpoint for part in slices for endpoint in part["endpoints"] or ()]
+        return {end["targetRef"]["name"] for end in found if end.get("conditions", {}).get("ready") is not False}
+
+    def record(self, deployed: Deployed) -> Deployed:
+        """Write down that it is served, unless that stands there."""
+        recorded = served_judge(self.store, self.config.namespace, self.config.name)
+        if recorded is not None and recorded.revision == self.revision:
+            return Deployed(recorded, deployed.changed, deployed.golden, self.timeline, deployed.min_agreement)
+        record_served(self.store, self.judge)
+        return deployed
+
+    def retire(self, seconds: float) -> None:
+        """End the judge of before once its requests are done; when this process is told to stop, at once."""
+        cluster, others = self.cluster, [root for revision, root in self.roots().items() if revision != self.revision]
+        try:
+            if others and seconds:
+                self.timeline.say(f"{seconds:.0f} s for the requests that the judge before still gets")
+                cluster = self.cluster.within(_STOP_SECONDS)
+                time.sleep(seconds)
+                cluster = self.cluster
+        finally:
+            if self.lease.is_held():
+                self.remove(cluster, others, "it served before")
+
+    def remove(self, cluster: Cluster, roots: Iterable[Body], why: str) -> None:
+        for root in roots:
+            kind, meta = Kind.of(root), root["metadata"]
+            cluster.delete(kind, meta["namespace"], meta["name"], uid=meta["uid"])
+            self.timeline.say(f"deleted {kind.kind} {meta['name']}: {why}")
 
     def undo(self, *, stopped: bool) -> str:
-        """Put back what was there; returns what was done, in words. A `stopped` process must end: nothing is waited
-        for."""
-        if not self.is_ours:
-            return "Nothing was changed by this deployment, and nothing was put back."
+        """Leave the judge of before as it was; returns what was done, in words. A `stopped` process must end: nothing
+        is waited for."""
         cluster = self.cluster.within(_STOP_SECONDS) if stopped else self.cluster
         try:
-            done = self.write_repeatedly(cluster, self.restore)
+            if not self.lease.is_held():
+                return "Another deployment has taken over; nothing was put back."
+            was_there = self.put_back(cluster, _STOP_SECONDS if stopped else _GONE_SECONDS)
         except ReasonGenRMError as error:
             return f"PUTTING BACK FAILED: {error} Repair it by hand: {self._repair()}"
-        if self.before is None or stopped or not done.endswith("is back."):
-            return done
+        if not self.ended:
+            if not was_there:
+                return "Nothing was changed."
+            if self.stable is None:
+                return "There was no judge before; what was created is deleted."
+            return "The judge that was served before has answered all the time; the new one is deleted."
+        if stopped:
+            return "The judge that was served before is back."
         try:
-            wait_for_rollout(self.cluster, Target.of(self.before), self.config.rollout_timeout_seconds, self.timeline)
+            wait_for_rollout(self.cluster, Target.of(self.ended), self.config.rollout_timeout_seconds, self.timeline)
         except ReasonGenRMError as error:
-            return f"{done} But it is not ready: {error}"
-        return f"{done} It is ready again."
+            return f"The judge that was served before is back. But it is not ready: {error}"
+        return "The judge that was served before is back. It is ready again."
 
-    def restore(self, cluster: Cluster, current: Service | None) -> str:
-        """Put back what was there, unless it is there or somebody else wrote something; says which."""
-        if (current and manifest_of(current)) == (self.before and manifest_of(self.before)):
-            return "Nothing was changed."
-        if current is not None and revision_of(current) != self.revision:
-            return "Somebody else changed the InferenceService meanwhile; it was left as it is."
-        if self.before is None:
-            assert current is not None
-            cluster.delete(INFERENCE_SERVICE, self.config.namespace, self.config.name, uid=current["metadata"]["uid"])
-            return "There was no judge before; what was created is deleted."
-        body = manifest_of(self.before)
-        if current is None:
-            cluster.create(INFERENCE_SERVICE, self.config.namespace, body)
-        else:
-            cluster.replace(INFERENCE_SERVICE, self.config.namespace, versioned(current, body))
-        return "The judge that was served before is back."
+    def put_back(self, cluster: Cluster, seconds: float) -> bool:
+        """Returns whether there was anything of the new judge."""
+        if self.is_switched and self.stable is not None:
+            spec = {key: self.stable["spec"][key] for key in ("selector", "ports")}
+            self.point(cluster, spec, revision_of(self.stable))
+        elif self.is_switched:
+            cluster.delete(SERVICE, self.config.namespace, self.config.name)
+        root = self.judge.manifests[0]
+        there = cluster.get(Kind.of(root), self.config.namespace, root["metadata"]["name"])
+        if there is not None and self.is_begun:
+            self.remove(cluster, [there], "it has not proven itself")
+        if self.ended:
+            self.write(cluster, self.ended, seconds)
+        return there is not None and self.is_begun
 
     def _repair(self) -> str:
-        if self.before is None:
-            return f"kubectl delete inferenceservice {self.config.name} -n {self.config.namespace}"
-        return f"aws s3 cp {self.saved_uri} - | kubectl replace -f -"
+        root = self.judge.manifests[0]
+        delete = f"kubectl delete {Kind.of(root).resource} {root['metadata']['name']} -n {self.config.namespace}"
+        if not self.ended:
+            return delete
+        return f"{delete}; then reasongenrm rollback {self.config.name} --list, and --to the judge that served before."
 
 
-def _holds(present: Any, asked: Any) -> bool:
-    """Whether everything that we render is there; what KServe and others add does not count.
-
-    Nor do our annotations and labels, except the rollout revision: another decision for the same model is no reason for
-    new pods.
-    """
-    rendered = copy.deepcopy(asked)
-    revision = revision_of(rendered)
-    for part in (rendered["metadata"], rendered["spec"]["predictor"]):
-        part.pop("annotations", None)
-        part.pop("labels", None)
-    return revision is not None and revision == revision_of(present) and _is_within(rendered, present)
+def _labels(item: Body) -> dict[str, str]:
+    found: dict[str, str] = item["metadata"].get("labels", {})
+    return found
 
 
-def _is_within(asked: Any, present: Any) -> bool:
-    if isinstance(asked, dict) and isinstance(present, dict):
-        return all(key in present and _is_within(value, present[key]) for key, value in asked.items())
-    if isinstance(asked, list) and isinstance(present, list):
-        return len(asked) == len(present) and all(map(_is_within, asked, present))
-    return bool(asked == present)
+def _owners(item: Body) -> set[str]:
+    return {owner["uid"] for owner in item["metadata"].get("ownerReferences", ())}

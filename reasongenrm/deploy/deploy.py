@@ -12,15 +12,16 @@ from typing import Any
 import yaml
 
 from reasongenrm.config import DeployConfig
-from reasongenrm.deploy.change import Deployed, Service, change_served
+from reasongenrm.deploy.change import Body, Deployed, change_served
 from reasongenrm.deploy.golden import choose_golden
-from reasongenrm.deploy.manifest import FILE_NAME, render_inference_service, revision_of
+from reasongenrm.deploy.manifest import FILE_NAME, ROLLOUT, render_inference_service
 from reasongenrm.deploy.model_registry import registration
+from reasongenrm.deploy.preflight import check_checkpoint
 from reasongenrm.deploy.runtimes import check_runtime
 from reasongenrm.errors import InputError
 from reasongenrm.kubernetes.cluster import Cluster
 from reasongenrm.store.artifacts import ArtifactRef, Store, open_artifact
-from reasongenrm.store.served import ServedJudge, record_served, served_judge
+from reasongenrm.store.served import ServedJudge
 from reasongenrm.store.stage import Stage
 
 
@@ -43,7 +44,8 @@ def deploy_kserve(
     Raises:
         InputError: the gate did not pass, or there is no model of the winner.
         ConfigError: see `render_inference_service`.
-        ClusterError: the new judge did not start or did not judge as expected; what was served before is back.
+        StoreError: the checkpoint is not whole.
+        ClusterError: the new judge did not start or did not judge as expected; what was served before is served.
     """
     winner = str(decision.metrics["winner"])
     if not decision.metrics["passed"]:
@@ -57,14 +59,14 @@ def deploy_kserve(
             "Hand over the winner's model."
         )
     model = models[winner]
-    manifest = render_inference_service(config, model, decision)
+    manifests = [render_inference_service(config, model, decision)]
     extra: dict[str, Any] = {}
     files: dict[str, bytes] = {}
     metrics: dict[str, Any] = {"variant": winner, "model_uri": model.uri}
     if config.apply:
-        deployed, served_since = deploy(Cluster.connect(), store, config, manifest, model, decision)
-        manifest, files, metrics = deployed.manifest, deployed.files(), metrics | deployed.metrics()
-        extra = {"served_since": served_since}
+        deployed = deploy(Cluster.connect(), store, config, manifests, model, decision)
+        manifests, files, metrics = deployed.judge.manifests, deployed.files(), metrics | deployed.metrics()
+        extra = {"served_since": deployed.judge.served_since}
     if config.model_registry is not None:
         registered = registration(config, model, decision)
         files["registration.json"] = json.dumps(registered, indent=2).encode() + b"\n"
@@ -73,7 +75,7 @@ def deploy_kserve(
     with Stage(store, "deploy_kserve", config, {"decision": decision, "model": model}, extra) as stage:
         if stage.done:
             return stage.done
-        text = yaml.safe_dump(manifest, sort_keys=False)
+        text = yaml.safe_dump_all(manifests, sort_keys=False)
         stage.add_bytes(FILE_NAME, f"# The judge '{winner}': kubectl apply -f {FILE_NAME}\n{text}".encode())
         for name, data in files.items():
             stage.add_bytes(name, data)
@@ -81,33 +83,34 @@ def deploy_kserve(
 
 
 def deploy(
-    cluster: Cluster, store: Store, config: DeployConfig, manifest: Service, model: ArtifactRef, decision: ArtifactRef
-) -> tuple[Deployed, str]:
+    cluster: Cluster,
+    store: Store,
+    config: DeployConfig,
+    manifests: list[Body],
+    model: ArtifactRef,
+    decision: ArtifactRef,
+) -> Deployed:
     """Deploy the winner of a decision and record it as served.
-
-    Returns:
-        What is deployed, and since when it is served.
 
     Raises:
         InputError: there is nothing to ask the new pods (see `choose_golden`).
+        StoreError: see `check_checkpoint`.
         ClusterError: see `check_runtime` and `change_served`.
     """
     variant = str(decision.metrics["winner"])
     evaluation = open_artifact(open_artifact(decision).input_uris[f"evaluation_{variant}"]).ref()
     golden = choose_golden(evaluation, variant, config)
-    check_runtime(cluster, config, manifest, model)
-    deployed = change_served(cluster, store, config, manifest, golden)
-    served = served_judge(store, config.namespace, config.name)
-    if served is None or revision_of(served.manifest) != revision_of(deployed.manifest):
-        served = ServedJudge(
-            namespace=config.namespace,
-            name=config.name,
-            variant=variant,
-            model=model,
-            decision=decision,
-            evaluation=evaluation,
-            manifest=deployed.manifest,
-            served_since=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        )
-        record_served(store, served)
-    return deployed, served.served_since
+    check_checkpoint(manifests[0], model)
+    check_runtime(cluster, config, manifests[0], model)
+    judge = ServedJudge(
+        namespace=config.namespace,
+        name=config.name,
+        variant=variant,
+        model=model,
+        decision=decision,
+        evaluation=evaluation,
+        revision=manifests[0]["metadata"]["annotations"][ROLLOUT],
+        manifests=manifests,
+        served_since=datetime.now(UTC).isoformat(timespec="milliseconds"),
+    )
+    return change_served(cluster, store, config, judge, golden)

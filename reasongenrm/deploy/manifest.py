@@ -5,6 +5,7 @@ namespaced ServingRuntime, the checkpoint straight from S3 or from an image, and
 (`transformer`). Pure.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -13,8 +14,8 @@ from typing import Any
 from reasongenrm import __version__
 from reasongenrm.config import DeployConfig
 from reasongenrm.deploy.model_image import storage_uri
-from reasongenrm.deploy.preflight import check_settings
-from reasongenrm.deploy.transformer import PREDICTOR_KEY, render_transformer
+from reasongenrm.deploy.preflight import REVISION_DIGITS, check_settings
+from reasongenrm.deploy.transformer import PREDICTOR_KEY, STOP_SECONDS, render_transformer
 from reasongenrm.kubernetes.pod_parts import secret_variable
 from reasongenrm.store.artifacts import ArtifactRef
 
@@ -22,17 +23,21 @@ MODEL_FORMAT = "huggingface"  # what the runtime says it can serve: a folder as 
 FILE_NAME = "inferenceservice.yaml"
 
 MODE, AUTOSCALER = "serving.kserve.io/deploymentMode", "serving.kserve.io/autoscalerClass"
-# Annotations. KServe copies an InferenceService's annotations to its pods, so a change of any of them starts new pods.
+VISIBILITY = "networking.kserve.io/visibility"  # a label
+# Annotations. KServe copies an InferenceService's annotations to its pods.
 OWN = "reasongenrm.io/"
 VARIANT, DIGEST, DECISION = f"{OWN}variant", f"{OWN}model-digest", f"{OWN}decision"
-REPLACED = f"{OWN}replaced"  # JSON: digest, decision and store object of what this one replaced
-ROLLOUT = f"{OWN}rollout"  # a hash of spec and model: the pods that carry it are the pods of this manifest
+ROLLOUT = f"{OWN}rollout"  # a hash of spec and model; on the Service `<name>`: of the judge that it leads to
 
-_REVISION_DIGITS = 16
+WAITING_PER_REPLICA = "8"  # requests in vLLM's queue; with more, KEDA adds a replica
+
+# While pods end, the judge's server gets this much before the model does: it answers what it is asked meanwhile.
+_MODEL_STAYS_SECONDS = STOP_SECONDS + 5
+_MODEL_STOPS_SECONDS = 30
 
 
 def render_inference_service(config: DeployConfig, model: ArtifactRef, decision: ArtifactRef) -> dict[str, Any]:
-    """The InferenceService (serving.kserve.io/v1beta1) that serves one checkpoint.
+    """The InferenceService (serving.kserve.io/v1beta1) that serves one checkpoint, called `<name>-<revision>`.
 
     Args:
         model: the checkpoint; its folder, or its image, becomes `storageUri`.
@@ -49,40 +54,61 @@ def render_inference_service(config: DeployConfig, model: ArtifactRef, decision:
         "serviceAccountName": config.service_account,
         "minReplicas": config.min_replicas,
         "maxReplicas": config.max_replicas,
-        "deploymentStrategy": {"type": config.strategy},
+        "terminationGracePeriodSeconds": _MODEL_STAYS_SECONDS + _MODEL_STOPS_SECONDS,
         "model": _model(config, model),
     }
-    own = {VARIANT: str(decision.metrics["winner"]), DIGEST: model.digest, DECISION: decision.uri}
     transformer = {"transformer": render_transformer(config, decision)} if config.judge.enabled else {}
-    asked = json.dumps(
-        [predictor, config.autoscaler, model.digest, *transformer.values()], sort_keys=True, separators=(",", ":")
-    )
-    own[ROLLOUT] = hashlib.sha256(asked.encode()).hexdigest()[:_REVISION_DIGITS]
+    asked = [predictor, config.autoscaler, config.prometheus, model.digest, *transformer.values()]
+    written = json.dumps(asked, sort_keys=True, separators=(",", ":"))
+    revision = hashlib.sha256(written.encode()).hexdigest()[:16]
+    name = f"{config.name}-{revision[:REVISION_DIGITS]}"
+    if config.autoscaler == "keda":
+        predictor["autoScaling"] = {"metrics": [_queue(config, name)]}
+    if config.autoscaler != "hpa":
+        predictor["annotations"] = {AUTOSCALER: config.autoscaler}
     predictor["labels"] = {"app.kubernetes.io/version": __version__}
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
         "metadata": {
-            "name": config.name,
+            "name": name,
             "namespace": config.namespace,
             "labels": {
-                "app.kubernetes.io/name": config.name,
+                **own_labels(config.name),
                 "app.kubernetes.io/part-of": "reasongenrm",
                 "app.kubernetes.io/version": __version__,
-                "app.kubernetes.io/managed-by": "reasongenrm",
+                VISIBILITY: "cluster-local",  # no Ingress or HTTPRoute of its own, whose host would change
             },
             "annotations": {
                 MODE: "Standard",  # KServe's shipped default is serverless
-                **({AUTOSCALER: config.autoscaler} if config.autoscaler != "hpa" else {}),
-                **own,
+                **({AUTOSCALER: config.autoscaler} if config.autoscaler == "none" else {}),
+                VARIANT: str(decision.metrics["winner"]),
+                DIGEST: model.digest,
+                DECISION: decision.uri,
+                ROLLOUT: revision,
             },
         },
         "spec": {"predictor": predictor, **transformer},
     }
 
 
+def own_labels(name: str) -> dict[str, str]:
+    """By which a name's Service and what is behind it are found."""
+    return {"app.kubernetes.io/name": name, "app.kubernetes.io/managed-by": "reasongenrm"}
+
+
+def _queue(config: DeployConfig, name: str) -> dict[str, Any]:
+    """KEDA's trigger: the requests that wait in vLLM, of these pods alone."""
+    waiting = f'sum(vllm:num_requests_waiting{{namespace="{config.namespace}",pod=~"{name}-predictor-.*"}})'
+    metric = {"backend": "prometheus", "serverAddress": config.prometheus, "query": waiting}
+    target = {"type": "Value", "value": WAITING_PER_REPLICA}  # KServe reads `value`; KEDA takes it for each replica
+    return {"type": "External", "external": {"metric": metric, "target": target}}
+
+
 def _model(config: DeployConfig, model: ArtifactRef) -> dict[str, Any]:
-    args = [f"--max-model-len={config.max_model_len}"]
+    # The name in requests stays; the runtime's own argument, which comes first, has the InferenceService's.
+    served_as = "--served-model-name" if config.server == "vllm" else "--name"
+    args = [f"--max-model-len={config.max_model_len}", f"{served_as}={config.name}"]
     if config.server == "vllm" and config.gpu_count > 1:
         args.append(f"--tensor-parallel-size={config.gpu_count}")
     resources = {"cpu": config.cpu, "memory": config.memory}
@@ -94,6 +120,7 @@ def _model(config: DeployConfig, model: ArtifactRef) -> dict[str, Any]:
         "storageUri": storage_uri(config, model),
         "args": args,
         "resources": {"requests": dict(resources), "limits": dict(resources)},
+        "lifecycle": {"preStop": {"sleep": {"seconds": _MODEL_STAYS_SECONDS}}},
     }
     if config.judge_secret is not None:
         rendered["env"] = [secret_variable(config.judge_secret, PREDICTOR_KEY)]
@@ -104,3 +131,12 @@ def revision_of(item: Mapping[str, Any]) -> str | None:
     """The rollout revision of a manifest, a pod or a pod template; None if we did not make it."""
     revision: str | None = item.get("metadata", {}).get("annotations", {}).get(ROLLOUT)
     return revision
+
+
+def manifest_of(item: Mapping[str, Any]) -> dict[str, Any]:
+    """An object without status and without what the server adds to its metadata."""
+    kept = ("name", "namespace", "labels", "annotations")
+    metadata = {key: item["metadata"][key] for key in kept if key in item["metadata"]}
+    return copy.deepcopy(
+        {"apiVersion": item["apiVersion"], "kind": item["kind"], "metadata": metadata, "spec": item["spec"]}
+    )

@@ -1,14 +1,16 @@
-"""Deploy settings that cannot work, or that have no effect with the others, reported before a cluster is touched.
+"""What is looked at before a cluster is touched: settings that cannot work together, a checkpoint that is not whole.
 
 Source: KServe aaac4e294 (0.21), pkg/apis/serving/v1beta1/inference_service_validation.go and component.go.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 from reasongenrm.config import DeployConfig
-from reasongenrm.errors import ConfigError
+from reasongenrm.errors import ConfigError, StoreError
+from reasongenrm.store.artifacts import ArtifactRef, Store, open_artifact
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # RFC 1123, a namespace
 # Kubernetes quantities as people write them. The CRD's schema takes any text ("8GiB" passes), the API server does not.
@@ -16,6 +18,7 @@ _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?")
 _HOST = re.compile(
     r"[a-z0-9][-_a-z0-9]{0,62}(\.[a-z0-9][-_a-z0-9]{0,62})*|[0-9a-f:.]*:[0-9a-f:.]*"
 )  # a name, an address
+REVISION_DIGITS = 8  # of the rollout revision in a name: `<name>-<revision>`
 _LABEL_CHARS = 63  # of a Service's name and of one label of a host's name
 
 
@@ -28,6 +31,28 @@ def check_settings(config: DeployConfig) -> None:
     mistakes = [*_settings(config)]
     if mistakes:
         raise ConfigError(f"deploy: {'; '.join(mistakes)}. Change the config.")
+
+
+def check_checkpoint(service: Mapping[str, Any], model: ArtifactRef) -> None:
+    """Refuse a checkpoint that a pod could not load: it costs a listing, a failed start of pods minutes.
+
+    Args:
+        service: its InferenceService; one that mounts an image does without the store's files.
+
+    Raises:
+        StoreError: there is no manifest, another one, or a file is not there in its size.
+    """
+    if not service["spec"]["predictor"]["model"]["storageUri"].startswith("s3://"):
+        return
+    manifest, store = open_artifact(model), Store(model.uri)
+    sizes = store.sizes()
+    for entry in manifest.files:
+        if sizes.get(entry.path) != entry.size:
+            found = f"{sizes[entry.path]:,} bytes" if entry.path in sizes else "not there"
+            raise StoreError(
+                f"{model.uri}/{entry.path}: {found}; the manifest says {entry.size:,} bytes. The checkpoint cannot be "
+                "served, and nothing was touched. Delete this folder and train again."
+            )
 
 
 def _settings(config: DeployConfig) -> Iterator[str]:
@@ -45,11 +70,13 @@ def _settings(config: DeployConfig) -> Iterator[str]:
             f"min_replicas {config.min_replicas} is above max_replicas {config.max_replicas}: raise max_replicas or "
             "lower min_replicas"
         )
-    if config.min_replicas == 0 and config.autoscaler != "external":
+    if (config.autoscaler == "keda") != (config.prometheus is not None):
         yield (
-            f"min_replicas is 0, but an autoscaler of class '{config.autoscaler}' cannot scale to zero: set it to 1, "
-            "or autoscaler to external and bring a KEDA ScaledObject"
+            f"autoscaler is '{config.autoscaler}' and prometheus '{config.prometheus}': keda needs the address of a "
+            "Prometheus, and nothing else has a use for it"
         )
+    if config.autoscaler == "keda" and config.server != "vllm":
+        yield f"autoscaler is keda, which looks at vLLM's queue, but server is {config.server}: set it to hpa or none"
     if config.autoscaler == "none" and config.max_replicas != config.min_replicas:
         yield (
             f"max_replicas is {config.max_replicas}, which has no effect with autoscaler none: set it to min_replicas "
@@ -59,11 +86,13 @@ def _settings(config: DeployConfig) -> Iterator[str]:
         yield f"gpu_count is {config.gpu_count}, but server transformers uses one GPU at most: set it to 0 or 1"
     if config.golden_endpoint is not None and not config.apply:
         yield "golden_endpoint is set, which has no effect with apply false: leave it out"
-    for key, url in (("golden_endpoint", config.golden_endpoint), ("model_registry", config.model_registry)):
+    addresses = {key: getattr(config, key) for key in ("golden_endpoint", "model_registry", "prometheus")}
+    for key, url in addresses.items():
         if url is not None and not _is_root(url):
             yield f"{key} is '{url}': expected http(s)://host or http(s)://host:port"
-    # the longest of its hosts
-    host = f"{config.name}-{'transformer' if judge.enabled else 'predictor'}-{config.namespace}"
+    # the longest of its hosts; the digits are those of the rollout revision
+    part = "transformer" if judge.enabled else "predictor"
+    host = f"{config.name}-{'0' * REVISION_DIGITS}-{part}-{config.namespace}"
     if len(host) > _LABEL_CHARS:
         yield (
             f"the host '{host}' that KServe would publish has {len(host)} characters, {_LABEL_CHARS} are allowed: "

@@ -1,20 +1,19 @@
-"""Waits until the pods of one manifest, and no others, serve.
+"""Waits until the pods of a new judge serve.
 
-In goes what was written, by its revision; out comes the address of the new pods, or an error that says what kept them
-from starting. Read at short intervals instead of watched: three small objects, and no connection that can break.
+In go the names of what was written; out comes the address of the new pods, or an error that says what kept them from
+starting. Read at short intervals instead of watched: a few small objects, and no connection that can break.
 """
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from reasongenrm.deploy.manifest import revision_of
 from reasongenrm.errors import ClusterError
 from reasongenrm.kubernetes.cluster import Cluster
 from reasongenrm.kubernetes.health import Trouble, condition, pod_troubles, service_troubles
-from reasongenrm.kubernetes.kinds import DEPLOYMENT, INFERENCE_SERVICE, POD
+from reasongenrm.kubernetes.kinds import DEPLOYMENT, POD, Kind
 from reasongenrm.kubernetes.waiting import poll
 
 logger = logging.getLogger(__name__)
@@ -45,59 +44,54 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Target:
-    """Whose pods are waited for: the predictor's of an InferenceService and, if there is one, the judge's server's."""
+    """What a judge's manifests become: whose pods are waited for, and which Service leads to them."""
 
+    kind: Kind
     namespace: str
     name: str
-    revision: str | None  # the rollout revision that the pods must have; None for a manifest that we did not make
-    predictor: str = ""  # the predictor's own name, which most have not
-    has_transformer: bool = False
+    has_judge: bool = False  # a judge's server in front of the model
 
     @classmethod
-    def of(cls, service: Mapping[str, Any]) -> "Target":
-        """The pods of one manifest."""
-        meta, predictor = service["metadata"], service["spec"]["predictor"]
-        revision, name = revision_of(service), predictor.get("name", "")
-        return cls(meta["namespace"], meta["name"], revision, name, bool(service["spec"].get("transformer")))
-
-    @property
-    def deployment(self) -> str:
-        """The Deployment's and Service's name. Source: KServe aaac4e294, pkg/constants PredictorServiceName."""
-        return "-".join(filter(None, (self.name, self.predictor, "predictor")))
-
-    @property
-    def transformer(self) -> str:
-        """The same of the judge's server, whose name no predictor changes."""
-        return f"{self.name}-transformer"
+    def of(cls, manifests: Sequence[Mapping[str, Any]]) -> "Target":
+        """Of what these manifests bring."""
+        root = manifests[0]
+        meta = root["metadata"]
+        return cls(Kind.of(root), meta["namespace"], meta["name"], bool(root["spec"].get("transformer")))
 
     @property
     def deployments(self) -> dict[str, str]:
-        """KServe's name of a component -> its Deployment."""
-        return {"Predictor": self.deployment, **({"Transformer": self.transformer} if self.has_transformer else {})}
+        """KServe's name of a component -> its Deployment. Source: KServe aaac4e294, pkg/constants PredictorServiceName
+        and TransformerServiceName."""
+        parts = {"Predictor": f"{self.name}-predictor"}
+        return parts | ({"Transformer": f"{self.name}-transformer"} if self.has_judge else {})
+
+    @property
+    def entry(self) -> str:
+        """The Service that leads to what clients ask; KServe calls it as the Deployment."""
+        return [*self.deployments.values()][-1]
 
     def __str__(self) -> str:
-        return f"InferenceService {self.namespace}/{self.name}"
+        return f"{self.kind.kind} {self.namespace}/{self.name}"
 
 
 def wait_for_rollout(cluster: Cluster, target: Target, timeout_seconds: float, timeline: Timeline) -> str:
-    """Wait until the new pods are ready and the old ones are gone, of the model and of the judge's server at once.
+    """Wait until all pods are ready, of the model and of the judge's server at once.
 
-    KServe's own status does not tell: Ready and transitionStatus may be of older pods, and observedGeneration is the
-    Deployment's, not the InferenceService's (KServe aaac4e294, PropagateRawStatus). So the Deployment's template and
-    the pods must have the revision that KServe copies from the InferenceService's annotations.
+    An object that owns Deployments is written once and never changed, so that all it says is about these pods.
 
     Returns:
-        The address where clients ask: of the judge's server, or of the model where there is none. http://host[:port].
+        The address where these pods are asked: of the judge's server, or of the model where there is none.
+        http://host[:port].
 
     Raises:
-        ClusterError: the pods cannot start, the time is over, or somebody else changed or deleted the InferenceService.
+        ClusterError: the pods cannot start, the time is over, or somebody deleted the object.
     """
     deadline = time.monotonic() + timeout_seconds
     since: dict[str, float] = {}
     said_at, said = 0.0, ""
     for state, troubles, address in poll(lambda: _look(cluster, target), POLL_SECONDS, deadline):
         if address is not None:
-            timeline.say(f"{target.deployment}: {state}")
+            timeline.say(f"{target.name}: {state}")
             return address
         now = time.monotonic()
         since = {trouble.cause: since.get(trouble.cause, now) for trouble in troubles}
@@ -106,33 +100,29 @@ def wait_for_rollout(cluster: Cluster, target: Target, timeout_seconds: float, t
                 raise ClusterError(f"{target}: {trouble.text.rstrip('. ')}.{_log_of(cluster, target, trouble)}")
         doing = "; ".join([state, *(trouble.text for trouble in troubles)])
         if now >= deadline:
+            no_room = any("scheduling" in trouble.cause for trouble in troubles)
+            hint = " Where there is no room for two judges at once, set deploy.strategy to Recreate." if no_room else ""
             raise ClusterError(
                 f"{target}: not ready after {timeout_seconds:.0f} s: {doing.rstrip('. ')}. Look at `kubectl describe "
-                f"pods -n {target.namespace} -l app=isvc.{target.deployment}`; deploy.rollout_timeout_seconds gives it "
-                "more time."
+                f"pods -n {target.namespace}`; deploy.rollout_timeout_seconds gives it more time.{hint}"
             )
         if doing != said or now - said_at >= REPORT_SECONDS:
-            timeline.say(f"{target.deployment}: {doing}")
+            timeline.say(f"{target.name}: {doing}")
             said_at, said = now, doing
     raise AssertionError("poll never ends by itself")
 
 
 def _look(cluster: Cluster, target: Target) -> tuple[str, list[Trouble], str | None]:
     """(what there is, in words; what is wrong; the address once everything is there)."""
-    service = cluster.get(INFERENCE_SERVICE, target.namespace, target.name)
+    service = cluster.get(target.kind, target.namespace, target.name)
     if service is None:
         raise ClusterError(f"{target}: somebody deleted it while its pods were waited for. Deploy again.")
-    if revision_of(service) != target.revision:
-        raise ClusterError(
-            f"{target}: somebody else changed it while its pods were waited for (rollout revision "
-            f"{revision_of(service)}, expected {target.revision}). Let one deployment end before the next."
-        )
     parts = [_part(cluster, service, target, part, name) for part, name in target.deployments.items()]
     state = "; the judge's server: ".join(said for said, _, _ in parts)
     troubles = [trouble for _, found, _ in parts for trouble in found]
     if not all(done for _, _, done in parts):
         return state, troubles, None
-    address = address_of(service, target)
+    address = address_of(service)
     if address is None:
         said = condition(service, "Ready")
         state += f"; KServe's status is not of them yet (Ready {said.get('status')}: {said.get('reason', '')})"
@@ -142,40 +132,33 @@ def _look(cluster: Cluster, target: Target) -> tuple[str, list[Trouble], str | N
 def _part(cluster: Cluster, service: Mapping[str, Any], target: Target, component: str, name: str) -> _Part:
     """How far one Deployment is, in words; what is wrong with it; whether it is done."""
     deployment = cluster.get(DEPLOYMENT, target.namespace, name)
-    pods = cluster.list(POD, target.namespace, labels=f"app=isvc.{name}")
-    template = (deployment or {}).get("spec", {}).get("template", {})
-    reconciled = deployment is not None and revision_of(template) == target.revision
-    staying = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
-    new = [pod for pod in staying if revision_of(pod) == target.revision]
-    found = [*service_troubles(service, deployment, reconciled, component), *(pod_troubles(new) if reconciled else ())]
-    troubles = [replace(trouble, cause=f"{component}/{trouble.cause}") for trouble in found]
-    if not reconciled or deployment is None:
-        return "KServe has not taken up the change yet", troubles, False
-    old = [pod["metadata"]["name"] for pod in staying if revision_of(pod) != target.revision]
-    wanted = deployment["spec"].get("replicas", 1)
+    if deployment is not None and service["metadata"]["uid"] not in [
+        owner["uid"] for owner in deployment["metadata"].get("ownerReferences", ())
+    ]:
+        deployment = None  # of an object of the same name that was deleted: the garbage collector is on its way
+    troubles = [*service_troubles(service, deployment, component)]
+    if deployment is None:
+        return "KServe has not taken it up yet", _named(component, troubles), False
+    labels = ",".join(f"{key}={value}" for key, value in deployment["spec"]["selector"]["matchLabels"].items())
+    pods = [pod for pod in cluster.list(POD, target.namespace, labels) if "deletionTimestamp" not in pod["metadata"]]
+    troubles += pod_troubles(pods)
+    wanted = max(deployment["spec"].get("replicas", 1), 1)
     status = deployment.get("status", {})
-    available, updated = status.get("availableReplicas", 0), status.get("updatedReplicas", 0)
-    ready = sum(condition(pod, "Ready").get("status") == "True" for pod in new)
-    state = f"{ready} of {wanted} new pods ready" + (f", {len(old)} old ones left" if old else "")
+    ready = min(status.get("availableReplicas", 0), status.get("updatedReplicas", 0))
     seen = status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
-    return state, troubles, seen and not old and min(ready, updated, available) >= max(wanted, 1)
+    return f"{ready} of {wanted} pods ready", _named(component, troubles), seen and ready >= wanted
 
 
-def address_of(service: Mapping[str, Any], target: Target) -> str | None:
-    """Where the pods are reached, http://host[:port]; None until KServe calls them ready.
+def _named(component: str, troubles: list[Trouble]) -> list[Trouble]:
+    return [replace(trouble, cause=f"{component}/{trouble.cause}") for trouble in troubles]
 
-    `status.address` names the transformer's Service if there is one, else the predictor's. For a while after a change
-    it still names the Service of before.
-    """
+
+def address_of(service: Mapping[str, Any]) -> str | None:
+    """Where the pods are reached, http://host[:port]; None until KServe calls them ready."""
     status = service.get("status", {})
     model = status.get("modelStatus", {}).get("transitionStatus")
     url: str | None = status.get("address", {}).get("url")
-    if condition(service, "Ready").get("status") != "True" or model != "UpToDate" or url is None:
-        return None
-    first = url.split("//", 1)[1].partition(".")[0]
-    entry = target.transformer if target.has_transformer else target.deployment
-    is_kserves = first.startswith(f"{target.name}-") and first.endswith(("predictor", "transformer"))
-    return None if is_kserves and first != entry else url
+    return url if condition(service, "Ready").get("status") == "True" and model == "UpToDate" else None
 
 
 def _log_of(cluster: Cluster, target: Target, trouble: Trouble) -> str:

@@ -17,15 +17,16 @@ PREDICTOR_KEY, JUDGE_KEY = "VLLM_API_KEY", "JUDGE_API_KEY"
 CALIBRATION = ("calibration_temperature", "calibration_bias")  # of a decision's metrics
 
 _PORT = 8080  # KServe's own: it appends `--http_port 8080`
-_GRACE_SECONDS = 40  # requests under way get 30 (judge.judge_app.GRACE_SECONDS); closing takes a moment more
+_DRAIN_SECONDS = 15  # a Service's nodes and clients learn within it that a pod ends
+STOP_SECONDS = _DRAIN_SECONDS + 35  # requests under way then get 30 (judge.judge_app.GRACE_SECONDS)
 _START_SECONDS = 120  # importing takes some seconds; a busy node more
 
 
 def render_transformer(config: DeployConfig, decision: ArtifactRef) -> dict[str, Any]:
     """`spec.transformer` of an InferenceService: how many judges, and how they ask the winner.
 
-    KServe appends `--model_name NAME --predictor_host NAME-predictor.NAMESPACE --http_port 8080` to the arguments; the
-    predictor's Service has port 80 there.
+    KServe appends `--predictor_host NAME-predictor.NAMESPACE --http_port 8080` to the arguments, and its own name if
+    there is no `--model_name`; the predictor's Service has port 80 there.
 
     Args:
         config: `judge` is enabled and has an image.
@@ -36,6 +37,8 @@ def render_transformer(config: DeployConfig, decision: ArtifactRef) -> dict[str,
     judge = config.judge
     arguments: dict[str, Any] = {
         "host": "0.0.0.0",
+        "model_name": config.name,  # in KServe's protocols; that of the InferenceService changes
+        "drain-seconds": _DRAIN_SECONDS,
         "style": VARIANTS[str(decision.metrics["winner"])].style,
         "max-tokens": judge.max_tokens,
         "max-concurrency": judge.max_concurrency,
@@ -68,7 +71,7 @@ def render_transformer(config: DeployConfig, decision: ArtifactRef) -> dict[str,
         "securityContext": POD_SECURITY,
         "minReplicas": judge.replicas,
         "maxReplicas": judge.replicas,
-        "terminationGracePeriodSeconds": _GRACE_SECONDS,
+        "terminationGracePeriodSeconds": STOP_SECONDS,
         "containers": [container],
         "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}}],
         "labels": {"app.kubernetes.io/version": __version__},

@@ -4,9 +4,14 @@ The same program is the transformer of an InferenceService and a command on a la
 no `kserve.ModelServer`: that always listens on every interface, and has no room for back-pressure and keys.
 """
 
+import asyncio
 import contextlib
+import signal
+import socket
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -25,6 +30,7 @@ from reasongenrm.judge.service import JudgeService, JudgeSettings, open_judge
 
 GRACE_SECONDS = 30  # that requests under way get when the server is told to stop
 KEEP_ALIVE_SECONDS = 75  # longer than clients keep idle connections (httpx 5, aiohttp 15, nginx 60): they close first
+_TICK_SECONDS = 0.1  # as uvicorn's own
 BACKLOG = 4096  # connections that wait to be accepted: a burst is answered with 429, not refused
 
 
@@ -36,6 +42,7 @@ class ServerSettings:
     port: int = 8080
     model_name: str = "reasongenrm"  # in KServe's protocols
     log_text: bool = False  # let the log have the users' text
+    drain_seconds: float = 0.0  # after SIGTERM, answer on for so long: see `run_server`
 
 
 def create_app(judge: JudgeSettings, limits: Limits, server: ServerSettings) -> Guard:
@@ -106,10 +113,37 @@ def _describe_key(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
+class _DrainingServer(uvicorn.Server):
+    """uvicorn's server, with a while between SIGTERM and its end."""
+
+    def __init__(self, config: uvicorn.Config, drain_seconds: float) -> None:
+        super().__init__(config)
+        self._drain_seconds, self._left = drain_seconds, 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A second signal, or Ctrl-C, ends the while."""
+        self._left = self._drain_seconds if sig == signal.SIGTERM and not self.should_exit else 0.0
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer on, then stop as uvicorn does."""
+        headers = self.server_state.default_headers
+        self.server_state.default_headers = [*headers, (b"connection", b"close")]
+        began = time.monotonic()
+        while time.monotonic() - began < self._left:
+            await asyncio.sleep(_TICK_SECONDS)
+        await super().shutdown(sockets)
+
+
 def run_server(judge: JudgeSettings, limits: Limits, server: ServerSettings) -> None:
-    """Serve until SIGINT or SIGTERM; requests under way get GRACE_SECONDS to end."""
+    """Serve until SIGINT or SIGTERM; requests under way get GRACE_SECONDS to end.
+
+    A pod that ends gets requests for some seconds more: the nodes learn late that it does, and a client may be sending
+    on a connection that it keeps. So after SIGTERM every request of `drain_seconds` is answered, each as the last of
+    its connection (`Connection: close`), and only then is no new one taken.
+    """
     log_as_json()
-    uvicorn.run(
+    config = uvicorn.Config(
         create_app(judge, limits, server),
         host=server.host,
         port=server.port,
@@ -120,3 +154,5 @@ def run_server(judge: JudgeSettings, limits: Limits, server: ServerSettings) -> 
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
+    with contextlib.suppress(KeyboardInterrupt):
+        _DrainingServer(config, server.drain_seconds).run()

@@ -51,30 +51,26 @@ def condition(item: Item | None, kind: str) -> Item:
     return next((entry for entry in found if entry["type"] == kind), {})
 
 
-def service_troubles(
-    service: Item, deployment: Item | None, reconciled: bool, component: str = "Predictor"
-) -> Iterator[Trouble]:
+def service_troubles(service: Item, deployment: Item | None, component: str = "Predictor") -> Iterator[Trouble]:
     """What KServe and the Deployment of one component say.
 
-    `modelStatus.lastFailureInfo` is never taken back and Ready may be of older pods (KServe aaac4e294,
-    inference_service_status.go), so a failure counts while KServe has not written a Deployment for this manifest: then
-    it is about this manifest. Later the pods speak for themselves. ProgressDeadlineExceeded is no trouble: the deadline
-    is fixed at 600 s, and a large model takes longer to load.
+    `modelStatus.lastFailureInfo` is never taken back (KServe aaac4e294, inference_service_status.go), so a failure
+    counts while there is no Deployment. Later the pods speak for themselves. ProgressDeadlineExceeded is no trouble:
+    the deadline is fixed at 600 s, and a large model takes longer to load.
 
     Args:
-        reconciled: whether the Deployment is of this manifest.
         component: Predictor or Transformer; a condition's name begins with it, and modelStatus is the predictor's.
     """
     status = service.get("status", {}).get("modelStatus", {})
     failure = status.get("lastFailureInfo")
-    if component == "Predictor" and not reconciled and failure and status.get("transitionStatus") == "InvalidSpec":
+    if component == "Predictor" and deployment is None and failure and status.get("transitionStatus") == "InvalidSpec":
         text = f"KServe refuses the spec: {failure.get('reason')}: {failure.get('message', '')}"
-        # Not at once: the status may be that of the spec before.
+        # Not at once: a runtime may be written a little later.
         yield Trouble(f"spec/{failure.get('reason')}", text, SETTLE_SECONDS / 6)
     ready = condition(service, f"{component}Ready")
-    if not reconciled and ready.get("reason") == "ReconcileFailed":
+    if deployment is None and ready.get("reason") == "ReconcileFailed":
         yield Trouble("reconcile", f"KServe cannot write the Deployment: {ready.get('message', '')}", SETTLE_SECONDS)
-    refused = condition(deployment, "ReplicaFailure") if reconciled else {}
+    refused = condition(deployment, "ReplicaFailure")
     if refused.get("status") == "True":
         text = f"no pod can be created: {refused.get('reason')}: {refused.get('message', '')}"
         yield Trouble("replicas", text, SETTLE_SECONDS)

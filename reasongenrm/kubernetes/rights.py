@@ -11,11 +11,14 @@ ACCOUNTS = ("pipeline-runner", "default-editor")
 
 Rights = Mapping[tuple[str, str], frozenset[str]]  # (API group, resource) -> verbs
 
-# In the serving namespace. deploy and rollback write the InferenceService and wait for it; the rest says whether the
-# runtime is there, how the rollout goes, and why a judge does not start.
+# In the serving namespace. deploy and rollback, one at a time (the lease), bring an InferenceService and switch a
+# Service to its pods; the rest says whether the runtime is there, how the rollout goes, and why a judge does not start.
 SERVING: Rights = {
-    ("serving.kserve.io", "inferenceservices"): frozenset({"get", "list", "create", "update", "patch", "delete"}),
+    ("serving.kserve.io", "inferenceservices"): frozenset({"get", "list", "create", "delete"}),
     ("serving.kserve.io", "servingruntimes"): frozenset({"get", "list"}),
+    ("", "services"): frozenset({"get", "create", "update", "delete"}),
+    ("discovery.k8s.io", "endpointslices"): frozenset({"list"}),
+    ("coordination.k8s.io", "leases"): frozenset({"get", "create", "update"}),
     ("apps", "deployments"): frozenset({"get", "list"}),
     ("", "pods"): frozenset({"get", "list"}),
     ("", "events"): frozenset({"get", "list"}),

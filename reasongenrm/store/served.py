@@ -1,4 +1,4 @@
-"""Which judge an InferenceService serves and which it served before: records in the store.
+"""Which judge a name serves and which it served before: records in the store.
 
 `deploy_kserve` and `rollback` write them once the new pods have proven themselves; the gate reads whom a candidate must
 beat.
@@ -26,7 +26,8 @@ class ServedJudge(Record):
     decision: ArtifactRef
     # The benchmark run that the gate decided on; None if the judge was not deployed by a decision of ours.
     evaluation: ArtifactRef | None
-    manifest: dict[str, Any]  # the InferenceService as it was applied
+    revision: str  # of the rollout: a hash of spec and model
+    manifests: list[dict[str, Any]]  # as they were applied; the first owns the others
     served_since: str  # UTC, ISO 8601, milliseconds
     cause: Literal["deploy", "rollback"] = "deploy"  # "deploy", or "rollback" to a judge that was served before
 
@@ -60,11 +61,6 @@ def served_history(store: Store, namespace: str, name: str) -> list[ServedJudge]
         StoreError: a record cannot be read.
     """
     return [_parse(store, found) for found in store.list(f"{_folder(namespace, name)}/")]
-
-
-def forget_served(store: Store, namespace: str, name: str) -> None:
-    """Nothing of ours is served any more: the history stays, the record of now goes."""
-    store.delete([f"{_folder(namespace, name)}.json"])
 
 
 def _parse(store: Store, name: str) -> ServedJudge:

@@ -159,12 +159,12 @@ def test_launcher_settings_that_are_not_ours_are_found(
 def test_right_that_a_role_lost_is_named(fake: FakeCluster) -> None:
     role = next(item for item in fake.objects("roles", SERVING) if item["metadata"]["name"] == "reasongenrm-deployer")
     role["rules"] = [rule for rule in role["rules"] if "pods/log" not in rule["resources"]]
-    next(rule for rule in role["rules"] if "inferenceservices" in rule["resources"])["verbs"].remove("patch")
+    next(rule for rule in role["rules"] if "inferenceservices" in rule["resources"])["verbs"].remove("create")
     fake.put(role)
     findings = look()
     assert failing(findings) == {"rights of pipeline-runner in reasongenrm"}
     shown = findings["rights of pipeline-runner in reasongenrm"].found
-    assert shown == "may not patch inferenceservices.serving.kserve.io, get pods/log"
+    assert shown == "may not create inferenceservices.serving.kserve.io, get pods/log"
 
 
 def test_account_that_is_bound_nowhere_may_nothing(fake: FakeCluster) -> None:
@@ -217,10 +217,10 @@ def test_what_the_caller_may_not_see_is_not_checked_and_no_fault(
 
 
 def test_own_account_without_the_rights_of_a_command_is_told(fake: FakeCluster) -> None:
-    fake.deny("patch", "inferenceservices")
+    fake.deny("update", "services")
     found = look()["your own account: rollback, in reasongenrm"]
     assert (found.ok, found.needed) == (False, False)
-    assert found.found == "may not patch inferenceservices.serving.kserve.io"
+    assert found.found == "may not update services"
 
 
 def test_kind_that_is_not_installed_or_served_in_another_version_is_found(fake: FakeCluster) -> None:

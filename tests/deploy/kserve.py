@@ -2,15 +2,19 @@
 order.
 
 What an InferenceService's pods do is told by the last part of its storageUri ("good", "bad_image", ...), what those of
-its transformer do by the tag of their image. As the real one (KServe aaac4e294) it leaves Ready=True of the old pods
-standing for a while, copies annotations to the pod template, and puts the Deployment's observedGeneration where one
-would expect the InferenceService's, and leaves the Deployment of a transformer that the spec has no more.
+its transformer do by the tag of their image. As the real one (KServe aaac4e294) it makes a Deployment and a Service of
+each component, which the InferenceService owns (raw_kube_reconciler.go, Reconcile), with the selector `app:
+isvc.<component>` and port 80 (service_reconciler.go, createDefaultSvc), copies annotations to the pod template, puts
+the Deployment's observedGeneration where one would expect the InferenceService's, and is Ready once both components
+are. It makes no Service called as the InferenceService (only the Knative mode has one: ingress_reconciler.go,
+ExternalName).
 """
 
-import copy
 import time
+from collections.abc import Sequence
 from typing import Any
 
+from tests.kube.endpoint_slices import EndpointSlices
 from tests.kube.fake_api import FakeCluster
 
 NAMESPACE = "reasongenrm"
@@ -29,70 +33,37 @@ def runtime(name: str = "reasongenrm-vllm", **spec: Any) -> Item:
 
 
 class KServe:
-    """Answers every change of an InferenceService; `model` is where its predictor is reached, `judge` its
-    transformer."""
+    """Answers every new InferenceService; `model` is where its predictor is reached, `judge` its transformer."""
 
     def __init__(self, cluster: FakeCluster, model: str, judge: str, step_seconds: float = 0.02) -> None:
         self.cluster, self.model, self.judge, self.step_seconds = cluster, model, judge, step_seconds
-        self._seen: dict[str, Any] = {}
+        self._seen: set[str] = set()
         self.num_pods = 0
         cluster.on_change("inferenceservices", self.reconcile)
+        self.slices = EndpointSlices(cluster, NAMESPACE)
 
     def reconcile(self, event: str, service: Item) -> None:
-        meta = service["metadata"]
-        if event == "DELETED":
-            self._seen.pop(meta["name"], None)
-            for deployment in self.cluster.objects("deployments", NAMESPACE):
-                self._remove_pods(deployment["metadata"]["name"])
-                self.cluster.remove("deployments", NAMESPACE, deployment["metadata"]["name"])
+        if event == "DELETED" or service["metadata"]["uid"] in self._seen:
             return
-        asked = copy.deepcopy((meta.get("annotations"), service["spec"]))
-        if self._seen.get(meta["name"]) == asked:
-            return
-        self._seen[meta["name"]] = asked
-        time.sleep(self.step_seconds)  # the old status still stands
-        if self.cluster.find("inferenceservices", NAMESPACE, meta["name"]) is None:
-            return
-        annotations = meta.get("annotations", {})
-        if service["spec"].get("transformer") and not self._transform(service, annotations):
-            return
+        self._seen.add(service["metadata"]["uid"])
+        time.sleep(self.step_seconds)
+        if self.is_there(service) and self.transform(service):
+            self.predict(service)
+
+    def is_there(self, service: Item) -> bool:
+        found = self.cluster.find("inferenceservices", NAMESPACE, service["metadata"]["name"])
+        return found is not None and found["metadata"]["uid"] == service["metadata"]["uid"]
+
+    def predict(self, service: Item) -> None:
         predictor = service["spec"]["predictor"]
-        self._roll(service, predictor, annotations | predictor.get("annotations", {}))
-        names = {self._name(service, predictor), f"{meta['name']}-transformer"}
-        for deployment in self.cluster.objects("deployments", NAMESPACE):
-            if deployment["metadata"]["name"] not in names:
-                self._remove_pods(deployment["metadata"]["name"])
-                self.cluster.remove("deployments", NAMESPACE, deployment["metadata"]["name"])
-
-    def _name(self, service: Item, predictor: Item) -> str:
-        return "-".join(filter(None, (service["metadata"]["name"], predictor.get("name", ""), "predictor")))
-
-    def _roll(self, service: Item, predictor: Item, annotations: dict[str, str]) -> None:
-        name = self._name(service, predictor)
-        how = predictor.get("model", {}).get("storageUri", "s3://b/good/").rstrip("/").rsplit("/", 1)[-1]
+        how = predictor["model"]["storageUri"].rstrip("/").rsplit("/", 1)[-1]
         if how == "no_runtime":
             failure = {"reason": "NoSupportingRuntime", "message": "Specified runtime does not support it"}
             model = {"transitionStatus": "InvalidSpec", "lastFailureInfo": failure}
             self._status(service, ready="Unknown", model=model)
             return
-        template = {
-            "metadata": {"labels": {"app": f"isvc.{name}"}, "annotations": annotations},
-            "spec": {"containers": [{"name": "kserve-container", "image": "judge:1"}]},
-        }
-        found = self.cluster.find("deployments", NAMESPACE, name)
-        if found is not None and found["spec"]["template"] == template:
-            self._status(service, ready="True")
-            return
-        self.cluster.put(
-            {
-                "apiVersion": "apps/v1",
-                "kind": "Deployment",
-                "metadata": {"name": name, "namespace": NAMESPACE},
-                "spec": {"replicas": 1, "selector": {"matchLabels": {"app": f"isvc.{name}"}}, "template": template},
-            }
-        )
-        time.sleep(self.step_seconds)  # the Deployment is new, its pods and KServe's status are the old ones
-        self._remove_pods(name)
+        pod = self._component(service, "predictor", {"containers": [{"name": "kserve-container", "image": "judge:1"}]})
+        deployment = pod["metadata"]["ownerReferences"][0]["name"]
         states = {
             "slow": [{}, {}, {}, None],
             "bad_image": [{"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}],
@@ -100,94 +71,109 @@ class KServe:
             "crash": [{"waiting": {"reason": "CrashLoopBackOff"}}],
             "stuck": [{}],
         }.get(how, [{}, None])
-        pod = self._pod(name, template)
         for state in states:
-            self.cluster.put(pod)
-            deployment = self.cluster.find("deployments", NAMESPACE, name)
-            assert deployment is not None
-            generation = deployment["metadata"]["generation"]
+            if not self.is_there(service):
+                return
             if state is None:
-                self.cluster.set_status("pods", NAMESPACE, pod["metadata"]["name"], pod_status(ready=True))
-                done = {"replicas": 1, "updatedReplicas": 1, "availableReplicas": 1, "readyReplicas": 1}
-                self.cluster.set_status("deployments", NAMESPACE, name, {"observedGeneration": generation, **done})
-                self._status(service, ready="True", generation=generation)
+                self._pod_is(pod, pod_status(ready=True))
+                self._deployment_is(deployment, available=1)
+                self._status(service, ready="True")
                 return
             if how == "stuck":
                 no_room = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes have nvidia.com/gpu"}
-                status = {"phase": "Pending", "conditions": [no_room]}
+                status: Item = {"phase": "Pending", "conditions": [no_room]}
             else:
                 status = pod_status(ready=False, state=state, crashed=how == "crash")
-            self.cluster.set_status("pods", NAMESPACE, pod["metadata"]["name"], status)
+            if how == "crash":
+                container = status["containerStatuses"][0]["name"]
+                self.cluster.log(NAMESPACE, pod["metadata"]["name"], container, "loading", "CUDA out of memory")
+            self._pod_is(pod, status)
             late = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "late"}
-            waiting: Item = {"observedGeneration": generation, "replicas": 1, "updatedReplicas": 1}
-            self.cluster.set_status(
-                "deployments", NAMESPACE, name, waiting | ({"conditions": [late]} if how == "slow" else {})
-            )
-            self._status(service, ready="False", model={"transitionStatus": "InProgress"}, generation=generation)
+            self._deployment_is(deployment, available=0, conditions=[late] if how == "slow" else [])
+            self._status(service, ready="False", model={"transitionStatus": "InProgress"})
             time.sleep(self.step_seconds * 3)
 
-    def _transform(self, service: Item, annotations: dict[str, str]) -> bool:
-        name, spec = f"{service['metadata']['name']}-transformer", service["spec"]["transformer"]
-        template = {
-            "metadata": {"labels": {"app": f"isvc.{name}"}, "annotations": annotations},
-            "spec": {"containers": spec["containers"], "volumes": spec["volumes"]},
-        }
-        found = self.cluster.find("deployments", NAMESPACE, name)
-        if found is not None and found["spec"]["template"] == template:
+    def transform(self, service: Item) -> bool:
+        """Whether the judge's server starts, or there is to be none."""
+        spec = service["spec"].get("transformer")
+        if spec is None:
             return True
+        pod = self._component(service, "transformer", {key: spec[key] for key in ("containers", "volumes")})
+        crashes = spec["containers"][0]["image"].endswith(":crash")
+        state = {"waiting": {"reason": "CrashLoopBackOff"}} if crashes else None
+        self._pod_is(pod, pod_status(ready=not crashes, state=state, crashed=crashes))
+        self._deployment_is(pod["metadata"]["ownerReferences"][0]["name"], available=int(not crashes))
+        return not crashes
+
+    def address(self, service: Item) -> str:
+        """Of the entry point, as `status.address` has it."""
+        return self.judge if service["spec"].get("transformer") else self.model
+
+    def _component(self, service: Item, part: str, pod_spec: Item) -> Item:
+        """A component's Service and Deployment, and its one pod."""
+        meta, spec = service["metadata"], service["spec"][part]
+        name = f"{meta['name']}-{part}"
+        labels = {
+            **meta.get("labels", {}),
+            **spec.get("labels", {}),
+            "serving.kserve.io/inferenceservice": meta["name"],
+            "component": part,
+        }
+        selector = {"app": f"isvc.{name}"}
+        annotations = meta.get("annotations", {}) | spec.get("annotations", {})
+        port = {"name": "http1", "port": 80, "targetPort": 8080, "protocol": "TCP"}
+        mine = {"name": name, "namespace": NAMESPACE, "labels": labels, "ownerReferences": [owner_of(service)]}
         self.cluster.put(
+            {
+                "apiVersion": "v1",
+                "kind": "Service",
+                "metadata": mine,
+                "spec": {"selector": selector, "ports": [port]},
+            }
+        )
+        template = {"metadata": {"labels": labels | selector, "annotations": annotations}, "spec": pod_spec}
+        deployment = self.cluster.put(
             {
                 "apiVersion": "apps/v1",
                 "kind": "Deployment",
-                "metadata": {"name": name, "namespace": NAMESPACE},
-                "spec": {"replicas": 1, "selector": {"matchLabels": {"app": f"isvc.{name}"}}, "template": template},
+                "metadata": mine,
+                "spec": {"replicas": 1, "selector": {"matchLabels": selector}, "template": template},
             }
         )
-        self._remove_pods(name)
-        pod = self._pod(name, template)
-        self.cluster.put(pod)
-        crashes = spec["containers"][0]["image"].endswith(":crash")
-        state = {"waiting": {"reason": "CrashLoopBackOff"}} if crashes else None
-        status = pod_status(ready=not crashes, state=state, crashed=crashes)
-        self.cluster.set_status("pods", NAMESPACE, pod["metadata"]["name"], status)
-        deployment = self.cluster.find("deployments", NAMESPACE, name)
-        assert deployment is not None
-        ready = {"availableReplicas": int(not crashes), "readyReplicas": int(not crashes)}
-        seen = {"observedGeneration": deployment["metadata"]["generation"], "replicas": 1, "updatedReplicas": 1}
-        self.cluster.set_status("deployments", NAMESPACE, name, seen | ready)
-        return not crashes
-
-    def _pod(self, name: str, template: Item) -> Item:
         self.num_pods += 1
-        meta = template["metadata"] | {"name": f"{name}-{self.num_pods}", "namespace": NAMESPACE}
-        if "crash" in str(template):
-            self.cluster.log(NAMESPACE, meta["name"], "kserve-container", "loading", "CUDA out of memory")
-        return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": template["spec"]}
+        owned = {"name": f"{name}-{self.num_pods}", "namespace": NAMESPACE, "ownerReferences": [owner_of(deployment)]}
+        body = {"apiVersion": "v1", "kind": "Pod", "metadata": template["metadata"] | owned, "spec": template["spec"]}
+        return self.cluster.put(body)
 
-    def _remove_pods(self, name: str) -> None:
-        for pod in self.cluster.objects("pods", NAMESPACE):
-            if pod["metadata"]["labels"]["app"] == f"isvc.{name}":
-                self.cluster.remove("pods", NAMESPACE, pod["metadata"]["name"])
+    def _pod_is(self, pod: Item, status: Item) -> None:
+        if self.cluster.find("pods", NAMESPACE, pod["metadata"]["name"]) is not None:
+            self.cluster.set_status("pods", NAMESPACE, pod["metadata"]["name"], status)
 
-    def _status(
-        self,
-        service: Item,
-        *,
-        ready: str,
-        model: Item | None = None,
-        generation: int = 1,
-    ) -> None:
-        name = service["metadata"]["name"]
-        if self.cluster.find("inferenceservices", NAMESPACE, name) is None:
+    def _deployment_is(self, name: str, *, available: int, conditions: Sequence[Item] = ()) -> None:
+        found = self.cluster.find("deployments", NAMESPACE, name)
+        if found is not None:
+            status = {"observedGeneration": found["metadata"]["generation"], "replicas": 1, "updatedReplicas": 1}
+            status |= {"availableReplicas": available, "readyReplicas": available, "conditions": [*conditions]}
+            self.cluster.set_status("deployments", NAMESPACE, name, status)
+
+    def _status(self, service: Item, *, ready: str, model: Item | None = None) -> None:
+        if not self.is_there(service):
             return
         status = {
-            "observedGeneration": generation,
+            "observedGeneration": 1,  # of the Deployment
             "deploymentMode": "Standard",
             "conditions": [{"type": "Ready", "status": ready}],
             "modelStatus": model or {"transitionStatus": "UpToDate"},
-            "address": {"url": self.judge if service["spec"].get("transformer") else self.model},
+            "address": {"url": self.address(service)},
         }
-        self.cluster.set_status("inferenceservices", NAMESPACE, name, status)
+        self.cluster.set_status("inferenceservices", NAMESPACE, service["metadata"]["name"], status)
+
+
+def owner_of(item: Item) -> Item:
+    """A controller's reference to what it made something for."""
+    reference = {key: item[key] for key in ("apiVersion", "kind")}
+    reference |= {key: item["metadata"][key] for key in ("name", "uid")}
+    return reference | {"controller": True, "blockOwnerDeletion": True}
 
 
 def pod_status(*, ready: bool, state: Item | None = None, crashed: bool = False) -> Item:

@@ -13,6 +13,7 @@ from reasongenrm.config import DeployConfig, JudgeServerConfig, parse_section
 from reasongenrm.deploy.deploy import deploy_kserve
 from reasongenrm.deploy.manifest import render_inference_service, revision_of
 from reasongenrm.errors import ConfigError, InputError
+from reasongenrm.judge.judge_app import GRACE_SECONDS
 from reasongenrm.store.artifacts import ArtifactRef, Store, read_file
 from tests.kube.schemas import check
 
@@ -33,12 +34,20 @@ DECISION = ArtifactRef(
 )
 
 
+KEDA: dict[str, Any] = {
+    "max_replicas": 4,
+    "autoscaler": "keda",
+    "prometheus": "http://prometheus-operated.monitoring.svc:9090",
+}
+
+
 @pytest.mark.parametrize(
     "config",
     [
         settings(),
         settings(gpu_count=0, max_replicas=3, cpu="500m", memory="2Gi", name="judge-2", judge_secret="key"),
-        settings(min_replicas=0, max_replicas=3, autoscaler="external", strategy="RollingUpdate"),
+        settings(autoscaler="none", strategy="Recreate"),
+        settings(**KEDA),
     ],
 )
 def test_service_is_valid_against_the_strict_schema_of_kserve(config: DeployConfig) -> None:
@@ -64,7 +73,7 @@ def test_service_names_runtime_storage_account_resources_and_replicas() -> None:
     assert model["runtime"] == "reasongenrm-vllm"
     assert model["storageUri"] == "s3://judges/run/train_dpo/k/d/"
     assert model["resources"]["limits"] == {"cpu": "4", "memory": "32Gi", "nvidia.com/gpu": "2"}
-    assert model["args"] == ["--max-model-len=32768", "--tensor-parallel-size=2"]
+    assert model["args"] == ["--max-model-len=32768", "--served-model-name=reasongenrm", "--tensor-parallel-size=2"]
 
 
 def test_service_asks_for_no_gpu_when_there_are_none() -> None:
@@ -75,6 +84,7 @@ def test_service_asks_for_no_gpu_when_there_are_none() -> None:
 def test_service_has_nothing_that_the_webhook_refuses() -> None:
     service = render_inference_service(settings(), MODEL, DECISION)
     model = service["spec"]["predictor"]["model"]
+    assert service["metadata"]["labels"]["networking.kserve.io/visibility"] == "cluster-local"
     assert not {"name", "env", "storageUris"} & model.keys()
     assert "serving.kserve.io/autoscalerClass" not in service["metadata"]["annotations"]
 
@@ -94,7 +104,10 @@ def test_more_minimum_than_maximum_replicas_is_refused() -> None:
     ("values", "reason"),
     [
         ({"judge": {"memory": "1GiB"}}, r"deploy\.judge\.memory is '1GiB': expected a Kubernetes quantity"),
-        ({"min_replicas": 0}, "an autoscaler of class 'hpa' cannot scale to zero"),
+        ({"autoscaler": "keda"}, "keda needs the address of a Prometheus"),
+        ({"prometheus": "http://h"}, "nothing else has a use for it"),
+        ({**KEDA, "prometheus": "h:9090"}, r"prometheus is 'h:9090': expected http\(s\)://host"),
+        ({**KEDA, "server": "transformers"}, "keda, which looks at vLLM's queue, but server is transformers"),
         ({"autoscaler": "none", "max_replicas": 2}, "max_replicas is 2, which has no effect with autoscaler none"),
         ({"server": "transformers", "gpu_count": 2}, "server transformers uses one GPU at most"),
         (
@@ -109,7 +122,7 @@ def test_more_minimum_than_maximum_replicas_is_refused() -> None:
         ({"model_registry": "http://registry:80800"}, r"expected http\(s\)://host or http\(s\)://host:port"),
         ({"model_registry": "http://key@registry"}, r"expected http\(s\)://host or http\(s\)://host:port"),
         ({"namespace": "Judges"}, "namespace is 'Judges': expected lower-case letters"),
-        ({"name": "a" * 40, "namespace": "b" * 20}, "has 73 characters, 63 are allowed: shorten the name"),
+        ({"name": "a" * 40, "namespace": "b" * 20}, "has 82 characters, 63 are allowed: shorten the name"),
     ],
 )
 def test_settings_that_cannot_work_or_have_no_effect_are_refused(values: dict[str, Any], reason: str) -> None:
@@ -126,6 +139,35 @@ def test_judges_server_without_an_image_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"judge\.image is not set: name the cpu image"):
         render_inference_service(DeployConfig(), MODEL, DECISION)
     assert DeployConfig(judge={"image": "mine"}).with_judge_image("other").judge.image == "mine"  # type: ignore[arg-type]
+
+
+def test_name_of_the_object_has_the_revision_and_names_in_requests_do_not_change() -> None:
+    service = render_inference_service(settings(), MODEL, DECISION)
+    revision = revision_of(service)
+    assert revision is not None
+    assert service["metadata"]["name"] == f"reasongenrm-{revision[:8]}"
+    assert "--served-model-name=reasongenrm" in service["spec"]["predictor"]["model"]["args"]
+    assert options(service["spec"]["transformer"])["model_name"] == "reasongenrm"
+    small = render_inference_service(settings(server="transformers"), MODEL, DECISION)
+    assert "--name=reasongenrm" in small["spec"]["predictor"]["model"]["args"]
+
+
+def test_keda_scales_the_model_by_its_own_queue_and_the_judges_server_is_left_alone() -> None:
+    service = render_inference_service(settings(**KEDA), MODEL, DECISION)
+    predictor = service["spec"]["predictor"]
+    assert predictor["annotations"] == {"serving.kserve.io/autoscalerClass": "keda"}
+    assert "serving.kserve.io/autoscalerClass" not in service["metadata"]["annotations"]
+    (trigger,) = predictor["autoScaling"]["metrics"]
+    assert f'pod=~"{service["metadata"]["name"]}-predictor-.*"' in trigger["external"]["metric"]["query"]
+    assert trigger["external"]["target"]["value"] == "8"
+
+
+def test_model_outlives_the_judges_server_which_outlives_its_requests() -> None:
+    spec = render_inference_service(settings(), MODEL, DECISION)["spec"]
+    stays = spec["predictor"]["model"]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    judge_stops = float(options(spec["transformer"])["drain-seconds"]) + GRACE_SECONDS
+    assert judge_stops < spec["transformer"]["terminationGracePeriodSeconds"] < stays
+    assert stays + 30 <= spec["predictor"]["terminationGracePeriodSeconds"]
 
 
 def test_revision_changes_with_the_model_and_the_spec_but_not_with_the_decision() -> None:
@@ -204,14 +246,14 @@ def test_judges_server_needs_no_secret_and_takes_the_image_of_the_run_if_it_has_
 
 def test_command_of_the_judges_server_takes_its_arguments_and_those_that_kserve_appends() -> None:
     (container,) = transformer_of(settings(), calibration_temperature=1.5, calibration_bias=-0.25)["containers"]
-    appended = ["--model_name", "reasongenrm", "--predictor_host", "reasongenrm-predictor.reasongenrm"]
+    appended = ["--predictor_host", "reasongenrm-0a1b2c3d-predictor.reasongenrm"]  # no --model_name: there is one
     command = typer.main.get_command(app)
     assert isinstance(command, TyperGroup)
     context = command.commands["judge-server"].make_context(
         "judge-server", [*container["args"], *appended, "--http_port", "8080"]
     )
     told = context.params
-    assert (told["name"], told["predictor_host"], told["port"]) == (appended[1], appended[3], 8080)
+    assert (told["name"], told["predictor_host"], told["port"]) == ("reasongenrm", appended[1], 8080)
     assert (told["host"], told["calibration_bias"], told["request_seconds"]) == ("0.0.0.0", -0.25, 600.0)
     assert container["command"] == ["reasongenrm", "judge-server"]
 

@@ -128,7 +128,8 @@ def serve(store: Store, model: ArtifactRef, evaluation: ArtifactRef | None, name
             model=model,
             decision=model,
             evaluation=evaluation,
-            manifest={},
+            revision="0" * 16,
+            manifests=[],
             served_since="2026-11-24T10:00:00.000+00:00",
         ),
     )

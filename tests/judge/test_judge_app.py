@@ -1,6 +1,7 @@
 """The judge server over real HTTP, in front of a predictor that answers by a rule."""
 
 import asyncio
+import http.client
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -281,48 +282,44 @@ def test_the_log_counts_the_work_and_has_text_only_when_told_to(
     assert ("a long answer" in str(lines["b1"])) == ("a long answer" in str(lines["s1"])) == log_text
 
 
-def test_sigterm_lets_a_request_under_way_end(tmp_path: Path) -> None:
-    predictor, log = RulePredictor(latency=1.5), tmp_path / "stderr"
-    with serving(predictor.app) as behind, log.open("w") as stderr, socket.socket() as free:
+@contextmanager
+def judge_process(predictor_url: str, log: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A judge's server as a process, and its port."""
+    with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-        free.close()
-        command = [
-            sys.executable,
-            "-m",
-            "reasongenrm",
-            "judge-server",
-            "--predictor",
-            f"{behind}/v1",
-            "--http_port",
-            str(port),
-        ]
-        environment = {
-            name: value for name, value in os.environ.items() if name not in ("JUDGE_API_KEY", "VLLM_API_KEY")
-        }
+    command = [sys.executable, "-m", "reasongenrm", "judge-server", "--predictor", f"{predictor_url}/v1"]
+    environment = {name: value for name, value in os.environ.items() if name not in ("JUDGE_API_KEY", "VLLM_API_KEY")}
+    with log.open("w") as stderr:
         process = subprocess.Popen(
-            [*command, "--model_name", "genrm"],
+            [*command, "--http_port", str(port), "--model_name", "genrm", *options],
             env=environment,
             stderr=stderr,
             stdout=subprocess.DEVNULL,
         )
         try:
-            url = f"http://127.0.0.1:{port}"
-            wait_until(lambda: process.poll() is not None or _answers(f"{url}/readyz"))
+            wait_until(lambda: process.poll() is not None or _answers(f"http://127.0.0.1:{port}/readyz"))
             assert process.poll() is None, log.read_text()
-            assert httpx.get(f"{url}/v1/models").json()["models"] == ["genrm"]
-            answers: list[httpx.Response] = []
-            asking = threading.Thread(
-                target=lambda: answers.append(httpx.post(f"{url}/v1/pairwise", json=PAIR, timeout=HANG_SECONDS))
-            )
-            asking.start()
-            wait_until(lambda: predictor.num_open == 2)
-            process.send_signal(signal.SIGTERM)
-            asking.join(HANG_SECONDS)
-            assert process.wait(HANG_SECONDS) == 128 + signal.SIGTERM  # as a shell says it
+            yield process, port
         finally:
             process.kill()
             process.wait()
+
+
+def test_sigterm_lets_a_request_under_way_end(tmp_path: Path) -> None:
+    predictor, log = RulePredictor(latency=1.5), tmp_path / "stderr"
+    with serving(predictor.app) as behind, judge_process(behind, log) as (process, port):
+        url = f"http://127.0.0.1:{port}"
+        assert httpx.get(f"{url}/v1/models").json()["models"] == ["genrm"]
+        answers: list[httpx.Response] = []
+        asking = threading.Thread(
+            target=lambda: answers.append(httpx.post(f"{url}/v1/pairwise", json=PAIR, timeout=HANG_SECONDS))
+        )
+        asking.start()
+        wait_until(lambda: predictor.num_open == 2)
+        process.send_signal(signal.SIGTERM)
+        asking.join(HANG_SECONDS)
+        assert process.wait(HANG_SECONDS) == 128 + signal.SIGTERM  # as a shell says it
     assert answers[0].json()["preferred"] == "A"
     errors = log.read_text()
     logged = [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
@@ -331,6 +328,34 @@ def test_sigterm_lets_a_request_under_way_end(tmp_path: Path) -> None:
     assert "Ctrl-C stops" in " ".join(notes), notes
     assert "a long answer" not in errors
     assert "Traceback" not in errors
+
+
+def test_between_sigterm_and_its_end_every_answer_is_the_last_of_its_connection(tmp_path: Path) -> None:
+    with (
+        serving(RulePredictor().app) as behind,
+        judge_process(behind, tmp_path / "log", "--drain-seconds=600") as found,
+    ):
+        process, port = found
+        kept = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG_SECONDS)
+
+        def ask(client: http.client.HTTPConnection) -> tuple[int, str | None]:
+            client.request("POST", "/v1/pairwise", json.dumps(PAIR), {"Content-Type": "application/json"})
+            answer = client.getresponse()
+            answer.read()
+            return answer.status, answer.headers["connection"]
+
+        def ask_anew() -> tuple[int, str | None]:
+            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=HANG_SECONDS)) as client:
+                return ask(client)
+
+        assert ask(kept) == (200, None)
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: ask_anew() == (200, "close"))
+        assert ask(kept) == (200, "close")  # on the connection of before
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)  # a second one ends it
+        assert process.wait(HANG_SECONDS) == 128 + signal.SIGTERM  # as a shell says it
+        assert not _answers(f"http://127.0.0.1:{port}/healthz")
 
 
 def _answers(url: str) -> bool:

@@ -60,6 +60,8 @@ RESOURCES = (
     Resource("rbac.authorization.k8s.io", "v1", "rolebindings", "RoleBinding", has_status=False),
     Resource("authorization.k8s.io", "v1", "localsubjectaccessreviews", "LocalSubjectAccessReview"),
     Resource("authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview", namespaced=False),
+    Resource("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice", has_status=False),
+    Resource("coordination.k8s.io", "v1", "leases", "Lease", has_status=False),
     Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False),
     Resource("serving.kserve.io", "v1beta1", "inferenceservices", "InferenceService"),
     Resource("serving.kserve.io", "v1alpha1", "servingruntimes", "ServingRuntime", has_status=False),

@@ -49,9 +49,10 @@ def check(obj: dict[str, Any]) -> None:
 
 
 def is_custom(api_version: str) -> bool:
-    """Whether a kind of this group comes from a CRD: its group has a domain, and the domain is not Kubernetes' own."""
+    """Whether a kind of this group comes from a CRD: the group has a domain that is not Kubernetes' own, or it is the
+    Gateway API's."""
     group = api_version.rpartition("/")[0]
-    return "." in group and not group.endswith(".k8s.io")
+    return group == "gateway.networking.k8s.io" or ("." in group and not group.endswith(".k8s.io"))
 
 
 @cache

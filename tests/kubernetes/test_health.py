@@ -61,20 +61,20 @@ def test_image_and_configuration_may_mend_themselves_for_a_minute(reason: str) -
     assert (reason in trouble.text, trouble.patience) == (True, 60.0)
 
 
-def test_old_failure_of_kserve_counts_only_while_it_has_not_taken_up_the_change() -> None:
+def test_failure_of_kserve_counts_only_while_there_is_no_deployment() -> None:
     failure = {"reason": "NoSupportingRuntime", "message": "none"}
     service = {"status": {"modelStatus": {"transitionStatus": "InvalidSpec", "lastFailureInfo": failure}}}
-    assert [trouble.cause for trouble in service_troubles(service, None, False)] == ["spec/NoSupportingRuntime"]
-    assert list(service_troubles(service, None, True)) == []
+    assert [trouble.cause for trouble in service_troubles(service, None)] == ["spec/NoSupportingRuntime"]
+    assert list(service_troubles(service, {})) == []
     service["status"]["modelStatus"]["transitionStatus"] = "UpToDate"  # it is never taken back
-    assert list(service_troubles(service, None, False)) == []
+    assert list(service_troubles(service, None)) == []
 
 
 def test_deadline_that_kserve_fixes_is_no_trouble_but_pods_that_are_refused_are() -> None:
     late = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
-    assert list(service_troubles({}, {"status": {"conditions": [late]}}, True)) == []
+    assert list(service_troubles({}, {"status": {"conditions": [late]}})) == []
     refused = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "quota"}
-    (trouble,) = service_troubles({}, {"status": {"conditions": [late, refused]}}, True)
+    (trouble,) = service_troubles({}, {"status": {"conditions": [late, refused]}})
     assert trouble.text == "no pod can be created: FailedCreate: quota"
 
 
@@ -83,6 +83,6 @@ def test_components_own_condition_tells_and_the_models_failure_is_not_the_judges
     refused = {"type": "TransformerReady", "status": "False", "reason": "ReconcileFailed", "message": "quota"}
     model = {"transitionStatus": "InvalidSpec", "lastFailureInfo": failure}
     service = {"status": {"modelStatus": model, "conditions": [refused]}}
-    (trouble,) = service_troubles(service, None, False, "Transformer")
+    (trouble,) = service_troubles(service, None, "Transformer")
     assert trouble.text == "KServe cannot write the Deployment: quota"
-    assert [found.cause for found in service_troubles(service, None, False)] == ["spec/NoSupportingRuntime"]
+    assert [found.cause for found in service_troubles(service, None)] == ["spec/NoSupportingRuntime"]

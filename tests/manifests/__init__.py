@@ -16,16 +16,17 @@ MANIFESTS = ROOT / "manifests"
 OVERLAYS = sorted(path.parent.name for path in (MANIFESTS / "overlays").glob("*/kustomization.yaml"))
 ADDONS = sorted(path.parent.name for path in (MANIFESTS / "addons").glob("*/kustomization.yaml"))
 
-# Labels of what KServe makes of the InferenceService "reasongenrm" (its Deployment's pods, its Service).
+# Labels of what KServe makes of the InferenceService of the name "reasongenrm" (its Deployment's pods, its Service).
 # Source: kserve 0.20, pkg/constants/constants.go; labels of the InferenceService are taken over.
 PREDICTOR = {
-    "app": "isvc.reasongenrm-predictor",
+    "app": "isvc.reasongenrm-0a1b2c3d-predictor",
+    "app.kubernetes.io/name": "reasongenrm",
     "app.kubernetes.io/part-of": "reasongenrm",
     "component": "predictor",
-    "serving.kserve.io/inferenceservice": "reasongenrm",
+    "serving.kserve.io/inferenceservice": "reasongenrm-0a1b2c3d",
 }
 # And of its transformer, the judge's server.
-TRANSFORMER = PREDICTOR | {"app": "isvc.reasongenrm-transformer", "component": "transformer"}
+TRANSFORMER = PREDICTOR | {"app": "isvc.reasongenrm-0a1b2c3d-transformer", "component": "transformer"}
 
 
 def render(folder: Path) -> list[dict[str, Any]]:

@@ -19,7 +19,9 @@ from reasongenrm import __version__
 from reasongenrm.cli import app
 from reasongenrm.components.images import read_table
 from reasongenrm.data.chat import REASONING_PARSER_FILE
+from reasongenrm.deploy.manifest import render_inference_service
 from reasongenrm.judge.server.telemetry import Telemetry
+from tests.deploy.test_manifest import DECISION, KEDA, MODEL, settings
 from tests.kube.pods import containers, pod_specs
 from tests.kube.references import check_shipped, matches
 from tests.kube.syntax import ManifestError
@@ -38,7 +40,7 @@ def named(objects: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]
 def test_overlays_and_addons_are_those_that_the_readme_names() -> None:
     text = (MANIFESTS / "README.md").read_text(encoding="utf-8")
     assert OVERLAYS == ["gpu", "kind", "kind-with-trainer", "production"]
-    assert ADDONS == ["keda", "kueue", "model-cache", "monitoring", "network-policy", "object-store", "web"]
+    assert ADDONS == ["kueue", "model-cache", "monitoring", "network-policy", "object-store", "web"]
     assert all(f"`{overlay}`" in text for overlay in OVERLAYS)
     assert all(addon in text for addon in ADDONS)
 
@@ -114,7 +116,7 @@ def test_prerequisites_are_exactly_what_somebody_names() -> None:
     pipeline = (ROOT / "pipelines" / "compiled" / "reason_reward_model.yaml").read_text(encoding="utf-8")
     for _, _, name in prerequisites():
         assert name in text or name in pipeline, name
-    assert len(prerequisites()) == 12
+    assert len(prerequisites()) == 11
 
 
 def test_serving_namespace_enforces_pod_security_restricted() -> None:
@@ -197,9 +199,8 @@ def test_alerts_dashboard_and_scaling_ask_for_metrics_that_vllm_has() -> None:
     dashboard = json.loads(named(objects, "ConfigMap", "reasongenrm-dashboard")["data"]["reasongenrm.json"])
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"]) > 5
     rules = named(objects, "PrometheusRule", "reasongenrm")
-    asked = set(
-        re.findall(r"vllm:(\w+)", json.dumps([dashboard, rules, named(objects, "ScaledObject", "reasongenrm")]))
-    )
+    judge = render_inference_service(settings(**KEDA), MODEL, DECISION)
+    asked = set(re.findall(r"vllm:(\w+)", json.dumps([dashboard, rules, judge])))
     assert asked - VLLM_METRICS == set()
     assert "num_requests_waiting" in asked
 
@@ -265,7 +266,7 @@ def test_web_page_runs_with_the_arguments_that_its_command_takes() -> None:
     assert container["command"] == ["reasongenrm", "web"]
     given = command.commands["web"].make_context("web", list(container["args"])).params
     assert (given["host"], given["port"], given["store"]) == ("0.0.0.0", 7860, "s3://reasongenrm")
-    assert given["judge"] == "http://reasongenrm-transformer.reasongenrm.svc"
+    assert given["judge"] == "http://reasongenrm.reasongenrm.svc"
 
 
 def test_production_has_no_page_that_asks_the_judge_without_its_key() -> None:
@@ -293,11 +294,6 @@ MUTATIONS: dict[str, tuple[str, Callable[[list[dict[str, Any]]], Any], str]] = {
         lambda o: named(o, "TrainingRuntime", "reasongenrm-torch")["spec"]["mlPolicy"].update(nodes=2),
         "'nodes' was unexpected",
     ),
-    "field in KEDA": (
-        "production",
-        lambda o: named(o, "ScaledObject", "reasongenrm")["spec"].update(minReplicas=1),
-        "'minReplicas' was unexpected",
-    ),
     "field in an alert": (
         "production",
         lambda o: named(o, "PrometheusRule", "reasongenrm")["spec"]["groups"][0]["rules"][0].update(expression="1"),
@@ -314,11 +310,6 @@ MUTATIONS: dict[str, tuple[str, Callable[[list[dict[str, Any]]], Any], str]] = {
         "production",
         lambda o: named(o, "LocalQueue", "reasongenrm")["spec"].update(clusterQueue="gone"),
         "ClusterQueue /gone",
-    ),
-    "target of scaling": (
-        "production",
-        lambda o: named(o, "ScaledObject", "reasongenrm")["spec"]["scaleTargetRef"].update(name="judge-predictor"),
-        "Deployment reasongenrm/judge-predictor",
     ),
     "monitor of nothing": (
         "production",

@@ -17,7 +17,8 @@ def judge(digit: str, since: str) -> ServedJudge:
         model=artifact("train_sft", digit),
         decision=artifact("select_winner", digit),
         evaluation=artifact("evaluate_rewardbench", digit),
-        manifest={"kind": "InferenceService"},
+        revision=digit * 16,
+        manifests=[{"kind": "InferenceService"}],
         served_since=since,
     )
 
