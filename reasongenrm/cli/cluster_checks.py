@@ -17,7 +17,7 @@ from reasongenrm.config import DeployConfig, ResourcesConfig
 from reasongenrm.deploy.transformer import JUDGE_KEY, PREDICTOR_KEY
 from reasongenrm.errors import ClusterError
 from reasongenrm.kubernetes import kinds, rights
-from reasongenrm.kubernetes.cluster import Cluster, ForbiddenError, NotFoundError
+from reasongenrm.kubernetes.cluster import Cluster, ForbiddenError, UnavailableError
 
 LAUNCHER = "kfp-launcher"  # KFP 2.17, backend/src/v2/config/env.go
 KFP_NAMESPACE, KFP_SERVICE, KFP_PORT = "kubeflow", "ml-pipeline", 8888  # its own, also where runs are in profiles
@@ -68,7 +68,13 @@ def _checked(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Find
     try:
         yield from check()
     except ForbiddenError as error:
-        yield Finding(name, False, "not checked: your account may not see it", str(error), needed=False)
+        call = str(error).partition(": ")[0]
+        advice = "Your account may not. Look with one that may (--context)."
+        yield Finding(name, False, f"not checked: {call}", advice, needed=False)
+    except UnavailableError:  # of the API server itself, which would end every other check too
+        raise
+    except ClusterError as error:  # a kind that is not installed
+        yield Finding(name, False, "cannot be read", str(error))
 
 
 def _kind(cluster: Cluster, kind: kinds.Kind) -> Iterator[Finding]:
@@ -88,10 +94,9 @@ def _pipelines(cluster: Cluster) -> Iterator[Finding]:
         health = cluster.within(10).ask_service(KFP_NAMESPACE, KFP_SERVICE, KFP_PORT, "apis/v2beta1/healthz")
     except ForbiddenError:
         raise
-    except NotFoundError:
-        yield Finding(name, False, f"no Service {place}", "Install Kubeflow Pipelines 2.17.0 (docs/install.md).")
     except ClusterError as error:
-        yield Finding(name, False, f"{place} does not answer", f"kubectl -n {KFP_NAMESPACE} get pods. {error}")
+        advice = f"Install it (docs/install.md), or look why: kubectl -n {KFP_NAMESPACE} get services,pods. {error}"
+        yield Finding(name, False, f"{place} does not answer", advice)
     else:
         version = health.get("tag_name", "unknown")
         shown = f"{place} answers: version {version}, {'several users' if health.get('multi_user') else 'one user'}"
@@ -106,10 +111,10 @@ def _launcher(cluster: Cluster, run: str) -> Iterator[Finding]:
     wrong = []
     if not data.get("defaultPipelineRoot", "").startswith("s3://"):
         wrong.append(f"defaultPipelineRoot is {data.get('defaultPipelineRoot')!r}{_writer(found)}; expected s3://...")
-    secret = _provider_secret(data.get("providers", ""))
-    if secret is None:
-        wrong.append("providers names no secret for s3")
-    shown = "; ".join(wrong) or f"{data['defaultPipelineRoot']} with Secret {secret}"
+    credentials = _credentials(data.get("providers", ""))
+    if credentials is None:
+        wrong.append("providers names no credentials for s3")
+    shown = "; ".join(wrong) or f"{data['defaultPipelineRoot']} with {credentials}"
     advice = f"Not our settings: KFP was applied after them, or they never were. {APPLY}"
     yield Finding(f"ConfigMap {run}/{LAUNCHER}", not wrong, shown, advice)
 
@@ -122,13 +127,15 @@ def _writer(found: Mapping[str, Any]) -> str:
     return ""
 
 
-def _provider_secret(providers: str) -> str | None:
-    """The secret with which KFP's launcher reaches an S3 server; None if it cannot be told."""
+def _credentials(providers: str) -> str | None:
+    """What KFP's launcher shows an S3 server; None if it would have nothing (KFP 2.17, backend/src/v2/config/s3.go)."""
     try:
-        name = yaml.safe_load(providers)["s3"]["default"]["credentials"]["secretRef"]["secretName"]
-    except (yaml.YAMLError, KeyError, TypeError):
+        credentials = yaml.safe_load(providers)["s3"]["default"]["credentials"]
+        if credentials.get("fromEnv"):
+            return "the credentials of the pods' environment"
+        return f"Secret {credentials['secretRef']['secretName']}"
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
         return None
-    return str(name)
 
 
 def _storage_class(cluster: Cluster) -> Iterator[Finding]:
