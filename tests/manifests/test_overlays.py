@@ -23,7 +23,7 @@ from reasongenrm.deploy.manifest import render_inference_service
 from reasongenrm.judge.server.telemetry import Telemetry
 from tests.deploy.test_manifest import DECISION, KEDA, MODEL, settings
 from tests.kube.pods import containers, pod_specs
-from tests.kube.references import check_shipped, matches
+from tests.kube.references import check_shipped
 from tests.kube.syntax import ManifestError
 from tests.manifests import ADDONS, MANIFESTS, OVERLAYS, PREDICTOR, ROOT, TRANSFORMER, prerequisites, render, rendered
 
@@ -215,46 +215,6 @@ def test_alerts_and_dashboard_ask_for_metrics_that_the_judges_server_has() -> No
     asked = set(re.findall(r"reasongenrm_judge_\w+", dashboard + rules))
     assert asked <= exported
     assert {f"reasongenrm_judge_{name}_total" for name in ("verdicts", "pairs", "truncated", "tokens")} <= asked
-
-
-def test_page_reaches_the_judge_and_the_judge_alone_the_model() -> None:
-    """Read as a network plugin reads it: the pods that a policy chooses take what one of its rules names, and no
-    more."""
-    objects = rendered("production")
-    policies = [item for item in objects if item["kind"] == "NetworkPolicy"]
-    page = named(objects, "Deployment", "reasongenrm-web")["spec"]["template"]["metadata"]["labels"]
-
-    def let_in(pod: dict[str, str], caller: dict[str, str]) -> bool:
-        rules = [
-            source
-            for policy in policies
-            if "Ingress" in policy["spec"]["policyTypes"] and matches(policy["spec"]["podSelector"], pod)
-            for rule in policy["spec"].get("ingress", [])
-            for source in rule["from"]
-        ]
-        near = [source for source in rules if not (source.get("namespaceSelector") or {}).get("matchLabels")]
-        return any(matches(source["podSelector"], caller) for source in near)
-
-    def let_out(pod: dict[str, str], called: dict[str, str]) -> bool:
-        return any(
-            matches(target["podSelector"], called)
-            for policy in policies
-            if matches(policy["spec"]["podSelector"], pod)
-            for rule in policy["spec"].get("egress", [])
-            for target in rule.get("to", [])
-            if "podSelector" in target
-        )
-
-    stranger = {"app": "other"}
-    trainer = {"reasongenrm.io/judge-client": "true"}
-    assert let_in(TRANSFORMER, page)
-    assert let_out(page, TRANSFORMER)
-    assert let_in(TRANSFORMER, trainer)
-    assert let_in(PREDICTOR, TRANSFORMER)
-    assert let_out(TRANSFORMER, PREDICTOR)
-    assert not any(let_in(PREDICTOR, caller) for caller in (page, trainer, stranger))
-    assert not let_in(TRANSFORMER, stranger)
-    assert not let_out(page, PREDICTOR)
 
 
 def test_web_page_runs_with_the_arguments_that_its_command_takes() -> None:
