@@ -279,7 +279,7 @@ class DeployConfig(Section):
     # registry.example/team/judges: the pods mount the checkpoint from an image in this repository, which
     # `make model-image` builds, instead of downloading it from the store
     model_image: str | None = None
-    runtime: str = "reasongenrm-vllm"  # the ServingRuntime, in the same namespace
+    runtime: str = "reasongenrm-vllm"  # the ServingRuntime or LLMInferenceServiceConfig, in the same namespace
     server: Literal["vllm", "transformers"] = "vllm"  # what that runtime starts: vLLM, or `reasongenrm serve`
     judge: JudgeServerConfig = JudgeServerConfig()
     judge_secret: str | None = None  # has VLLM_API_KEY and JUDGE_API_KEY; None: reasongenrm-judge, if it is there
@@ -292,6 +292,8 @@ class DeployConfig(Section):
     max_replicas: PositiveInt = 1
     autoscaler: Literal["hpa", "keda", "none"] = "hpa"  # keda: by the requests that wait in vLLM's queue
     prometheus: str | None = None  # http(s)://host[:port]; autoscaler keda asks it
+    # What serves the model: an InferenceService, or an LLMInferenceService (v0.20) behind a judge's server of our own.
+    target: Literal["inferenceservice", "llminferenceservice"] = "inferenceservice"
     # BlueGreen keeps the judge of before until the new one is proven, and needs room for both; Recreate ends it first.
     strategy: Literal["BlueGreen", "Recreate"] = "BlueGreen"
     drain_seconds: Annotated[float, Field(ge=0)] = 30.0  # between the switch to the new judge and the end of the old

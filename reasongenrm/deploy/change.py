@@ -5,6 +5,7 @@ Clients ask the Service `<name>`; its selector names the pods of one revision, a
 `deploy` and `rollback` use it.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Iterable
@@ -15,10 +16,10 @@ from reasongenrm.config import DeployConfig
 from reasongenrm.deploy.golden import Golden, GoldenRows, ask_golden
 from reasongenrm.deploy.manifest import ROLLOUT, manifest_of, own_labels, revision_of
 from reasongenrm.deploy.rollout import POLL_SECONDS, Target, Timeline, wait_for_rollout
-from reasongenrm.deploy.runtimes import has_reasoning_parser, runtime_of
+from reasongenrm.deploy.runtimes import leaves_markup
 from reasongenrm.errors import ClusterError, ReasonGenRMError
-from reasongenrm.kubernetes.cluster import AlreadyExistsError, Cluster, ConflictError
-from reasongenrm.kubernetes.kinds import ENDPOINT_SLICE, INFERENCE_SERVICE, POD, SERVICE, SERVING_RUNTIME, Kind
+from reasongenrm.kubernetes.cluster import AlreadyExistsError, Cluster, ConflictError, UnknownKindError
+from reasongenrm.kubernetes.kinds import ENDPOINT_SLICE, JUDGES, POD, SERVICE, Kind
 from reasongenrm.kubernetes.lease import Lease
 from reasongenrm.kubernetes.waiting import poll
 from reasongenrm.store.artifacts import Store
@@ -135,7 +136,10 @@ class _Change:
     def roots(self) -> dict[str | None, Body]:
         """Revision -> the object that owns what belongs to it; those that are being deleted left out."""
         selector = ",".join(f"{key}={value}" for key, value in own_labels(self.config.name).items())
-        found = self.cluster.list(INFERENCE_SERVICE, self.config.namespace, labels=selector)
+        found: list[Body] = []
+        for kind in JUDGES:
+            with contextlib.suppress(UnknownKindError):  # then there is none
+                found += self.cluster.list(kind, self.config.namespace, labels=selector)
         return {revision_of(root): root for root in found if "deletionTimestamp" not in root["metadata"]}
 
     def manifests_before(self, root: Body) -> list[Body]:
@@ -185,13 +189,12 @@ class _Change:
         if self.golden is None:
             self.timeline.say("no golden judgments: this judge has no evaluation of ours")
         else:
-            runtime = self.cluster.get(SERVING_RUNTIME, target.namespace, runtime_of(self.judge.manifests[0]))
             found = ask_golden(
                 self.config.golden_endpoint or address,
                 self.golden,
                 self.config,
                 has_judge=target.has_judge,
-                keep_markup=self.config.server == "vllm" and not has_reasoning_parser(runtime),
+                keep_markup=not target.has_judge and leaves_markup(self.cluster, self.config, self.judge.manifests[0]),
             )
             self.timeline.say(f"golden judgments: {found.agreement:.0%} of {len(self.golden.rows)} rows as expected")
         return Deployed(self.judge, changed, found, self.timeline, self.config.min_golden_agreement)

@@ -14,6 +14,7 @@ import yaml
 from reasongenrm.config import DeployConfig
 from reasongenrm.deploy.change import Body, Deployed, change_served
 from reasongenrm.deploy.golden import choose_golden
+from reasongenrm.deploy.llm import render_llm
 from reasongenrm.deploy.manifest import FILE_NAME, ROLLOUT, render_inference_service
 from reasongenrm.deploy.model_registry import registration
 from reasongenrm.deploy.preflight import check_checkpoint
@@ -59,7 +60,7 @@ def deploy_kserve(
             "Hand over the winner's model."
         )
     model = models[winner]
-    manifests = [render_inference_service(config, model, decision)]
+    manifests = render(config, model, decision)
     extra: dict[str, Any] = {}
     files: dict[str, bytes] = {}
     metrics: dict[str, Any] = {"variant": winner, "model_uri": model.uri}
@@ -80,6 +81,13 @@ def deploy_kserve(
         for name, data in files.items():
             stage.add_bytes(name, data)
         return stage.finish({"num_in": 1, "num_out": 1}, metrics)
+
+
+def render(config: DeployConfig, model: ArtifactRef, decision: ArtifactRef) -> list[Body]:
+    """The objects of `config.target`; the first owns the others."""
+    if config.target == "llminferenceservice":
+        return render_llm(config, model, decision)
+    return [render_inference_service(config, model, decision)]
 
 
 def deploy(

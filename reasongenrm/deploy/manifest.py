@@ -24,6 +24,7 @@ FILE_NAME = "inferenceservice.yaml"
 
 MODE, AUTOSCALER = "serving.kserve.io/deploymentMode", "serving.kserve.io/autoscalerClass"
 VISIBILITY = "networking.kserve.io/visibility"  # a label
+COMPONENT = "component"  # KServe's label: predictor or transformer
 # Annotations. KServe copies an InferenceService's annotations to its pods.
 OWN = "reasongenrm.io/"
 VARIANT, DIGEST, DECISION = f"{OWN}variant", f"{OWN}model-digest", f"{OWN}decision"
@@ -32,8 +33,8 @@ ROLLOUT = f"{OWN}rollout"  # a hash of spec and model; on the Service `<name>`: 
 WAITING_PER_REPLICA = "8"  # requests in vLLM's queue; with more, KEDA adds a replica
 
 # While pods end, the judge's server gets this much before the model does: it answers what it is asked meanwhile.
-_MODEL_STAYS_SECONDS = STOP_SECONDS + 5
-_MODEL_STOPS_SECONDS = 30
+MODEL_STAYS_SECONDS = STOP_SECONDS + 5
+MODEL_STOPS_SECONDS = 30
 
 
 def render_inference_service(config: DeployConfig, model: ArtifactRef, decision: ArtifactRef) -> dict[str, Any]:
@@ -54,41 +55,51 @@ def render_inference_service(config: DeployConfig, model: ArtifactRef, decision:
         "serviceAccountName": config.service_account,
         "minReplicas": config.min_replicas,
         "maxReplicas": config.max_replicas,
-        "terminationGracePeriodSeconds": _MODEL_STAYS_SECONDS + _MODEL_STOPS_SECONDS,
+        "terminationGracePeriodSeconds": MODEL_STAYS_SECONDS + MODEL_STOPS_SECONDS,
         "model": _model(config, model),
     }
     transformer = {"transformer": render_transformer(config, decision)} if config.judge.enabled else {}
-    asked = [predictor, config.autoscaler, config.prometheus, model.digest, *transformer.values()]
-    written = json.dumps(asked, sort_keys=True, separators=(",", ":"))
-    revision = hashlib.sha256(written.encode()).hexdigest()[:16]
-    name = f"{config.name}-{revision[:REVISION_DIGITS]}"
+    revision = revision_from([predictor, config.autoscaler, config.prometheus, model.digest, *transformer.values()])
+    metadata = metadata_of(config, model, decision, revision)
     if config.autoscaler == "keda":
-        predictor["autoScaling"] = {"metrics": [_queue(config, name)]}
+        predictor["autoScaling"] = {"metrics": [_queue(config, metadata["name"])]}
     if config.autoscaler != "hpa":
         predictor["annotations"] = {AUTOSCALER: config.autoscaler}
     predictor["labels"] = {"app.kubernetes.io/version": __version__}
+    metadata["labels"][VISIBILITY] = "cluster-local"  # no Ingress or HTTPRoute of its own, whose host would change
+    metadata["annotations"][MODE] = "Standard"  # KServe's shipped default is serverless
+    if config.autoscaler == "none":
+        metadata["annotations"][AUTOSCALER] = config.autoscaler
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
-        "metadata": {
-            "name": name,
-            "namespace": config.namespace,
-            "labels": {
-                **own_labels(config.name),
-                "app.kubernetes.io/part-of": "reasongenrm",
-                "app.kubernetes.io/version": __version__,
-                VISIBILITY: "cluster-local",  # no Ingress or HTTPRoute of its own, whose host would change
-            },
-            "annotations": {
-                MODE: "Standard",  # KServe's shipped default is serverless
-                **({AUTOSCALER: config.autoscaler} if config.autoscaler == "none" else {}),
-                VARIANT: str(decision.metrics["winner"]),
-                DIGEST: model.digest,
-                DECISION: decision.uri,
-                ROLLOUT: revision,
-            },
-        },
+        "metadata": metadata,
         "spec": {"predictor": predictor, **transformer},
+    }
+
+
+def revision_from(asked: list[Any]) -> str:
+    """The rollout revision of what is asked for, 16 hex digits."""
+    written = json.dumps(asked, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(written.encode()).hexdigest()[:16]
+
+
+def metadata_of(config: DeployConfig, model: ArtifactRef, decision: ArtifactRef, revision: str) -> dict[str, Any]:
+    """Name, labels and annotations of the object that owns a judge's others."""
+    return {
+        "name": f"{config.name}-{revision[:REVISION_DIGITS]}",
+        "namespace": config.namespace,
+        "labels": {
+            **own_labels(config.name),
+            "app.kubernetes.io/part-of": "reasongenrm",
+            "app.kubernetes.io/version": __version__,
+        },
+        "annotations": {
+            VARIANT: str(decision.metrics["winner"]),
+            DIGEST: model.digest,
+            DECISION: decision.uri,
+            ROLLOUT: revision,
+        },
     }
 
 
@@ -111,20 +122,25 @@ def _model(config: DeployConfig, model: ArtifactRef) -> dict[str, Any]:
     args = [f"--max-model-len={config.max_model_len}", f"{served_as}={config.name}"]
     if config.server == "vllm" and config.gpu_count > 1:
         args.append(f"--tensor-parallel-size={config.gpu_count}")
-    resources = {"cpu": config.cpu, "memory": config.memory}
-    if config.gpu_count:
-        resources[config.gpu_resource] = str(config.gpu_count)
     rendered: dict[str, Any] = {
         "modelFormat": {"name": MODEL_FORMAT},
         "runtime": config.runtime,
         "storageUri": storage_uri(config, model),
         "args": args,
-        "resources": {"requests": dict(resources), "limits": dict(resources)},
-        "lifecycle": {"preStop": {"sleep": {"seconds": _MODEL_STAYS_SECONDS}}},
+        "resources": resources_of(config),
+        "lifecycle": {"preStop": {"sleep": {"seconds": MODEL_STAYS_SECONDS}}},
     }
     if config.judge_secret is not None:
         rendered["env"] = [secret_variable(config.judge_secret, PREDICTOR_KEY)]
     return rendered
+
+
+def resources_of(config: DeployConfig) -> dict[str, Any]:
+    """Of one replica of the model."""
+    resources = {"cpu": config.cpu, "memory": config.memory}
+    if config.gpu_count:
+        resources[config.gpu_resource] = str(config.gpu_count)
+    return {"requests": dict(resources), "limits": dict(resources)}
 
 
 def revision_of(item: Mapping[str, Any]) -> str | None:

@@ -37,12 +37,14 @@ def check_checkpoint(service: Mapping[str, Any], model: ArtifactRef) -> None:
     """Refuse a checkpoint that a pod could not load: it costs a listing, a failed start of pods minutes.
 
     Args:
-        service: its InferenceService; one that mounts an image does without the store's files.
+        service: its InferenceService or LLMInferenceService; one that mounts an image does without the store's files.
 
     Raises:
         StoreError: there is no manifest, another one, or a file is not there in its size.
     """
-    if not service["spec"]["predictor"]["model"]["storageUri"].startswith("s3://"):
+    spec = service["spec"]
+    uri = spec["model"]["uri"] if "model" in spec else spec["predictor"]["model"]["storageUri"]
+    if not uri.startswith("s3://"):
         return
     manifest, store = open_artifact(model), Store(model.uri)
     sizes = store.sizes()
@@ -58,6 +60,8 @@ def check_checkpoint(service: Mapping[str, Any], model: ArtifactRef) -> None:
 def _settings(config: DeployConfig) -> Iterator[str]:
     judge = config.judge
     quantities = {"cpu": config.cpu, "memory": config.memory, "judge.cpu": judge.cpu, "judge.memory": judge.memory}
+    if config.target == "llminferenceservice":
+        yield from _llm_settings(config)
     for key, quantity in quantities.items():
         if not _QUANTITY.fullmatch(quantity):
             yield f"deploy.{key} is '{quantity}': expected a Kubernetes quantity such as 4, 500m, 32Gi"
@@ -90,13 +94,25 @@ def _settings(config: DeployConfig) -> Iterator[str]:
     for key, url in addresses.items():
         if url is not None and not _is_root(url):
             yield f"{key} is '{url}': expected http(s)://host or http(s)://host:port"
-    # the longest of its hosts; the digits are those of the rollout revision
+    # The longest name that KServe makes of ours, with the digits of the rollout revision: a host, or a Service.
     part = "transformer" if judge.enabled else "predictor"
-    host = f"{config.name}-{'0' * REVISION_DIGITS}-{part}-{config.namespace}"
-    if len(host) > _LABEL_CHARS:
+    longest = f"{config.name}-{'0' * REVISION_DIGITS}-{part}-{config.namespace}"
+    if config.target == "llminferenceservice":
+        longest = f"{config.name}-{'0' * REVISION_DIGITS}-kserve-workload-svc"
+    if len(longest) > _LABEL_CHARS:
         yield (
-            f"the host '{host}' that KServe would publish has {len(host)} characters, {_LABEL_CHARS} are allowed: "
-            "shorten the name"
+            f"'{longest}', which KServe would make, has {len(longest)} characters, {_LABEL_CHARS} are allowed: shorten "
+            "the name"
+        )
+
+
+def _llm_settings(config: DeployConfig) -> Iterator[str]:
+    if config.server != "vllm" or not config.judge.enabled:
+        yield "target is llminferenceservice, which has vLLM behind the judge's server: leave server and judge.enabled"
+    if config.autoscaler != "hpa" or config.max_replicas != config.min_replicas:
+        yield (
+            "target is llminferenceservice, whose replicas are fixed: set max_replicas to min_replicas "
+            f"({config.min_replicas}), and leave autoscaler"
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from reasongenrm.errors import ClusterError
 from reasongenrm.kubernetes.cluster import Cluster
 from reasongenrm.kubernetes.health import Trouble, condition, pod_troubles, service_troubles
-from reasongenrm.kubernetes.kinds import DEPLOYMENT, POD, Kind
+from reasongenrm.kubernetes.kinds import DEPLOYMENT, LLM_INFERENCE_SERVICE, POD, Kind
 from reasongenrm.kubernetes.waiting import poll
 
 logger = logging.getLogger(__name__)
@@ -55,19 +55,22 @@ class Target:
     def of(cls, manifests: Sequence[Mapping[str, Any]]) -> "Target":
         """Of what these manifests bring."""
         root = manifests[0]
-        meta = root["metadata"]
-        return cls(Kind.of(root), meta["namespace"], meta["name"], bool(root["spec"].get("transformer")))
+        meta, kind = root["metadata"], Kind.of(root)
+        has_judge = kind == LLM_INFERENCE_SERVICE or "transformer" in root["spec"]
+        return cls(kind, meta["namespace"], meta["name"], has_judge)
 
     @property
     def deployments(self) -> dict[str, str]:
         """KServe's name of a component -> its Deployment. Source: KServe aaac4e294, pkg/constants PredictorServiceName
-        and TransformerServiceName."""
+        and TransformerServiceName, pkg/controller/v1alpha2/llmisvc mainDeploymentName; the judge is ours there."""
+        if self.kind == LLM_INFERENCE_SERVICE:
+            return {"MainWorkload": f"{self.name}-kserve", "Judge": f"{self.name}-judge"}
         parts = {"Predictor": f"{self.name}-predictor"}
         return parts | ({"Transformer": f"{self.name}-transformer"} if self.has_judge else {})
 
     @property
     def entry(self) -> str:
-        """The Service that leads to what clients ask; KServe calls it as the Deployment."""
+        """The Service that leads to what clients ask; called as the Deployment."""
         return [*self.deployments.values()][-1]
 
     def __str__(self) -> str:
@@ -122,7 +125,7 @@ def _look(cluster: Cluster, target: Target) -> tuple[str, list[Trouble], str | N
     troubles = [trouble for _, found, _ in parts for trouble in found]
     if not all(done for _, _, done in parts):
         return state, troubles, None
-    address = address_of(service)
+    address = address_of(service, target)
     if address is None:
         said = condition(service, "Ready")
         state += f"; KServe's status is not of them yet (Ready {said.get('status')}: {said.get('reason', '')})"
@@ -153,9 +156,12 @@ def _named(component: str, troubles: list[Trouble]) -> list[Trouble]:
     return [replace(trouble, cause=f"{component}/{trouble.cause}") for trouble in troubles]
 
 
-def address_of(service: Mapping[str, Any]) -> str | None:
+def address_of(service: Mapping[str, Any], target: Target) -> str | None:
     """Where the pods are reached, http://host[:port]; None until KServe calls them ready."""
     status = service.get("status", {})
+    if target.kind == LLM_INFERENCE_SERVICE:  # whose address would be the model's
+        is_ready = condition(service, "Ready").get("status") == "True"
+        return f"http://{target.entry}.{target.namespace}.svc.cluster.local" if is_ready else None
     model = status.get("modelStatus", {}).get("transitionStatus")
     url: str | None = status.get("address", {}).get("url")
     return url if condition(service, "Ready").get("status") == "True" and model == "UpToDate" else None

@@ -11,7 +11,7 @@ from typing import Any
 from reasongenrm.config import DeployConfig
 from reasongenrm.errors import ClusterError
 from reasongenrm.kubernetes.cluster import Cluster
-from reasongenrm.kubernetes.kinds import SERVING_RUNTIME
+from reasongenrm.kubernetes.kinds import LLM_CONFIG, LLM_INFERENCE_SERVICE, SERVING_RUNTIME
 from reasongenrm.store.artifacts import ArtifactRef, open_artifact
 
 # where KServe puts the checkpoint. Source: KServe aaac4e294, pkg/constants DefaultModelLocalMountPath
@@ -26,15 +26,19 @@ def check_runtime(cluster: Cluster, config: DeployConfig, manifest: Mapping[str,
         ClusterError: with what was found; nothing was written.
         StoreError: the model is not in the store any more.
     """
-    name = runtime_of(manifest)
-    runtime = cluster.get(SERVING_RUNTIME, config.namespace, name)
-    where = f"ServingRuntime {config.namespace}/{name}"
+    of_llm = manifest["kind"] == LLM_INFERENCE_SERVICE.kind
+    kind, source = (LLM_CONFIG, "manifests/addons/llm") if of_llm else (SERVING_RUNTIME, "manifests/serving")
+    name = _runtime_of(manifest)
+    runtime = cluster.get(kind, config.namespace, name)
+    where = f"{kind.kind} {config.namespace}/{name}"
     if runtime is None:
-        found = [item["metadata"]["name"] for item in cluster.list(SERVING_RUNTIME, config.namespace)]
+        found = [item["metadata"]["name"] for item in cluster.list(kind, config.namespace)]
         raise ClusterError(
-            f"{where}: not there (found: {', '.join(found) or 'none'}). Apply manifests/serving, or set deploy.runtime."
+            f"{where}: not there (found: {', '.join(found) or 'none'}). Apply {source}, or set deploy.runtime."
         )
-    if config.server == "vllm" and manifest["spec"].get("transformer") and not has_reasoning_parser(runtime):
+    if of_llm:
+        runtime = {"spec": manifest["spec"]["template"]}  # the arguments are the manifest's own
+    if config.server == "vllm" and manifest["spec"].get("transformer") and not _has_reasoning_parser(runtime):
         raise ClusterError(
             f"{where}: starts vLLM without {_PARSER}, so the judge's server would find reason and verdict in one text. "
             "Apply manifests/serving of this version, or set deploy.judge.enabled to false."
@@ -49,13 +53,19 @@ def check_runtime(cluster: Cluster, config: DeployConfig, manifest: Mapping[str,
         )
 
 
-def runtime_of(manifest: Mapping[str, Any]) -> str:
-    """The runtime that an InferenceService names; empty if KServe is to choose."""
-    name: str = manifest["spec"]["predictor"].get("model", {}).get("runtime", "")
+def leaves_markup(cluster: Cluster, config: DeployConfig, manifest: Mapping[str, Any]) -> bool:
+    """Whether the model of an InferenceService gives reason and answer in one text (see `EndpointEngine`)."""
+    runtime = cluster.get(SERVING_RUNTIME, config.namespace, _runtime_of(manifest))
+    return config.server == "vllm" and not _has_reasoning_parser(runtime)
+
+
+def _runtime_of(manifest: Mapping[str, Any]) -> str:
+    spec = manifest["spec"]
+    name: str = spec["baseRefs"][0]["name"] if "baseRefs" in spec else spec["predictor"]["model"]["runtime"]
     return name
 
 
-def has_reasoning_parser(runtime: Mapping[str, Any] | None) -> bool:
+def _has_reasoning_parser(runtime: Mapping[str, Any] | None) -> bool:
     """Whether its vLLM gives reason and answer apart, as `message.reasoning` and `message.content`."""
     return runtime is not None and _argument(runtime, _PARSER) is not None
 

@@ -22,13 +22,22 @@ from reasongenrm.kubernetes.connection import (
     ForbiddenError,
     NotFoundError,
     UnavailableError,
+    UnknownKindError,
 )
 from reasongenrm.kubernetes.health import container_states
 from reasongenrm.kubernetes.kinds import ACCESS_REVIEW, OWN_ACCESS_REVIEW, POD, SERVICE, Kind
 from reasongenrm.kubernetes.waiting import Outage
 from reasongenrm.processes.extras import require
 
-__all__ = ["AlreadyExistsError", "Cluster", "ConflictError", "ForbiddenError", "NotFoundError", "UnavailableError"]
+__all__ = [
+    "AlreadyExistsError",
+    "Cluster",
+    "ConflictError",
+    "ForbiddenError",
+    "NotFoundError",
+    "UnavailableError",
+    "UnknownKindError",
+]
 
 Objects = list[dict[str, Any]]
 Lines = list[str]  # a name of its own: in the class, `list` is a method

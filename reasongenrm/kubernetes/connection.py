@@ -43,6 +43,10 @@ class NotFoundError(ClusterError):
     """There is no such object."""
 
 
+class UnknownKindError(ClusterError):
+    """The server does not know such objects: what brings the kind is not installed."""
+
+
 class AlreadyExistsError(ClusterError):
     """An object of this name exists."""
 
@@ -228,7 +232,7 @@ class Connection:
         if code == 403:
             return ForbiddenError(f"{call}: {_explain_forbidden(call, message)}")
         if code == 404 and status.get("kind") != "Status":
-            return ClusterError(
+            return UnknownKindError(
                 f"{call}: the API server does not know {call.resource}. Install what brings it (docs/install.md lists "
                 "the versions), or check that this is the right cluster: kubectl api-resources."
             )

@@ -40,6 +40,8 @@ class Kind:
 
 
 INFERENCE_SERVICE = Kind("serving.kserve.io", "v1beta1", "inferenceservices", "InferenceService")
+LLM_INFERENCE_SERVICE = Kind("serving.kserve.io", "v1alpha2", "llminferenceservices", "LLMInferenceService")
+LLM_CONFIG = Kind("serving.kserve.io", "v1alpha2", "llminferenceserviceconfigs", "LLMInferenceServiceConfig")
 SERVING_RUNTIME = Kind("serving.kserve.io", "v1alpha1", "servingruntimes", "ServingRuntime")
 TRAIN_JOB = Kind("trainer.kubeflow.org", "v1alpha1", "trainjobs", "TrainJob")
 WORKFLOW = Kind("argoproj.io", "v1alpha1", "workflows", "Workflow")
@@ -59,4 +61,5 @@ CRD = Kind("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomRes
 ACCESS_REVIEW = Kind("authorization.k8s.io", "v1", "localsubjectaccessreviews", "LocalSubjectAccessReview")
 OWN_ACCESS_REVIEW = Kind("authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview")
 
-KINDS = (INFERENCE_SERVICE, DEPLOYMENT, SERVICE)  # that a judge's manifests have
+JUDGES = (INFERENCE_SERVICE, LLM_INFERENCE_SERVICE)  # that own what else belongs to a judge
+KINDS = (*JUDGES, DEPLOYMENT, SERVICE)  # that a judge's manifests have

@@ -15,11 +15,13 @@ Rights = Mapping[tuple[str, str], frozenset[str]]  # (API group, resource) -> ve
 # Service to its pods; the rest says whether the runtime is there, how the rollout goes, and why a judge does not start.
 SERVING: Rights = {
     ("serving.kserve.io", "inferenceservices"): frozenset({"get", "list", "create", "delete"}),
+    ("serving.kserve.io", "llminferenceservices"): frozenset({"get", "list", "create", "delete"}),
     ("serving.kserve.io", "servingruntimes"): frozenset({"get", "list"}),
+    ("serving.kserve.io", "llminferenceserviceconfigs"): frozenset({"get", "list"}),
     ("", "services"): frozenset({"get", "create", "update", "delete"}),
     ("discovery.k8s.io", "endpointslices"): frozenset({"list"}),
     ("coordination.k8s.io", "leases"): frozenset({"get", "create", "update"}),
-    ("apps", "deployments"): frozenset({"get", "list"}),
+    ("apps", "deployments"): frozenset({"get", "list", "create"}),
     ("", "pods"): frozenset({"get", "list"}),
     ("", "events"): frozenset({"get", "list"}),
     ("", "pods/log"): frozenset({"get"}),

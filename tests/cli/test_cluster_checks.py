@@ -177,7 +177,9 @@ def test_right_that_a_role_lost_is_named(fake: FakeCluster) -> None:
     findings = look()
     assert failing(findings) == {"rights of pipeline-runner in reasongenrm"}
     shown = findings["rights of pipeline-runner in reasongenrm"].found
-    assert shown == "may not create inferenceservices.serving.kserve.io, get pods/log"
+    kinds_named = ("inferenceservices", "llminferenceservices")  # one rule for both
+    refused = ", ".join(f"create {kind}.serving.kserve.io" for kind in kinds_named)
+    assert shown == f"may not {refused}, get pods/log"
 
 
 def test_account_that_is_bound_nowhere_may_nothing(fake: FakeCluster) -> None:

@@ -64,6 +64,8 @@ RESOURCES = (
     Resource("coordination.k8s.io", "v1", "leases", "Lease", has_status=False),
     Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False),
     Resource("serving.kserve.io", "v1beta1", "inferenceservices", "InferenceService"),
+    Resource("serving.kserve.io", "v1alpha2", "llminferenceservices", "LLMInferenceService"),
+    Resource("serving.kserve.io", "v1alpha2", "llminferenceserviceconfigs", "LLMInferenceServiceConfig"),
     Resource("serving.kserve.io", "v1alpha1", "servingruntimes", "ServingRuntime", has_status=False),
     Resource("trainer.kubeflow.org", "v1alpha1", "trainjobs", "TrainJob"),
     Resource("trainer.kubeflow.org", "v1alpha1", "trainingruntimes", "TrainingRuntime", has_status=False),

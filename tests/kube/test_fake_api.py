@@ -11,6 +11,7 @@ import yaml
 
 from tests.kube.fake_api import FakeCluster
 from tests.kube.objects import RESOURCES, matches
+from tests.kube.schemas import EXCERPTS
 
 CRDS = Path(__file__).parents[3] / "shared" / "crds"
 PATH = "/api/v1/namespaces/kubeflow/configmaps"
@@ -39,7 +40,9 @@ def test_kinds_are_those_of_the_published_crds() -> None:
     for resource in RESOURCES:
         if resource.is_built_in:
             continue
-        crd = yaml.safe_load((CRDS / f"{resource.group}_{resource.plural}.yaml").read_text())["spec"]
+        name = f"{resource.group}_{resource.plural}.yaml"
+        path = next(folder / name for folder in (CRDS, EXCERPTS) if (folder / name).is_file())
+        crd = yaml.safe_load(path.read_text())["spec"]
         assert crd["names"]["kind"] == resource.kind
         assert (crd["scope"] == "Namespaced") == resource.namespaced
         version = next(version for version in crd["versions"] if version["name"] == resource.version)

@@ -40,7 +40,7 @@ def named(objects: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]
 def test_overlays_and_addons_are_those_that_the_readme_names() -> None:
     text = (MANIFESTS / "README.md").read_text(encoding="utf-8")
     assert OVERLAYS == ["gpu", "kind", "kind-with-trainer", "production"]
-    assert ADDONS == ["kueue", "model-cache", "monitoring", "network-policy", "object-store", "web"]
+    assert ADDONS == ["kueue", "llm", "model-cache", "monitoring", "network-policy", "object-store", "web"]
     assert all(f"`{overlay}`" in text for overlay in OVERLAYS)
     assert all(addon in text for addon in ADDONS)
 
