@@ -138,14 +138,14 @@ class Connection:
             try:
                 return self._request_once(call, min(READ_SECONDS, max(0.1, ends - time.monotonic())))
             except _TransientError as error:
-                left = ends - time.monotonic()
-                if left <= 0 or (self._seconds is None and attempt + 1 == MAX_ATTEMPTS):
+                asked = error.retry_after_seconds
+                seconds = min(FIRST_WAIT_SECONDS * 2**attempt if asked is None else asked, MAX_WAIT_SECONDS)
+                # A wait that uses up what is left would end in an attempt without time for an answer.
+                if seconds >= ends - time.monotonic() or (self._seconds is None and attempt + 1 == MAX_ATTEMPTS):
                     raise UnavailableError(
                         f"{call}: {error}, also when retried. Is the API server {self.host} up and reachable from "
                         "here? Run again; finished work is kept."
                     ) from error
-                asked = error.retry_after_seconds
-                seconds = min(FIRST_WAIT_SECONDS * 2**attempt if asked is None else asked, left, MAX_WAIT_SECONDS)
                 logger.warning("%s: %s; trying again in %.1f s", call, error, seconds)
                 time.sleep(seconds)
                 attempt += 1

@@ -227,6 +227,15 @@ def test_server_that_is_too_slow_is_given_up_and_asked_again(
     assert len(fake.asked("get", "configmaps")) == 2
 
 
+def test_wait_that_does_not_fit_ends_a_call_with_its_reason(fake: FakeCluster, cluster: Cluster) -> None:
+    """Seen on a real API server: the 503 said why a Service does not answer, a last attempt without time for it did
+    not."""
+    fake.fail_next("get", "configmaps", 503, headers={"Retry-After": "60"}, message="no endpoints available")
+    with pytest.raises(UnavailableError, match="no endpoints available"):
+        cluster.within(20).get(CONFIG_MAP, "kubeflow", "a")
+    assert len(fake.asked("get", "configmaps")) == 1
+
+
 def test_call_within_seconds_ends_within_them(fake: FakeCluster, cluster: Cluster) -> None:
     fake.delay_next("delete", "configmaps", seconds=0.3, times=99)
     with pytest.raises(UnavailableError):
