@@ -34,6 +34,7 @@ KINDS = {
     kinds.SERVING_RUNTIME: ("KServe v0.20.0", ""),
     kinds.WORKFLOW: ("Kubeflow Pipelines 2.17.0", ""),
     kinds.TRAIN_JOB: ("Kubeflow Trainer v2.3.0", "all but mode: trainjob"),
+    kinds.LLM_INFERENCE_SERVICE: ("KServe v0.20.0 with llmisvc", "all but deploy.target: llminferenceservice"),
 }
 _DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
 _RESOURCES, _DEPLOY = ResourcesConfig(), DeployConfig()

@@ -242,7 +242,8 @@ def test_own_account_without_the_rights_of_a_command_is_told(fake: FakeCluster) 
 def test_kind_that_is_not_installed_or_served_in_another_version_is_found(fake: FakeCluster) -> None:
     fake.remove("customresourcedefinitions", "", kinds.INFERENCE_SERVICE.resource)
     fake.put(definition(kinds.WORKFLOW, "v1alpha2"))
-    fake.remove("customresourcedefinitions", "", kinds.TRAIN_JOB.resource)
+    for optional in (kinds.TRAIN_JOB, kinds.LLM_INFERENCE_SERVICE):
+        fake.remove("customresourcedefinitions", "", optional.resource)
     findings = look()
     assert failing(findings) == {"kind inferenceservices.serving.kserve.io", "kind workflows.argoproj.io"}
     assert findings["kind workflows.argoproj.io"].found == "served as v1alpha2"

@@ -100,6 +100,8 @@ FLOWS: dict[str, tuple[Pod, Pod, int, bool]] = {
     "metrics of the judge": (PROMETHEUS, NEW_JUDGE, 8080, True),
     "metrics of the model": (PROMETHEUS, NEW_MODEL, 8080, True),
     "a judge and its model": (NEW_JUDGE, NEW_MODEL, 8080, True),
+    "a judge and the model of an LLMInferenceService": (NEW_JUDGE, NEW_MODEL, 8000, True),
+    "a client and the model of an LLMInferenceService": (CLIENT, MODEL, 8000, False),
     "a checkpoint from a store outside": (NEW_MODEL, OUTSIDE, 443, True),
     "the gateway and the page": (GATEWAY, PAGE, 7860, True),
     "the page and a store outside": (PAGE, OUTSIDE, 443, True),
