@@ -43,7 +43,7 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     with serving(predictor.app) as address, _serving_judge(f"{address}/v1") as judge:
         command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{judge}/openapi.json"]
         command += ["--max-examples", str(NUM_EXAMPLES), "--seed", "1", "--no-color", "--checks", "all"]
-        command += ["--header", "Authorization: Bearer sesame"]
+        command += ["--header", "Authorization: Bearer sesame", "--request-timeout", str(HANG_SECONDS)]
         found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert found.returncode == 0, found.stdout[-6000:] + found.stderr[-2000:]
     assert predictor.bodies, "no request reached the predictor"
