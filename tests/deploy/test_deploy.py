@@ -40,7 +40,11 @@ from tests.kube.schemas import check
 from tests.waiting import HANG_SECONDS, wait_until
 
 CONFIG = DeployConfig(
-    name="judge", rollout_timeout_seconds=20, num_golden=3, golden_timeout_seconds=5, drain_seconds=0
+    name="judge",
+    rollout_timeout_seconds=HANG_SECONDS,
+    num_golden=3,
+    golden_timeout_seconds=HANG_SECONDS,
+    drain_seconds=0,
 ).with_judge_image("registry/cpu:1")
 RECREATE = CONFIG.model_copy(update={"strategy": "Recreate"})
 NO_JUDGE = JudgeServerConfig(enabled=False)
@@ -425,17 +429,22 @@ def test_two_deployments_at_once_the_second_is_refused_and_touches_nothing(
 ) -> None:
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
     world.deploy("good")
-    began, errors = threading.Event(), []
-    world.fake.on_change("inferenceservices", lambda _, service: "slow" in str(service["spec"]) and began.set())
-    world.kserve.step_seconds = 0.5
+    asked, go_on, reply = threading.Event(), threading.Event(), world.endpoint.reply
+
+    def wait(*question: Any) -> Any:
+        asked.set()
+        assert go_on.wait(HANG_SECONDS)
+        return reply(*question)
+
+    world.endpoint.reply = wait
     first = threading.Thread(target=world.deploy, args=("slow",))
     first.start()
-    began.wait(HANG_SECONDS)
+    assert asked.wait(HANG_SECONDS)
     before = world.writes()
-    with pytest.raises(ClusterError, match=r"another deployment is under way") as refused:
+    with pytest.raises(ClusterError, match=r"another deployment is under way"):
         world.deploy("other")
-    errors.append(str(refused.value))
-    assert world.writes() == before
+    assert (world.writes(), world.services()) == (before, ["good", "slow"])
+    go_on.set()
     first.join(HANG_SECONDS)
     assert (world.services(), world.served()) == (["slow"], "slow")
     assert world.deploy("other").changed  # and afterwards it may
@@ -454,8 +463,12 @@ def test_deployment_whose_lease_somebody_took_switches_nothing_and_deletes_nothi
         if held["spec"]["holderIdentity"] != "somebody":
             held["spec"]["holderIdentity"] = "somebody"
             held["metadata"].pop("resourceVersion")
+            reads = len(world.fake.asked("get", "leases"))
             world.fake.put(held)
-            time.sleep(0.5)  # the next renewal sees it
+            wait_until(
+                lambda: len(world.fake.asked("get", "leases")) > reads
+            )  # a renewal was refused: whose is it now?
+            time.sleep(0.2)
         return reply(*asked)
 
     world.endpoint.reply = take
