@@ -105,11 +105,10 @@ class _Change:
             if not isinstance(error, ReasonGenRMError):
                 raise
             raise ClusterError(f"{error}\n{undone}") from error
-        self.retire(self.config.drain_seconds if deployed.changed else 0.0)
-        return deployed
+        return self.complete(deployed)
 
     def bring_in(self) -> Deployed:
-        """Up to the switch to the new judge and its record; the one before is still there, unless Recreate ended it."""
+        """Up to the switch to the new judge; the one before is still there, unless Recreate ended it."""
         self.stable = self.cluster.get(SERVICE, self.config.namespace, self.config.name)
         if self.stable is not None and not own_labels(self.config.name).items() <= _labels(self.stable).items():
             raise ClusterError(
@@ -119,7 +118,7 @@ class _Change:
         served, roots = revision_of(self.stable or {}), self.roots()
         if served == self.revision and self.revision in roots:
             self.timeline.say("no change: the same model with the same spec is served")
-            return self.record(self.prove(changed=False))
+            return self.prove(changed=False)
         left_over = [root for revision, root in roots.items() if revision not in (served, self.revision)]
         self.remove(self.cluster, left_over, "left by a deployment that was killed")
         if self.config.strategy == "Recreate" and served in roots:
@@ -131,7 +130,7 @@ class _Change:
         if not self.lease.is_held():
             raise ClusterError(f"{self.where}: another deployment has taken over before the switch. Deploy again.")
         self.switch()
-        return self.record(deployed)
+        return deployed
 
     def roots(self) -> dict[str | None, Body]:
         """Revision -> the object that owns what belongs to it; those that are being deleted left out."""
@@ -269,18 +268,20 @@ class _Change:
         record_served(self.store, self.judge)
         return deployed
 
-    def retire(self, seconds: float) -> None:
-        """End the judge of before once its requests are done; when this process is told to stop, at once."""
-        cluster, others = self.cluster, [root for revision, root in self.roots().items() if revision != self.revision]
+    def complete(self, deployed: Deployed) -> Deployed:
+        """Record the new judge, and end the one before once its requests are done; told to stop, at once."""
+        cluster, seconds = self.cluster.within(_STOP_SECONDS), self.config.drain_seconds
         try:
-            if others and seconds:
+            deployed = self.record(deployed)
+            if deployed.changed and seconds and len(self.roots()) > 1:
                 self.timeline.say(f"{seconds:.0f} s for the requests that the judge before still gets")
-                cluster = self.cluster.within(_STOP_SECONDS)
                 time.sleep(seconds)
-                cluster = self.cluster
+            cluster = self.cluster
         finally:
             if self.lease.is_held():
+                others = [root for revision, root in self.roots().items() if revision != self.revision]
                 self.remove(cluster, others, "it served before")
+        return deployed
 
     def remove(self, cluster: Cluster, roots: Iterable[Body], why: str) -> None:
         for root in roots:
