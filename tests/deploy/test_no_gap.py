@@ -39,7 +39,7 @@ DRAIN_SECONDS, MODEL_STAYS_SECONDS = 2, 6  # as 15 and 55 in earnest
 PROXY_SECONDS = 0.3  # that a node learns of an endpoint late
 SHORT = f"""
 from reasongenrm.deploy import manifest, transformer
-transformer._DRAIN_SECONDS, manifest._MODEL_STAYS_SECONDS = {DRAIN_SECONDS}, {MODEL_STAYS_SECONDS}
+transformer._DRAIN_SECONDS, manifest.MODEL_STAYS_SECONDS = {DRAIN_SECONDS}, {MODEL_STAYS_SECONDS}
 """
 PAIR = json.dumps({"question": "What is 2 + 1?", "answer_a": "2 + 1 = 3.", "answer_b": "2 + 1 = 4."})
 
@@ -110,7 +110,7 @@ class Traffic:
 def busy(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[World, Kubelet]]:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setattr(transformer, "_DRAIN_SECONDS", DRAIN_SECONDS)
-    monkeypatch.setattr(manifest, "_MODEL_STAYS_SECONDS", MODEL_STAYS_SECONDS)
+    monkeypatch.setattr(manifest, "MODEL_STAYS_SECONDS", MODEL_STAYS_SECONDS)
     monkeypatch.setattr(lease, "LEASE_SECONDS", 1.0)
     for module in (rollout, change):
         monkeypatch.setattr(module, "POLL_SECONDS", 0.05)
