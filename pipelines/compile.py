@@ -7,6 +7,7 @@ The same code and the same images give the same bytes.
 """
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -64,7 +65,10 @@ def compile_pipeline(resources: ResourcesConfig = DEFAULTS, namespace: str = RUN
 
 @cache
 def _compiled(resources: str, namespace: str) -> Compiled:
-    spec, platform = _compile(ResourcesConfig.model_validate_json(resources))
+    # At every setting of a task KFP looks up the source of every frame of the stack (kfp 2.17.0,
+    # dsl/pipeline_task.py, _ensure_container_spec_exists). A thread of its own has a short stack.
+    with ThreadPoolExecutor(1) as thread:
+        spec, platform = thread.submit(_compile, ResourcesConfig.model_validate_json(resources)).result()
     body = _dump(spec, platform)
     version = f"{__version__}-{hashlib.sha256(body.encode()).hexdigest()[:_HASH_DIGITS]}"
     return Compiled(HEADER + body, HEADER + _dump(*_manifests(spec, platform, version, namespace)), version)

@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
+from reasongenrm.judge import predictor as predictor_module
 from reasongenrm.judge.judge_app import ServerSettings, create_app
 from reasongenrm.judge.server import limits as limits_module
 from reasongenrm.judge.server.limits import Limits
@@ -227,7 +228,8 @@ def test_a_sane_request_id_is_kept_and_any_other_replaced() -> None:
             assert re.fullmatch("[0-9a-f]{16}", made)
 
 
-def test_without_its_predictor_the_judge_lives_and_is_not_ready() -> None:
+def test_without_its_predictor_the_judge_lives_and_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor_module, "PATIENCE_SECONDS", 0.3)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -196,7 +196,7 @@ def test_nobody_listening_is_an_error_after_the_retries() -> None:
 
 
 def test_a_judge_that_takes_too_long_is_given_up() -> None:
-    error = failure(FakeJudge(seconds=5), timeout=0.2)
+    error = failure(FakeJudge(seconds=1), timeout=0.2)
     assert isinstance(error, JudgeUnavailableError)
     assert "no reply" in str(error)
 
