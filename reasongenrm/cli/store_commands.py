@@ -42,16 +42,21 @@ def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
     by_digest = {manifest.digest: manifest for manifest in artifacts}
     for manifest in found:
         tree = Tree(Text(describe(manifest), style="bold"))
-        _add_inputs(tree, manifest, by_digest)
+        _add_inputs(tree, (manifest,), by_digest)
         out.print(tree, soft_wrap=True)
 
 
-def _add_inputs(tree: Tree, manifest: "Manifest", by_digest: Mapping[str, "Manifest"]) -> None:
-    for name, digest in manifest.inputs.items():
-        made_by = by_digest.get(digest)
+def _add_inputs(tree: Tree, path: "tuple[Manifest, ...]", by_digest: Mapping[str, "Manifest"]) -> None:
+    """Below the last artifact of `path`, what it was made from; the others lead to it.
+
+    A model of a local folder has the digest of that folder, its input: no artifact is followed to itself.
+    """
+    on_path = {manifest.digest for manifest in path}
+    for name, digest in path[-1].inputs.items():
+        made_by = None if digest in on_path else by_digest.get(digest)
         branch = tree.add(Text(f"{name}: {describe(made_by) if made_by else digest[:19]}"))
         if made_by:
-            _add_inputs(branch, made_by, by_digest)
+            _add_inputs(branch, (*path, made_by), by_digest)
 
 
 def describe(manifest: "Manifest") -> str:

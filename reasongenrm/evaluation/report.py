@@ -145,7 +145,10 @@ def trace_lineage(refs: Iterable[ArtifactRef]) -> list[LineageStep]:
 
 
 def _place(uri: str, steps: dict[str, LineageStep]) -> None:
-    """Append a stage after everything it reads."""
+    """Append a stage after everything it reads.
+
+    URIs, unlike digests, form no circle: each has a hash of its inputs' digests in it (`stage_key`).
+    """
     if uri in steps:
         return
     manifest = open_artifact(uri)

@@ -18,13 +18,16 @@ from typer.testing import CliRunner
 from reasongenrm import __version__
 from reasongenrm.cli import app
 from reasongenrm.cli.settings import absolute, make_config
-from reasongenrm.config import RunConfig, SelectConfig
+from reasongenrm.config import ModelConfig, RunConfig, SelectConfig
+from reasongenrm.data.import_model import import_model
 from reasongenrm.errors import ConfigError
+from reasongenrm.evaluation.report import trace_lineage
 from reasongenrm.processes.child import is_up
-from reasongenrm.store.artifacts import ArtifactRef, Store
+from reasongenrm.store.artifacts import ArtifactRef, Store, open_artifact
 from reasongenrm.store.run_records import RunInputs, TaskRecord, end_run, new_run, save_run
 from reasongenrm.store.stage import Stage
 from tests.judges import row, write_rows
+from tests.tiny import tiny_checkpoint
 
 GROUP: Any = typer.main.get_command(app)
 COMMANDS = sorted(GROUP.commands)
@@ -271,6 +274,19 @@ def test_models_are_listed_with_what_they_were_made_from(store: Store) -> None:
         ("import_model", base.uri),
         ("train_sft", trained.uri),
     ]
+
+
+def test_model_of_a_local_folder_is_listed_once_though_its_digest_is_its_inputs(store: Store, tmp_path: Path) -> None:
+    base = import_model(store, ModelConfig(), str(tiny_checkpoint(tmp_path / "base", "chatml")))
+    trained = made(store, "train_sft", model=base)
+    manifest = open_artifact(base)
+    assert manifest.inputs == {"model": manifest.digest}
+    result = invoke("models", "--store", store.uri)
+    assert result.exit_code == 0
+    lines = [line.strip("│├└─ ").split("  ")[0] for line in result.stdout.splitlines()]
+    folder = f"model: {base.digest[:19]}"
+    assert lines == ["import_model", folder, "train_sft", "model: import_model", folder]
+    assert [step.title for step in trace_lineage([trained])] == ["import_model", "train_sft"]
 
 
 def test_runs_are_listed_and_one_is_shown(store: Store) -> None:
