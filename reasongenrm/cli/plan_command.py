@@ -23,7 +23,9 @@ def plan(
         Option(metavar="SIZE|FOLDER|NAME|endpoint", help="An endpoint takes no GPUs here. Default: the judge."),
     ] = None,
     gpus: Annotated[int | None, Option(min=1, help="GPUs that are available.  [default: 8]")] = None,
-    gpu: Annotated[str, Option(metavar="MACHINE", help="h100, h200, cpu, or a machine of --measurements.")] = "h100",
+    gpu: Annotated[
+        str, Option(metavar="MACHINE", help="h100, h200, a100, l40s, rtx4090, cpu, or one of --measurements.")
+    ] = "h100",
     price: Annotated[float | None, Option(min=0.0, help="Money per GPU-hour; adds the cost.")] = None,
     prompt_tokens: Annotated[int, Option(min=1, help="Tokens of a judge prompt, on average.")] = 1_000,
     reason_tokens: Annotated[int, Option(min=1, help="Tokens of a reason, on average.")] = 500,

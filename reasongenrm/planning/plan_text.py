@@ -9,8 +9,10 @@ def answer(estimate: RunEstimate) -> list[str]:
     device = "GPU" if estimate.machine.memory_bytes else "CPU"
     where = f"{estimate.num_devices} x {estimate.machine.title}" if device == "GPU" else estimate.machine.title
     price = f", which cost {span(estimate.cost)} at {estimate.price:g} per {device}-hour" if estimate.cost else ""
+    unmeasured = all(one.machine != estimate.machine.name for one in estimate.measurements)
+    how = "not measured there, scaled by the published peak" if unmeasured else "one stage after another"
     lines = [
-        f"{span(estimate.hours)} hours on {where}, one stage after another",
+        f"{span(estimate.hours)} hours on {where}, {how}",
         f"{span(estimate.device_hours)} {device}-hours{price}",
         f"{size(estimate.kept_bytes)} stay in the store, which holds at most {size(estimate.peak_bytes)} at a time",
     ]

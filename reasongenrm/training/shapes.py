@@ -84,6 +84,12 @@ SHAPES: dict[str, ModelShape] = {
     )
 }
 
+# Each size by its model's name, and the names of models whose config.json has the same shape.
+_SIZE_OF = {shape.name: size for size, shape in SHAPES.items()} | {
+    **dict.fromkeys(("Meta-Llama-3-8B", "Meta-Llama-3.1-8B"), "8B"),
+    **dict.fromkeys(("Llama-3.3-70B", "Meta-Llama-3-70B", "Meta-Llama-3.1-70B"), "70B"),
+}
+
 
 def shape_of_config(config: Mapping[str, Any], name: str) -> ModelShape:
     """The shape that a config.json describes; `name` is for tables, and where an error says it was found.
@@ -120,19 +126,24 @@ def shape_of_config(config: Mapping[str, Any], name: str) -> ModelShape:
 
 
 def find_shape(model: str) -> ModelShape:
-    """The shape of a named size ("8B"), of a hub name that begins like one, of a checkpoint's folder or a config.json.
+    """The shape of a named size ("8B", "8b"), of a model by its name or hub name, of a checkpoint's folder or config.
+
+    Args:
+        model: what is there as a file or folder is read; else a name begins like one of the named models'
+            ("meta-llama/Llama-3.1-8B-Instruct", "qwen2.5-7b").
 
     Raises:
         InputError: neither a name nor a file, or the file is not a config of a model that can be counted.
     """
-    if model in SHAPES:
-        return SHAPES[model]
-    on_hub = [shape for shape in SHAPES.values() if model.partition("/")[2].startswith(shape.name)]
-    if on_hub:  # meta-llama/Llama-3.1-8B-Instruct, say
-        return on_hub[0]
     path = Path(model).expanduser()
     path = path / CONFIG if path.is_dir() else path
     if not path.is_file():
+        name = model.rpartition("/")[2].upper()
+        if name in SHAPES:
+            return SHAPES[name]
+        named = [size for start, size in _SIZE_OF.items() if name.startswith(start.upper())]
+        if named:
+            return SHAPES[named[0]]
         raise InputError(
             f"{model}: no size with this name and no such file; expected one of {', '.join(SHAPES)}, a checkpoint's "
             f"folder, or its {CONFIG}."

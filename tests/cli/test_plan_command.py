@@ -99,12 +99,22 @@ def test_measurements_of_your_own_replace_the_shipped_ones(tmp_path: Path) -> No
     assert own == pytest.approx(10 * usual)
 
 
-def test_a_machine_that_nobody_measured_is_planned_by_its_peak(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("gpu", "title", "peak"),
+    [("a100", "A100 80GB", 312), ("l40s", "L40S 48GB", 362.05), ("rtx4090", "RTX 4090 24GB", 165.2)],
+)
+def test_a_gpu_that_nobody_measured_is_planned_by_its_peak_and_says_so(gpu: str, title: str, peak: float) -> None:
+    asked = "--model", "1.5b", "--gpu", gpu
+    assert stage(planned(*asked), "train_dpo")["basis"]["peak_scale"] == pytest.approx(peak / 989.4)
+    first = invoke(*asked).output.splitlines()[0]
+    assert first.endswith(f"hours on 8 x {title}, not measured there, scaled by the published peak")
+
+
+def test_a_gpu_of_your_own_needs_its_memory_and_its_peak(tmp_path: Path) -> None:
     path = tmp_path / "machines.json"
-    a100 = Machine(name="a100", title="A100 80GB", memory_bytes=85e9, peak_tflops=312)
-    Measurements(machines=(a100,)).write(path)
-    plan = planned("--model", "7B", "--measurements", str(path), "--gpu", "a100")
-    assert stage(plan, "train_dpo")["basis"]["peak_scale"] == pytest.approx(312 / 989.4)
+    Measurements(machines=(Machine(name="b200", title="B200", memory_bytes=180e9, peak_tflops=2_250),)).write(path)
+    plan = planned("--model", "7B", "--measurements", str(path), "--gpu", "b200")
+    assert stage(plan, "train_dpo")["basis"]["peak_scale"] == pytest.approx(2_250 / 989.4)
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,28 @@ def test_serving_needs_weights_and_the_cache_of_all_that_is_in_flight() -> None:
     assert SMALL.serving_bytes(num_sequences=3, tokens_each=7) == 2 * SMALL_PARAMETERS + 3 * 7 * 40
 
 
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("8b", "Llama-3.1-8B"),
+        ("Llama-3.1-8B-Instruct", "Llama-3.1-8B"),
+        ("llama-3.3-70b-instruct", "Llama-3.1-70B"),
+        ("meta-llama/Llama-3.3-70B-Instruct", "Llama-3.1-70B"),
+        ("meta-llama/Meta-Llama-3-8B", "Llama-3.1-8B"),
+        ("Qwen/Qwen2.5-1.5B-Instruct", "Qwen2.5-1.5B"),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "SmolLM2-135M"),
+    ],
+)
+def test_a_model_is_found_by_its_size_or_name_in_any_case(model: str, name: str) -> None:
+    assert find_shape(model).name == name
+
+
+def test_a_folder_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_checkpoint(tmp_path / "Qwen2.5-7B", "chatml")
+    assert find_shape("Qwen2.5-7B").num_parameters < 1_000_000
+
+
 def test_what_is_no_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"9B: no size with this name and no such file; expected one of 135M, 0.5B"):
         find_shape("9B")
