@@ -107,7 +107,7 @@ docs: install ## rewrite docs/cli.md, the tree of docs/architecture.md, and the 
 
 lock: install ## pin the newest version of every dependency in requirements.lock
 	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
-	  $(if $(FIND_LINKS),--find-links $(FIND_LINKS)) pyproject.toml --extra train --extra pipeline --extra local --extra cluster --extra serve --extra judge --extra web --extra deepspeed --extra dev -o requirements.lock
+	  $(if $(FIND_LINKS),--find-links $(FIND_LINKS)) pyproject.toml --extra train --extra pipeline --extra local --extra cluster --extra serve --extra judge --extra web --extra deepspeed --extra mlflow --extra dev -o requirements.lock
 	sed -i 's/^\(torch==[0-9.]*\)+cpu$$/\1/' requirements.lock # the machine's own build, CPU or CUDA, satisfies the plain version
 
 images: install ## build and check the images (IMAGES="cpu train vllm" REGISTRY= PUSH=1 TORCH=cpu|cuda; more in images/build.sh)

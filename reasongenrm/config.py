@@ -169,13 +169,17 @@ class TrainConfig(Section):
     gradient_checkpointing: Literal["auto"] | bool = "auto"
     save_steps: PositiveInt = 50  # a checkpoint to resume from, kept until the model is whole
     logging_steps: PositiveInt = 1
+    # Trackers that get each logged step as it comes, set up by their own environment variables (docs/training.md).
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
     num_processes: PositiveInt | None = None  # on this node; None: one a visible GPU, 1 without GPUs
     sharding: Literal["none", "zero2", "zero3", "fsdp2"] = "none"  # over all processes (reference: DeepSpeed ZeRO-3)
     seed: int = 0
     mode: Literal["pod", "trainjob"] = "pod"  # in this pod (or on this machine), or in pods that Kubeflow Trainer makes
     trainjob: TrainJobConfig = TrainJobConfig()
 
-    placement = frozenset({"mode", "trainjob", "num_processes", "max_batch_tokens", "gradient_checkpointing"})
+    placement = frozenset(
+        {"mode", "trainjob", "num_processes", "max_batch_tokens", "gradient_checkpointing", "report_to"}
+    )
 
 
 class SFTConfig(TrainConfig):

@@ -44,6 +44,7 @@ OPTIONAL_EXTRAS = {
     "vllm": "generation on GPUs; needs a separate environment",
     "deepspeed": "training on several GPUs",
     "liger": "faster kernels for training and scoring on a GPU",
+    "mlflow": "figures of every stage in MLflow, where MLFLOW_TRACKING_URI is set",
 }
 
 

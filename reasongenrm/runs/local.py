@@ -21,6 +21,7 @@ from reasongenrm.config import RunConfig
 from reasongenrm.errors import ReasonGenRMError, StoreError
 from reasongenrm.processes.child import Child, how_it_ended
 from reasongenrm.runs.task import DEFECT, ENDED, OUTCOME, STARTED, TaskOutcome
+from reasongenrm.runs.tracking import TrackedRun
 from reasongenrm.store.artifacts import Store
 from reasongenrm.store.run_records import RunInputs, RunRecord, TaskRecord, end_run, new_run, save_run
 from reasongenrm.store.scratch import scratch_folder
@@ -105,7 +106,9 @@ def run_local(inputs: RunInputs, config: RunConfig, store: Store, folder: Path, 
         arguments_path = work_dir / "arguments.json"
         arguments_path.write_text(json.dumps({"pipeline_root": str(root), "arguments": arguments}), encoding="utf-8")
         follower = _Follower(record, store, root, log, view)
+        tracked = TrackedRun()
         try:
+            tracked.start(record.run_id)
             with _pipeline(arguments_path, work_dir) as pipeline:
                 assert pipeline.process.stdout
                 with pipeline.process.stdout as output:
@@ -113,12 +116,14 @@ def run_local(inputs: RunInputs, config: RunConfig, store: Store, folder: Path, 
                 pipeline.wait()
             follower.check_end(pipeline.process.returncode)
         except BaseException as error:
+            tracked.end("FAILED" if isinstance(error, Exception) else "KILLED")
             ended = end_run(follower.record, "stopped", 130)
             if isinstance(error, Exception):
                 ended = end_run(follower.record, "failed", getattr(error, "exit_code", 1), str(error))
             with contextlib.suppress(StoreError):  # a full or dead store is often why the run failed
                 save_run(store, ended)
             raise
+        tracked.end("FINISHED")
     record = end_run(follower.record, "finished", 0)
     save_run(store, record)
     return record

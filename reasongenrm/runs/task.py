@@ -22,6 +22,7 @@ from reasongenrm.processes.cpu_math import configure_cpu_math
 from reasongenrm.processes.mounted_secrets import read_mounted_secrets
 from reasongenrm.records import Record
 from reasongenrm.runs.references import read_reference, read_settings, write_reference, write_settings
+from reasongenrm.runs.tracking import TrackedRun
 from reasongenrm.store.artifacts import ArtifactRef, Store, open_artifact, read_file
 from reasongenrm.store.run_records import RunInputs
 
@@ -86,6 +87,7 @@ class Task:
         self._settings_uri: str | None = None
         self._ref: ArtifactRef | None = None
         self._reused = False
+        self._tracked = TrackedRun()
 
     def __enter__(self) -> "Task":
         configure_cpu_math()
@@ -96,6 +98,7 @@ class Task:
         self._leave(TaskOutcome(task=self.name, state="running"))
         _say(f"{STARTED} {self.name}")
         try:
+            self._tracked.start(self.name)
             self._read_inputs()
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
@@ -107,6 +110,8 @@ class Task:
     ) -> None:
         signal.signal(signal.SIGTERM, self._previous_handler)
         seconds = round(time.monotonic() - self._started, 3)
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        self._tracked.end("FINISHED" if error is None else "KILLED" if stopped else "FAILED")
         if isinstance(error, KeyboardInterrupt):
             raise SystemExit(128 + signal.SIGINT) from None
         if isinstance(error, SystemExit):
@@ -153,6 +158,7 @@ class Task:
         assert self._settings_uri is not None
         address = write_reference(self.store, self._settings_uri, ref)
         self._output_path.write_text(address, encoding="utf-8")
+        self._tracked.log(ref)
         if metrics is not None:
             for name, value in ref.metrics.items():
                 if isinstance(value, int | float):

@@ -6,6 +6,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,12 @@ def check_config(config: TrainConfig, stage: str) -> None:
         raise ConfigError(
             f"{stage}: trainjob has settings, but mode is 'pod', where they have no effect. Set mode to 'trainjob', or "
             "leave the section trainjob out."
+        )
+    missing = [name for name in config.report_to if find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"{stage}: report_to names {', '.join(missing)}, not installed here. Run `pip install "
+            f"{' '.join(missing)}`, or leave the name out."
         )
     check_batch(config, stage, World(num_processes=config.num_processes or 1))
     if config.max_steps == 0 or config.max_steps < -1:

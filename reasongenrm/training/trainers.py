@@ -106,6 +106,7 @@ def run(job: TrainingJob) -> None:
         output_dir=job.output_dir,
         num_processes=job.num_processes,
     )
+    trainer.args.run_name = " ".join((job.stage, *(f"({value})" for value in job.extra.values())))
     _check_processes(trainer, config, job)
     store = Store(job.store_uri)
     main = trainer.is_world_process_zero()
@@ -224,7 +225,7 @@ def _arguments(
         "max_length": None,  # rows that are too long were dropped and counted; none is ever cut
         "ddp_find_unused_parameters": False,  # there are none; looking for them would cost a pass over the graph
         "disable_tqdm": True,
-        "report_to": "none",
+        "report_to": list(config.report_to) or "none",
         "seed": config.seed,
     }
     try:

@@ -147,6 +147,7 @@ def test_findings_say_what_to_do_exactly_where_something_is_wrong(monkeypatch: p
         "extra 'vllm'",
         "extra 'deepspeed'",
         "extra 'liger'",
+        "extra 'mlflow'",
         "SmolLM2-135M-Instruct",
         "NVIDIA GPU",
     }

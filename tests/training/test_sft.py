@@ -14,7 +14,7 @@ from reasongenrm.errors import ConfigError, EmptyStageError, InputError
 from reasongenrm.packing.batches import plan_batches
 from reasongenrm.packing.trees import IGNORED
 from reasongenrm.store.artifacts import ArtifactRef, Store, download, open_artifact, read_file
-from reasongenrm.training.job import LOG
+from reasongenrm.training.job import LOG, check_config
 from reasongenrm.training.sft import encode_examples, loss_labels, train_sft
 from tests.conftest import EmbeddedStore
 from tests.tiny import FAMILIES, Family, tiny_tokenizer
@@ -215,6 +215,32 @@ def test_genrm_is_saved_in_bfloat16_and_opens_the_assistant_turn(store: Store, t
     )
     assert prompt.endswith("<|start_header_id|>assistant<|end_header_id|>\n\n")
     assert tokenizer.eos_token == "<|end_of_text|>"
+
+
+def test_steps_go_to_the_trackers_that_are_named(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlflow").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # it is in maintenance mode; a server needs a database
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    client = MlflowClient()
+    run_id = client.create_run(client.create_experiment("e")).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    model = put_model(store, tmp_path / "model")
+    examples = put_records(store, "s", "examples.jsonl", training_examples(4))
+    config = CONFIG.model_copy(update={"max_steps": 2, "report_to": ("mlflow",)})
+    log = json.loads(read_file(train_sft(store, config, "sft", model, examples), LOG))
+    losses = [metric.value for metric in client.get_metric_history(run_id, "loss")]
+    assert losses == [row["loss"] for row in log]
+    assert len(losses) == 2
+    assert client.get_run(run_id).info.run_name == "train_sft (sft)"
+
+
+def test_tracker_that_is_not_installed_is_refused_before_anything_starts() -> None:
+    with pytest.raises(
+        ConfigError, match=r"train_sft: report_to names wandb, not installed here\. Run `pip install wandb`"
+    ):
+        check_config(CONFIG.model_copy(update={"report_to": ("mlflow", "wandb")}), "train_sft")
 
 
 def test_how_rows_are_packed_changes_no_loss(store: Store, tmp_path: Path) -> None:
