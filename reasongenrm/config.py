@@ -42,16 +42,29 @@ class Section(BaseModel):
     Attributes:
         placement: fields that say where, with how many processes and in what portions a stage works, not what it makes.
             They are no part of a stage's key: the work of one pod goes on in another kind of pod.
+        newer: fields that came after the first release. At their defaults they are no part of a stage's key: what was
+            made before them is found again.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     placement: ClassVar[frozenset[str]] = frozenset()
+    newer: ClassVar[frozenset[str]] = frozenset()
+
+
+class EndpointConfig(Section):
+    """What is known beforehand of an endpoint. What it turns out to lack is left out, and said, without this, too."""
+
+    limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # what it calls the limit of tokens
+    temperature: bool = True  # False: it draws at its own temperature alone, and is not told one
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] = 20  # the most that it gives at a token; 0: no log-probabilities
+    # Share of a call's requests that may be refused or too long, in [0, 1]; more of them end the stage.
+    max_failed_fraction: Probability = 0.1
 
 
 class EngineConfig(Section):
     """How text is generated, in any stage. An `http(s)://` teacher or judge always uses the endpoint engine."""
 
-    placement: ClassVar[frozenset[str]] = frozenset({"data_parallel_size"})
+    placement: ClassVar[frozenset[str]] = frozenset({"data_parallel_size", "endpoint"})
 
     kind: Literal["transformers", "vllm"] = "vllm"  # for a checkpoint; the laptop's configs say transformers
     dtype: Dtype = "auto"
@@ -60,6 +73,7 @@ class EngineConfig(Section):
     concurrency: PositiveInt = 32  # requests in flight (endpoint)
     timeout_seconds: Annotated[float, Field(gt=0)] = 600.0  # of one request (endpoint)
     max_retries: Annotated[int, Field(ge=0)] = 5  # of one request on 429, 5xx and time-outs (endpoint)
+    endpoint: EndpointConfig = EndpointConfig()
     tensor_parallel_size: PositiveInt = 1  # GPUs that share one copy of the model (vLLM)
     data_parallel_size: PositiveInt | None = None  # copies (vLLM); None: as many as the visible GPUs have room for
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9  # vLLM
@@ -98,7 +112,10 @@ class WriteConfig(Section):
 class DistillConfig(WriteConfig):
     """distill_reasons: the teacher writes reasons, knowing the right verdict (docs/method.md, section 1)."""
 
+    newer: ClassVar[frozenset[str]] = frozenset({"keep_thoughts"})
+
     teacher_model: str | None = None  # name to ask an endpoint for; None: the only one it lists
+    keep_thoughts: bool = False  # what a teacher thinks before it answers (<think>) is part of its reason
 
 
 class ScoreConfig(Section):

@@ -1,18 +1,22 @@
-"""What our HTTP clients do alike: a key as a header, waits between attempts, server-sent events.
+"""What our HTTP clients do alike: addresses, a key as a header, waits between attempts, server-sent events.
 
 An event ends at an empty line; a line ends with LF or CRLF and with nothing else: JSON may hold U+2028 and other
 characters at which `str.splitlines` would break it.
 
-Sources: RFC 9110, section 10.2.3 (Retry-After); WHATWG HTML, section 9.2 "Server-sent events".
+Sources: RFC 3986 (URLs); RFC 7617 (a user and a password as a header); RFC 9110, section 10.2.3 (Retry-After);
+WHATWG HTML, section 9.2 "Server-sent events".
 """
 
+import base64
 import email.utils
 import logging
 import random
+import re
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, stop_after_delay
 
@@ -43,6 +47,72 @@ class ServerEvent(NamedTuple):
 
     name: str
     data: str
+
+
+@dataclass(frozen=True)
+class Address:
+    """An http(s):// URL in its parts. Make it with `parse_address`.
+
+    Attributes:
+        root: scheme, host, port and path, without a slash at its end, a query, a user or a password.
+        query: such as "api-version=2024-10-21"; "" if there is none.
+        headers: the user and the password of the URL as a header; none if it has neither.
+    """
+
+    root: str
+    query: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def __str__(self) -> str:
+        """The URL for logs, records and messages: no user, no password."""
+        return self.at("")
+
+    def at(self, path: str) -> str:
+        """The URL of what lies below, with the query; `path` begins with a slash."""
+        return f"{self.root}{path}?{self.query}" if self.query else f"{self.root}{path}"
+
+
+def parse_address(text: str, example: str = "http://127.0.0.1:8000/v1") -> Address:
+    """Take a server's URL apart.
+
+    Args:
+        example: what is expected, for messages.
+
+    Raises:
+        ConfigError: no URL of a server; the message has no user and no password.
+    """
+    found = None
+    try:
+        parts = urlsplit(text)
+        port, host = parts.port, parts.hostname
+    except ValueError as error:
+        # urllib's own words quote what it takes for a port, which may be half a password.
+        port_is_bad = "port" in str(error).lower()
+        found = "its port is no number from 1 to 65535" if port_is_bad else "it cannot be read as a URL"
+    else:
+        if not text.isprintable() or " " in text:
+            found = "it holds a space or a line break"
+        elif parts.scheme not in ("http", "https"):
+            found = "it does not begin with http:// or https://"
+        elif not host:
+            found = "it has no host"
+        elif port == 0:
+            found = "its port is no number from 1 to 65535"
+        elif parts.fragment:
+            found = "it has a part after #, which no server gets to see"
+    if found is not None:
+        raise ConfigError(f"{without_login(text)!r}: {found}; expected a URL such as {example}. Correct it.")
+    login, _, place = parts.netloc.rpartition("@")
+    headers = {}
+    if login:
+        pair = ":".join(unquote(part) for part in login.partition(":")[::2]).encode()
+        headers["Authorization"] = f"Basic {base64.b64encode(pair).decode()}"
+    return Address(f"{parts.scheme}://{place}{parts.path.rstrip('/')}", parts.query, headers)
+
+
+def without_login(text: str) -> str:
+    """A URL, or what was meant as one, without all that may be a user and a password."""
+    return re.sub(r"^\s*([A-Za-z][A-Za-z0-9+.-]*://)?.*@", r"\1", text, flags=re.DOTALL)
 
 
 def bearer(key: str, name: str) -> dict[str, str]:

@@ -16,6 +16,8 @@ Verdict = Literal["[[A]]", "[[B]]"]
 Letter = Literal["A", "B"]  # one of two answers
 Order = Literal["chosen_first", "rejected_first"]
 OpeningRole = Literal["reason", "assistant"]  # the turn that a generation begins in
+# How a generation ended: by itself, cut off by a limit or the server, or refused by the server (a content filter).
+FinishReason = Literal["stop", "length", "refused"]
 CALIBRATION_FILE = "judge_calibration.json"  # in a judge's checkpoint, and in its evaluation: judge/calibration.py
 OPPOSITE: dict[Verdict, Verdict] = {"[[A]]": "[[B]]", "[[B]]": "[[A]]"}
 
@@ -66,7 +68,7 @@ class Reason(Record):
     reason: str
     model: str
     num_tokens: int
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
 
 
 class ScoredReason(Record):

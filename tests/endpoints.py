@@ -34,7 +34,7 @@ def serving(app: Any) -> Iterator[str]:
         assert not thread.is_alive(), "the server did not stop"
 
 
-def completion(content: str | None, *, finish_reason: str = "stop", **message: Any) -> JSONResponse:
+def completion(content: Any, *, finish_reason: str = "stop", **message: Any) -> JSONResponse:
     """A chat completion of one choice, 7 prompt tokens and 5 output tokens."""
     return JSONResponse(
         {
@@ -62,7 +62,7 @@ def refusal(status: int, message: str, headers: dict[str, str] | None = None, **
 class FakeEndpoint:
     """An OpenAI-compatible endpoint whose replies are `reply(body, number of the call, from 0)`.
 
-    Remembers every body, when it came, its headers, and how many requests were ever open at once.
+    Remembers every body, when it came, its headers, queries, and how many requests were ever open at once.
     """
 
     def __init__(self, reply: Reply, models: tuple[str, ...] = ("fake",)) -> None:
@@ -71,6 +71,7 @@ class FakeEndpoint:
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.times: list[float] = []
+        self.queries: list[str] = []
         self.most_open = 0
         self._open = 0
         self.app = Starlette(
@@ -80,12 +81,14 @@ class FakeEndpoint:
             ]
         )
 
-    async def _list_models(self, _: Request) -> Response:
+    async def _list_models(self, request: Request) -> Response:
+        self.queries.append(request.url.query)
         return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]})
 
     async def _complete(self, request: Request) -> Response:
         body = await request.json()
         number = len(self.bodies)
+        self.queries.append(request.url.query)
         self.bodies.append(body)
         self.headers.append(dict(request.headers))
         self.times.append(time.monotonic())

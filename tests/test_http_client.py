@@ -9,7 +9,14 @@ import pytest
 
 from reasongenrm import http_client
 from reasongenrm.errors import ConfigError
-from reasongenrm.http_client import LongLineError, ServerEvent, bearer, read_events, retry_after_seconds
+from reasongenrm.http_client import (
+    LongLineError,
+    ServerEvent,
+    bearer,
+    parse_address,
+    read_events,
+    retry_after_seconds,
+)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +41,60 @@ def test_key_is_a_header_and_one_that_no_header_carries_is_not_printed() -> None
         with pytest.raises(ConfigError, match="KEY: holds a line break") as caught:
             bearer(key, "KEY")
         assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown", "chat"),
+    [
+        ("http://127.0.0.1:8000/v1/", "http://127.0.0.1:8000/v1", "http://127.0.0.1:8000/v1/chat"),
+        ("HTTPS://a.example", "https://a.example", "https://a.example/chat"),
+        ("http://[::1]:80/v1", "http://[::1]:80/v1", "http://[::1]:80/v1/chat"),
+        (
+            "https://r.openai.azure.com/openai/deployments/d?api-version=2024-10-21",
+            "https://r.openai.azure.com/openai/deployments/d?api-version=2024-10-21",
+            "https://r.openai.azure.com/openai/deployments/d/chat?api-version=2024-10-21",
+        ),
+        ("http://me:canary@a/v1?q=1", "http://a/v1?q=1", "http://a/v1/chat?q=1"),
+    ],
+)
+def test_an_address_is_taken_apart_and_shown_without_a_login(url: str, shown: str, chat: str) -> None:
+    address = parse_address(url)
+    assert (str(address), address.at("/chat")) == (shown, chat)
+    assert "canary" not in repr(address)
+
+
+def test_a_login_is_a_header_as_the_standard_writes_it() -> None:
+    # RFC 7617, section 2: Aladdin, "open sesame".
+    assert parse_address("http://Aladdin:open%20sesame@a").headers == {
+        "Authorization": "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="
+    }
+    assert parse_address("http://:KEY@a").headers == {"Authorization": "Basic OktFWQ=="}
+    assert parse_address("http://a").headers == {}
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("127.0.0.1:8000/v1", "does not begin with http"),
+        ("localhost:8000", "does not begin with http"),
+        ("a.example/v1", "does not begin with http"),
+        ("ftp://a/v1", "does not begin with http"),
+        ("http:///v1", "no host"),
+        ("http://a:port/v1", "its port is no number from 1 to 65535"),
+        ("http://a:99999/v1", "its port is no number from 1 to 65535"),
+        ("http://a:0/v1", "its port is no number from 1 to 65535"),
+        ("http://a/v1\n", "a space or a line break"),
+        ("http://a/v1 ", "a space or a line break"),
+        ("http://a/#v1", "a part after #"),
+        ("http://[::1/v1", "cannot be read as a URL"),
+        ("http://me:canary/x@a/v1", "its port is no number"),
+        ("me:canary@a:80/v1", "does not begin with http"),
+    ],
+)
+def test_what_is_no_address_is_an_error_that_says_what_to_type(url: str, found: str) -> None:
+    with pytest.raises(ConfigError, match=f"{found}.*; expected a URL such as http://127.0.0.1:8000/v1") as caught:
+        parse_address(url)
+    assert "canary" not in str(caught.value)
 
 
 def events_in(*chunks: bytes) -> list[ServerEvent]:

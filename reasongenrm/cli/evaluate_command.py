@@ -22,6 +22,7 @@ from reasongenrm.cli.settings import (
     make_config,
 )
 from reasongenrm.errors import ConfigError
+from reasongenrm.http_client import parse_address
 
 StyleOption = Annotated[
     Literal["plain", "verdict", "reason"] | None,
@@ -71,6 +72,7 @@ def evaluate(
 
     if (model is None) == (endpoint is None):
         raise ConfigError("give the judge as one of --model URI and --endpoint URL.")
+    address = None if endpoint is None else str(parse_address(endpoint))
     if config is None:
         assignments = [f"evaluate.engine.kind={'vllm' if find_spec('vllm') else 'transformers'}", *assignments]
     settings = make_config(config, assignments, limit).evaluate
@@ -85,7 +87,7 @@ def evaluate(
         opened.callback(engine.close)
         output.mkdir(parents=True, exist_ok=True)
         style = style or (style_of(folder) if folder else "reason")
-        shown = model or f"{engine.model_name} at {endpoint}"
+        shown = model or f"{engine.model_name} at {address}"
         evaluation, judgments = evaluate_alone(engine, settings, rows, style, name=name, model=shown, folder=output)
     report = build_report({name: evaluation}, {name: judgments}, rows.rows)
     (output / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")

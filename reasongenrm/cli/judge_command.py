@@ -13,6 +13,7 @@ from reasongenrm.cli.console import out, print_json, print_line, print_note
 from reasongenrm.cli.evaluate_command import StyleOption
 from reasongenrm.cli.settings import EndpointOption, JsonOption, ServedModelOption
 from reasongenrm.errors import ConfigError
+from reasongenrm.http_client import parse_address
 
 TIMEOUT_SECONDS = 600.0  # of one generation of --endpoint: a small server on a laptop writes some ten tokens per second
 
@@ -86,11 +87,8 @@ def judge(
         with Judge(url) as service:
             found = service.ask(request)
     else:
-        from reasongenrm.generation import is_endpoint
         from reasongenrm.judge.service import JudgeSettings, judge_once
 
-        if not is_endpoint(endpoint or ""):
-            raise ConfigError(f"judge: --endpoint {endpoint} is no address; expected http(s)://.../v1.")
         settings = JudgeSettings(
             predictor_url=endpoint or "", model=served_model, style=style or "reason", timeout_seconds=TIMEOUT_SECONDS
         )
@@ -98,7 +96,7 @@ def judge(
     if as_json:
         print_json(found.model_dump(mode="json"))
         return
-    out.print(judgment_panel(texts, found, f"{found.model} at {url or endpoint}"))
+    out.print(judgment_panel(texts, found, f"{found.model} at {parse_address(url or endpoint or '')}"))
 
 
 def _refuse(options: Mapping[str, Any], why: str) -> None:

@@ -14,7 +14,7 @@ __all__ = ["Engine", "Generation", "GenerationRequest", "Sampling", "is_endpoint
 
 def is_endpoint(model: str | Path) -> bool:
     """Whether `model` is the address of a server rather than a checkpoint."""
-    return isinstance(model, str) and model.startswith(("http://", "https://"))
+    return isinstance(model, str) and model.lower().startswith(("http://", "https://"))
 
 
 def open_engine(

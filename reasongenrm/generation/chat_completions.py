@@ -15,11 +15,14 @@ from reasongenrm.data.chat import FAMILIES
 from reasongenrm.errors import mistake_in
 from reasongenrm.generation.seam import GenerationRequest, Sampling
 from reasongenrm.generation.verdicts import TOP_LOGPROBS, ReplyToken, probability_of_a
+from reasongenrm.records import FinishReason
 
 # A turn's closing token as a stop string, for every family: an endpoint does not tell which one its model is of.
 TURN_ENDS = tuple(dict.fromkeys(family.turn_end for family in FAMILIES))
 # Kept of max_tokens for the assistant turn's opening and a verdict: about ten tokens in the three families.
 VERDICT_TOKENS = 16
+# Of a generation that was cut short: by OpenAI, then by vLLM and SGLang, DeepSeek, Mistral.
+CUT_REASONS = ("length", "abort", "error", "insufficient_system_resource", "model_length")
 
 
 def chat_body(
@@ -79,10 +82,18 @@ class _Logprobs(TypedDict):
     content: NotRequired[list[_Token] | None]
 
 
+class _Part(TypedDict, total=False):
+    """A piece of a content that is a list: {"type": "text", "text"}; Mistral's {"type": "thinking"} has none of it."""
+
+    type: str
+    text: str
+
+
 class _Message(TypedDict, total=False):
     """A message or what is new of it; servers name the reason in two ways. The last field is our own server's."""
 
-    content: str | None
+    content: str | list[_Part] | None
+    refusal: str | None
     reasoning: str | None
     reasoning_content: str | None
     reasoning_truncated: bool
@@ -123,8 +134,16 @@ class Completion:
     tokens: Sequence[Mapping[str, Any]] = field(default_factory=list)
     finish_reason: str | None = None  # None for a part that is not the last
     reason_truncated: bool = False  # the reason was cut off, though the generation went on
+    is_refusal: bool = False  # OpenAI's `refusal` stands in place of the content
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
+    has_usage: bool = False  # the server counted the tokens
+
+    def ending(self) -> FinishReason:
+        """How it ended. Whatever cut it short is "length": a limit of tokens, or a server that gave up."""
+        if self.finish_reason == "content_filter" or self.is_refusal:
+            return "refused"
+        return "length" if self.finish_reason in CUT_REASONS or self.reason_truncated else "stop"
 
     def p_a(self, answer: str) -> float | None:
         """P([[A]]) of the answer that was read from it (see `verdicts.probability_of_a`)."""
@@ -138,8 +157,8 @@ def read_completion(data: str | bytes) -> Completion:
         ValueError: it is no chat completion; the message says where.
     """
     found = _read(data)
-    if not found["choices"] or "message" not in found["choices"][0] or not found.get("usage"):
-        raise ValueError("choices or usage: empty or missing; expected one choice with a message, and the usage")
+    if not found["choices"] or "message" not in found["choices"][0]:
+        raise ValueError("choices: empty, or without a message; expected one choice with a message")
     return _part(found["choices"][0]["message"], found)
 
 
@@ -162,8 +181,10 @@ def join_parts(parts: Sequence[Completion]) -> Completion:
         tokens=[token for part in parts for token in part.tokens],
         finish_reason=next((part.finish_reason for part in reversed(parts) if part.finish_reason), None),
         reason_truncated=any(part.reason_truncated for part in parts),
+        is_refusal=any(part.is_refusal for part in parts),
         num_prompt_tokens=max((part.num_prompt_tokens for part in parts), default=0),
         num_output_tokens=max((part.num_output_tokens for part in parts), default=0),
+        has_usage=any(part.has_usage for part in parts),
     )
 
 
@@ -180,10 +201,19 @@ def _part(message: _Message, reply: _Reply) -> Completion:
     reason = message.get("reasoning")
     return Completion(
         reason=message.get("reasoning_content") if reason is None else reason,
-        content=message.get("content") or "",
+        content=_text(message.get("content")),
         tokens=(choice.get("logprobs") or {}).get("content") or [],
         finish_reason=choice.get("finish_reason"),
         reason_truncated=message.get("reasoning_truncated", False),
         num_prompt_tokens=usage["prompt_tokens"] if usage else 0,
         num_output_tokens=usage["completion_tokens"] if usage else 0,
+        is_refusal=bool(message.get("refusal")),
+        has_usage=bool(usage),
     )
+
+
+def _text(content: str | list[_Part] | None) -> str:
+    """A content as one text."""
+    if isinstance(content, list):
+        return "".join(part.get("text", "") for part in content if part.get("type", "text") == "text")
+    return content or ""

@@ -24,15 +24,35 @@ from yarl import URL
 
 from reasongenrm.errors import EngineError, mistake_in
 from reasongenrm.generation.chat_completions import Completion, read_chunk, read_completion
-from reasongenrm.http_client import AttemptError, LongLineError, Retries, bearer, read_events, retry_after_seconds
+from reasongenrm.generation.server_lacks import ServerLacks
+from reasongenrm.http_client import (
+    AttemptError,
+    LongLineError,
+    Retries,
+    bearer,
+    parse_address,
+    read_events,
+    retry_after_seconds,
+    without_login,
+)
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CONNECT_SECONDS = 10.0
 EXCERPT_CHARS = 300  # of a server's words, in messages
-# OpenAI's code; the words of vLLM 0.32 (its API, then its engine), and of versions before it.
-CONTEXT_WORDS = ("context_length_exceeded", "maximum context length", "maximum model length", "context length is only")
+# How servers say that a request does not fit, and that a filter stopped it. Sources: OpenAI's and Azure's codes; vLLM
+# 0.32 (its API, then its engine) and before it; SGLang, srt/managers/tokenizer_manager.py; llama.cpp, tools/server;
+# text-generation-inference, router/src/validation.rs.
+CONTEXT_WORDS = re.compile(
+    r"context_length_exceeded|exceed the configured limit"
+    r"|maximum context length|maximum model length|context length is only"
+    r"|longer than the model's context length|exceeds the maximum allowed length"
+    r"|exceed_context_size_error|available context size"
+    r"|`inputs` tokens \+ `max_new_tokens` must be|`inputs` must have less than"
+)
+FILTER_CODES = ("content_filter", "content_policy_violation", "invalid_prompt", "ResponsibleAIPolicyViolation")
+_ROW_STATUSES = (400, 413, 422)
 NO_RETRIES = Retries(0)
 _NOT_OK = range(201, 1000)
 
@@ -99,7 +119,7 @@ class ContextExceededError(EndpointError):
 
         The prompt alone is less than the largest number, so that the fraction errs on the side of cutting in two steps.
         """
-        context = re.search(r"context length\D{0,12}(\d{1,9})\b", self.said)
+        context = re.search(r"(?:context (?:length|size)|must be <=|less than|limit of)\D{0,12}(\d{1,9})\b", self.said)
         asked = max((int(number) for number in re.findall(r"\b\d{1,9}\b", self.said)), default=0)
         return int(context[1]) / asked if context is not None and 0 < int(context[1]) < asked else 1.0
 
@@ -108,6 +128,23 @@ class EndpointRefusedError(EndpointError):
     """The server refuses the request, as it will the next time: any other status."""
 
     advice = "Expected a chat completion. Change what the server refuses."
+
+
+class RequestRefusedError(EndpointRefusedError):
+    """The server refuses what this one request says; others may pass: 400, 413 and 422, or a filter's word.
+
+    Attributes:
+        is_filtered: by a content filter.
+    """
+
+    is_filtered = False
+
+
+class FilteredError(RequestRefusedError):
+    """A content filter stopped the prompt."""
+
+    advice = "Another prompt may pass."
+    is_filtered = True
 
 
 class WrongReplyError(EndpointError):
@@ -138,8 +175,9 @@ class OpenAIClient:
     """An async context manager: the connections live as long as it does.
 
     Args:
-        base_url: up to and including the API's version, such as "http://127.0.0.1:8000/v1".
-        key: sent as a bearer token; "": none.
+        base_url: up to and including the API's version, such as "http://127.0.0.1:8000/v1". Its query goes with every
+            request; a user and a password in it are sent instead of the key, and shown nowhere.
+        key: sent as a bearer token, and to Azure (a query with api-version) as its api-key; "": none.
         key_name: the environment variable of the key, for messages.
         timeout_seconds: of one attempt, from its connection to the end of its reply; None: no limit.
         silence_seconds: between two parts of a reply; None: no limit.
@@ -147,10 +185,10 @@ class OpenAIClient:
         retries: of requests that have no reply yet.
         passing: which errors are tried again.
         after_retries: what to do when they were in vain, for messages.
+        lacks: what the server does not take; more is found out from its refusals. None: nothing is known yet.
 
     Raises:
-        EndpointError: the URL cannot be used.
-        ConfigError: the key cannot be sent.
+        ConfigError: the URL cannot be used, or the key cannot be sent.
     """
 
     def __init__(
@@ -165,23 +203,20 @@ class OpenAIClient:
         retries: Retries = NO_RETRIES,
         passing: tuple[type[EndpointError], ...] = PASSING,
         after_retries: str | None = None,
+        lacks: ServerLacks | None = None,
     ) -> None:
-        self.base_url = base_url.rstrip("/")
-        self._headers = bearer(key, key_name)
+        address = parse_address(base_url)
+        self.base_url = str(address)
+        self._headers = {**bearer(key, key_name), **address.headers}
+        if key and not address.headers and "api-version=" in address.query:
+            self._headers["api-key"] = key
         self._key_name = key_name
-        try:
-            url = URL(self.base_url)
-            if url.scheme not in ("http", "https") or not url.host:
-                raise ValueError("neither http:// nor https:// and a host")
-            _ = url.port
-        except ValueError as error:
-            found = f"{error}; expected a URL such as http://127.0.0.1:8000/v1"
-            raise EndpointError(self.base_url, found, "Correct the URL.") from error
-        self._chat_url, self._models_url = url / "chat/completions", url / "models"
+        self._chat_url, self._models_url = URL(address.at("/chat/completions")), URL(address.at("/models"))
         self._timeout = aiohttp.ClientTimeout(timeout_seconds, connect_seconds, silence_seconds)
         self._timeout_seconds, self._connect_seconds = timeout_seconds or silence_seconds, connect_seconds
         self._retrying = retries.retrying(passing, logger)
         self._num_retries, self._passing, self._after_retries = retries.num, passing, after_retries
+        self._lacks = lacks or ServerLacks(self.base_url)
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -210,25 +245,33 @@ class OpenAIClient:
         except ValidationError as error:
             raise WrongReplyError(f"{self.base_url}/models", f"is not a list of models: {mistake_in(error)}") from error
 
-    async def complete(self, body: Mapping[str, Any], what: str = "") -> Completion:
+    async def complete(
+        self, body: Mapping[str, Any], what: str = "", timeout_seconds: float | None = None
+    ) -> Completion:
         """One chat completion, whole.
 
         Args:
-            body: see `chat_completions.chat_body`.
+            body: see `chat_completions.chat_body`; what the server lacks is left out of it.
             what: the request's name in messages.
+            timeout_seconds: of one attempt; None: the client's.
 
         Raises:
             EndpointError: after the retries.
         """
         where = self._where(what)
-        raw = await self._retried(self._read, where, "POST", self._chat_url, {"json": body})
+        raw = await self._fitted(self._read, where, body, self._limits(timeout_seconds))
         try:
-            return read_completion(raw)
+            completion = read_completion(raw)
         except ValueError as error:
-            found = f"the reply is no chat completion with choices and usage: {error} ({_excerpt(raw)})"
+            found = f"the reply is no chat completion with choices: {error} ({_excerpt(raw)})"
             raise WrongReplyError(where, found) from error
+        if not completion.has_usage:
+            self._lacks.note("usage", "it does not count tokens, so the figures have 0 for them")
+        return completion
 
-    async def stream(self, body: Mapping[str, Any], what: str = "") -> AsyncGenerator[Completion, None]:
+    async def stream(
+        self, body: Mapping[str, Any], what: str = "", timeout_seconds: float | None = None
+    ) -> AsyncGenerator[Completion, None]:
         """One chat completion in parts (`chat_completions.join_parts` joins them); retried until the first one comes.
 
         Leaving the generator (`contextlib.aclosing`) closes the connection.
@@ -237,8 +280,7 @@ class OpenAIClient:
             EndpointError: also in the middle, if the server gives up or the connection breaks.
         """
         where = self._where(what)
-        more = {"json": {**body, "stream": True}}
-        response = await self._retried(self._open, where, "POST", self._chat_url, more)
+        response = await self._fitted(self._open, where, {**body, "stream": True}, self._limits(timeout_seconds))
         has_ended = False
         async with response:
             with self._losses(where):
@@ -258,13 +300,34 @@ class OpenAIClient:
 
         Raises:
             EndpointAwayError: no connection, 502 or 503.
+            EndpointRefusedError: a redirect, which is not followed: the key is for this server alone.
         """
         unlimited = aiohttp.ClientTimeout(None, self._connect_seconds, self._timeout.sock_read)
         more = {"data": body, "headers": {"Content-Type": "application/json"}, "timeout": unlimited}
-        return await self._retried(self._open, self.base_url, "POST", self._chat_url, more, (502, 503))
+        return await self._retried(
+            self._open, self.base_url, "POST", self._chat_url, more, (*range(300, 400), 502, 503)
+        )
 
     def _where(self, what: str) -> str:
         return f"{self.base_url}: {what}" if what else self.base_url
+
+    def _limits(self, timeout_seconds: float | None) -> dict[str, Any]:
+        if timeout_seconds is None:
+            return {}
+        return {"timeout": aiohttp.ClientTimeout(timeout_seconds, self._connect_seconds, self._timeout.sock_read)}
+
+    async def _fitted(
+        self, attempt: Callable[..., Awaitable[T]], where: str, body: Mapping[str, Any], more: Mapping[str, Any]
+    ) -> T:
+        """Send a body without what the server lacks; again, when its refusal tells of something more."""
+        while True:
+            fitted = self._lacks.fit(body)
+            try:
+                return await self._retried(attempt, where, "POST", self._chat_url, {"json": fitted, **more})
+            except EndpointRefusedError as refusal:
+                # What another request has found out meanwhile is news for this one, too.
+                if not self._lacks.learn(fitted, refusal.said, refusal.param) and self._lacks.fit(body) == fitted:
+                    raise
 
     async def _retried(self, attempt: Callable[..., Awaitable[T]], where: str, *rest: Any) -> T:
         try:
@@ -331,8 +394,17 @@ class OpenAIClient:
             kind = EndpointFailedError
         elif status == 429:
             kind = EndpointBusyError
-        elif status == 400 and any(words in raw.decode("utf-8", "replace") for words in CONTEXT_WORDS):
+        elif status in _ROW_STATUSES and CONTEXT_WORDS.search(raw.decode("utf-8", "replace")):
             kind = ContextExceededError
+        elif _is_filtered(said):
+            kind = FilteredError
+        elif status in _ROW_STATUSES:
+            kind = RequestRefusedError
+        elif 300 <= status < 400:
+            target = without_login(headers.get("Location", "nowhere"))
+            found = f"HTTP {status}: a redirect to {target}"
+            advice = "It is not followed. Give the URL that it leads to, if that may get the key."
+            return kind(where, found, advice, said=found, status=status)
         elif status in (401, 403):
             advice = f"Set {self._key_name} to a key that this endpoint takes."
         elif status == 404:
@@ -346,15 +418,28 @@ class OpenAIClient:
 
 
 def _error_of(raw: bytes) -> dict[str, Any]:
-    """The error object of a reply in OpenAI's shape; vLLM has {"error": "Unauthorized"} too. {} if it has none."""
+    """The error object of a reply in OpenAI's shape; vLLM and text-generation-inference have {"error": "..."} too, and
+    SGLang (as vLLM before 0.10) the object by itself. {} if it has none."""
     try:
         body = json.loads(raw)
     except ValueError:
         return {}
-    error = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(body, dict):
+        return {}
+    error = body if body.get("object") == "error" else body.get("error")
     if isinstance(error, str):
         return {"message": error}
     return error if isinstance(error, dict) else {}
+
+
+def _is_filtered(said: Mapping[str, Any]) -> bool:
+    """Whether an error object is a content filter's: OpenAI's codes, Azure's inner error, OpenRouter's metadata."""
+    inner, metadata = said.get("innererror"), said.get("metadata")
+    return (
+        said.get("code") in FILTER_CODES
+        or (isinstance(inner, dict) and inner.get("code") in FILTER_CODES)
+        or (isinstance(metadata, dict) and "flagged_input" in metadata)
+    )
 
 
 def _excerpt(raw: bytes) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from reasongenrm.records import OpeningRole
+from reasongenrm.records import FinishReason, OpeningRole
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Generation:
     answer: str  # text of the assistant turn, "" if the generation ended before it
     num_prompt_tokens: int
     num_output_tokens: int
-    finish_reason: Literal["stop", "length"]  # "length" if max_tokens or the context cut it off
+    finish_reason: FinishReason  # "length" if max_tokens, the context or the server cut it off
     seconds: float  # wall time of the request, or of its batch divided by the batch's samples
     # P([[A]]) at the verdict, in [0, 1] (`verdicts.probability_of_a`); None if it is not known.
     p_a: float | None = None

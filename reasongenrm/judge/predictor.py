@@ -21,12 +21,14 @@ from reasongenrm.generation.openai_client import (
     EndpointError,
     EndpointRefusedError,
     EndpointTimeoutError,
+    FilteredError,
     ModelCard,
     OpenAIClient,
 )
 from reasongenrm.generation.seam import Generation, GenerationRequest, Sampling, sample_seed
 from reasongenrm.http_client import Retries
 from reasongenrm.judge.refusals import (
+    FilteredTextError,
     OverloadedError,
     PredictorRefusedError,
     PredictorTimeoutError,
@@ -53,8 +55,7 @@ class Predictor:
         max_concurrency: generations under way at once; more wait here.
 
     Raises:
-        EngineError: the URL cannot be used.
-        ConfigError: the key cannot be sent.
+        ConfigError: the URL cannot be used, or the key cannot be sent.
     """
 
     def __init__(
@@ -126,12 +127,13 @@ class Predictor:
             on_reason: called with each piece of the reason, which is streamed then.
 
         Returns:
-            With finish_reason "length" if the generation, or its reason, was cut off.
+            With finish_reason "length" if the generation, or its reason, was cut off, "refused" if a content filter
+            ended it.
 
         Raises:
             ContextExceededError: it does not fit into the model's context.
             PredictorUnavailableError: it cannot be reached for PATIENCE_SECONDS, or it broke off.
-            PredictorTimeoutError, OverloadedError, PredictorRefusedError: what it answered instead.
+            PredictorTimeoutError, OverloadedError, FilteredTextError, PredictorRefusedError: what it answered instead.
         """
         card = await self.card()
         seed = sample_seed(sampling.seed, request.request_id, sample)
@@ -158,7 +160,7 @@ class Predictor:
             answer=content,
             num_prompt_tokens=completion.num_prompt_tokens,
             num_output_tokens=completion.num_output_tokens,
-            finish_reason="length" if completion.finish_reason == "length" or completion.reason_truncated else "stop",
+            finish_reason=completion.ending(),
             seconds=time.perf_counter() - started,
             p_a=completion.p_a(content),
         )
@@ -194,6 +196,9 @@ class Predictor:
             seconds = RETRY_AFTER_SECONDS if error.retry_after_seconds is None else math.ceil(error.retry_after_seconds)
             message = f"{where} has too much to do. Ask again later."
             raise OverloadedError(message, retry_after_seconds=seconds) from error
+        except FilteredError as error:
+            message = f"{where} refuses these texts: {error.found}. Other texts may pass."
+            raise FilteredTextError(message) from error
         except EndpointError as error:
             if isinstance(error, EndpointRefusedError) and error.param in ("max_tokens", "max_completion_tokens"):
                 message = f"the predictor refuses this max_tokens: {error.found}"

@@ -27,6 +27,12 @@ class TooFewTokensError(JudgeError):
     status, code = 422, "too_few_tokens"
 
 
+class FilteredTextError(JudgeError):
+    """The predictor's content filter stopped these texts."""
+
+    status, code = 422, "filtered"
+
+
 class OverloadedError(JudgeError):
     """Too much is under way already, here or at the predictor."""
 

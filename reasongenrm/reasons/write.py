@@ -14,7 +14,8 @@ from reasongenrm.config import DistillConfig, ModelConfig, SampleConfig, WriteCo
 from reasongenrm.data.prompts import judge_prompt, teacher_prompt
 from reasongenrm.data.rows import take
 from reasongenrm.errors import ConfigError
-from reasongenrm.generation import GenerationRequest, Sampling, is_endpoint, open_engine
+from reasongenrm.generation import Generation, GenerationRequest, Sampling, is_endpoint, open_engine
+from reasongenrm.http_client import parse_address
 from reasongenrm.progress import track
 from reasongenrm.records import Drops, JudgePrompt, Reason, dump_records, parse_records
 from reasongenrm.store.artifacts import ArtifactRef, Store, download, open_artifact, read_records
@@ -48,17 +49,39 @@ def without_verdict_line(text: str) -> str:
     return (above if _HEADING.fullmatch(last) else rest).strip()
 
 
+def read_thoughts(text: str, *, keep: bool) -> str | None:
+    """What a teacher that thinks wrote as its answer: what follows its last `</think>`.
+
+    Qwen3 writes "<think>...</think>answer"; DeepSeek-R1's template writes the opening tag, so that its text begins
+    within the block.
+
+    Args:
+        keep: the thoughts stay, in front of the answer and without their tags.
+
+    Returns:
+        None if a block has no end: there is no answer.
+    """
+    thoughts, closing, answer = text.rpartition("</think>")
+    if "<think>" in answer:
+        return None
+    if not closing:
+        return text
+    thoughts = re.sub(r"</?think>", "", thoughts).strip()
+    return f"{thoughts}\n\n{answer.strip()}" if keep and thoughts else answer
+
+
 def tells_that_it_was_told(text: str) -> bool:
     """Whether a reason speaks of the verdict as something that was given to its writer."""
     return _TOLD.search(text) is not None
 
 
 def clean_reasons(
-    written: Sequence[Reason], min_reason_chars: int, *, told_verdict: bool
+    written: Sequence[Reason], min_reason_chars: int, *, told_verdict: bool, keep_thoughts: bool = False
 ) -> tuple[list[Reason], Drops, int]:
     """Keep the reasons that can be trained on.
 
-    Dropped, under the first cause that applies: cut_off (the writer was stopped by its token limit),
+    Dropped, under the first cause that applies: refused (by the server, or its content filter), cut_off (the writer was
+    stopped by its token limit, or the prompt was too long), unclosed_thoughts (a think block without an end),
     tells_that_it_was_told, verdict_mark (a [[A]] or [[B]] in the text), too_short, duplicate (of an earlier reason of
     the same prompt).
 
@@ -67,6 +90,8 @@ def clean_reasons(
         min_reason_chars: of a reason without the white space around it.
         told_verdict: the writer is the teacher: what it lets slip is looked for, and a last line that is a verdict is
             cut off. The policy's own reasons are taken as they are or not at all.
+        keep_thoughts: what a teacher thinks before it answers is part of its reason, without its tags; else it is left
+            out.
 
     Returns:
         The reasons kept, in order; the counts; how many of those kept lost a last line with a verdict.
@@ -77,11 +102,16 @@ def clean_reasons(
     seen: set[tuple[str, str]] = set()
     for reason in written:
         drops.num_in += 1
-        stripped = reason.reason.strip()
+        whole = read_thoughts(reason.reason, keep=keep_thoughts) if told_verdict else reason.reason
+        stripped = (whole or "").strip()
         text = without_verdict_line(stripped) if told_verdict else stripped
         cause = None
-        if reason.finish_reason == "length":
+        if reason.finish_reason == "refused":
+            cause = "refused"
+        elif reason.finish_reason == "length":
             cause = "cut_off"
+        elif whole is None:
+            cause = "unclosed_thoughts"
         elif told_verdict and tells_that_it_was_told(text):
             cause = "tells_that_it_was_told"
         elif _MARK.search(text):
@@ -91,7 +121,8 @@ def clean_reasons(
         elif (reason.prompt_id, text) in seen:
             cause = "duplicate"
         if cause:
-            drops.drop(cause, f"prompt {reason.prompt_id} sample {reason.sample}: {stripped[:80]!r}")
+            shown = stripped or reason.reason.strip()
+            drops.drop(cause, f"prompt {reason.prompt_id} sample {reason.sample}: {shown[:80]!r}")
             continue
         seen.add((reason.prompt_id, text))
         num_cut += text != stripped
@@ -110,7 +141,7 @@ def distill_reasons(store: Store, config: DistillConfig, prompts: ArtifactRef, t
             the same model at another address gives the same artifact.
 
     Raises:
-        ConfigError: `teacher_model` for a teacher that is no endpoint.
+        ConfigError: `teacher_model` for a teacher that is no endpoint, or an endpoint's URL that cannot be used.
         InputError: the teacher's model is not what was expected.
         EngineError: the teacher failed for good.
         EmptyStageError: no reason is left.
@@ -121,7 +152,7 @@ def distill_reasons(store: Store, config: DistillConfig, prompts: ArtifactRef, t
     if teacher:
         inputs["teacher"] = teacher
     elif config.teacher_model is None:
-        extra["teacher"] = teacher_uri
+        extra["teacher"] = str(parse_address(teacher_uri))  # without a password
     with Stage(store, "distill_reasons", config, inputs, extra) as stage:
         if stage.done:
             return stage.done
@@ -132,7 +163,7 @@ def distill_reasons(store: Store, config: DistillConfig, prompts: ArtifactRef, t
         ]
         address = download(teacher, stage.work_dir / "teacher") if teacher else teacher_uri
         name = _name(teacher) if teacher else config.teacher_model
-        return _write(stage, config, requests, address, name, told_verdict=True)
+        return _write(stage, config, requests, address, name, told_verdict=True, keep_thoughts=config.keep_thoughts)
 
 
 def _teacher_artifact(store: Store, config: DistillConfig, teacher_uri: str) -> ArtifactRef:
@@ -178,6 +209,13 @@ def _name(model: ArtifactRef) -> str:
     return f"{model.stage}/{model.key}"
 
 
+def _text_of(generation: Generation, keep_thoughts: bool) -> str:
+    """A teacher's text; thoughts that its server split off are put back where they are to be kept."""
+    if keep_thoughts and generation.reason:
+        return f"<think>{generation.reason}</think>{generation.answer}"
+    return generation.answer
+
+
 def _write(
     stage: Stage,
     config: WriteConfig,
@@ -186,6 +224,7 @@ def _write(
     model_name: str | None,
     *,
     told_verdict: bool,
+    keep_thoughts: bool = False,
 ) -> ArtifactRef:
     """Have all reasons written, clean them and close the stage; each batch is kept as a part, and not made again."""
     sampling = Sampling(
@@ -208,7 +247,7 @@ def _write(
                 Reason(
                     prompt_id=generation.request_id,
                     sample=generation.sample,
-                    reason=generation.answer if told_verdict else generation.reason or "",
+                    reason=_text_of(generation, keep_thoughts) if told_verdict else generation.reason or "",
                     model=engine.model_name,
                     num_tokens=generation.num_output_tokens,
                     finish_reason=generation.finish_reason,
@@ -220,7 +259,9 @@ def _write(
             progress.advance(len(reasons))
     places = {request.request_id: place for place, request in enumerate(requests)}
     written.sort(key=lambda reason: (places[reason.prompt_id], reason.sample))
-    kept, drops, num_cut = clean_reasons(written, config.min_reason_chars, told_verdict=told_verdict)
+    kept, drops, num_cut = clean_reasons(
+        written, config.min_reason_chars, told_verdict=told_verdict, keep_thoughts=keep_thoughts
+    )
     drops.require_some(
         stage.name,
         f"Read what the model wrote (the examples above); look at max_tokens ({config.max_tokens:,}) and "

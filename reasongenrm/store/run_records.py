@@ -11,6 +11,7 @@ from typing import Any, Literal
 from reasongenrm import __version__
 from reasongenrm.config import InputsConfig, RunConfig
 from reasongenrm.errors import ConfigError, StoreError, validated
+from reasongenrm.http_client import parse_address, without_login
 from reasongenrm.records import Record
 from reasongenrm.store.artifacts import ArtifactRef, Store
 
@@ -76,7 +77,7 @@ def choose_inputs(
     """What a run starts from: what is given, else what its config says; without a teacher, the model teaches itself.
 
     Raises:
-        ConfigError: neither says; names the options.
+        ConfigError: neither says; names the options. Or an address holds a password, or a teacher's cannot be used.
     """
     chosen = {
         "preferences": preferences or section.preferences,
@@ -87,7 +88,15 @@ def choose_inputs(
     if missing:
         options, keys = (", ".join(f"{start}{name}" for name in missing) for start in ("--", "inputs."))
         raise ConfigError(f"the run has no {', '.join(missing)}. Give {options}, or write {keys} into the config file.")
-    chosen["teacher"] = teacher or section.teacher or chosen["model"]
+    teacher = chosen["teacher"] = teacher or section.teacher or str(chosen["model"])
+    for name, uri in chosen.items():
+        if "://" in str(uri) and without_login(str(uri)) != uri:
+            raise ConfigError(
+                f"the run's {name} is {without_login(str(uri))!r} with a user or a password before the host, which its "
+                "record and Kubeflow's would keep. Leave them out; a teacher's key goes into OPENAI_API_KEY."
+            )
+    if teacher.lower().startswith(("http://", "https://")):
+        parse_address(teacher)
     return RunInputs.model_validate({f"{name}_uri": uri for name, uri in chosen.items()})
 
 

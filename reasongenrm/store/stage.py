@@ -52,10 +52,15 @@ class _Checkpoint(Record):
     files: tuple[FileEntry, ...]
 
 
-def _placement(config: Section) -> dict[str, Any]:
-    """What of a section, and of the sections in it, only says where the work is done, as `model_dump` excludes it."""
-    inner = {name: _placement(value) for name, value in config if isinstance(value, Section)}
-    return {name: fields for name, fields in inner.items() if fields} | dict.fromkeys(config.placement, True)
+def _keyless(config: Section) -> dict[str, Any]:
+    """What of a section, and of the sections in it, is no part of a key, as `model_dump` excludes it: where the work is
+    done, and newer fields at their defaults."""
+    inner = {name: _keyless(value) for name, value in config if isinstance(value, Section)}
+    kinds = type(config).model_fields
+    unchanged = [name for name in config.newer if getattr(config, name) == kinds[name].get_default()]
+    return {name: fields for name, fields in inner.items() if fields} | dict.fromkeys(
+        (*config.placement, *unchanged), True
+    )
 
 
 class Stage:
@@ -71,7 +76,7 @@ class Stage:
     Args:
         store: where everything goes.
         name: the stage's name, a verb.
-        config: its section; part of the key, but for what only says where the work is done (`Section.placement`).
+        config: its section; part of the key, but for `Section.placement` and `Section.newer`.
         inputs: by name, artifacts or content digests ("sha256:...") of raw input.
         extra: other things that belong in the key and the manifest (a variant's name).
 
@@ -92,7 +97,7 @@ class Stage:
         self.name = name
         overlap = extra.keys() & type(config).model_fields.keys()
         assert not overlap, f"{name}: {sorted(overlap)} belongs to the config"
-        self.config = {**config.model_dump(mode="json", exclude=_placement(config)), **extra}
+        self.config = {**config.model_dump(mode="json", exclude=_keyless(config)), **extra}
         self.inputs = {name: ref if isinstance(ref, str) else ref.digest for name, ref in inputs.items()}
         self.input_uris = {name: ref.uri for name, ref in inputs.items() if isinstance(ref, ArtifactRef)}
         self.key = stage_key(name, self.config, self.inputs)

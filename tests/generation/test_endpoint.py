@@ -22,6 +22,7 @@ from reasongenrm.generation import endpoint, open_engine
 from reasongenrm.generation.endpoint import EndpointEngine
 from reasongenrm.generation.seam import Generation, GenerationRequest, Sampling, sample_seed
 from tests.endpoints import FakeEndpoint, Reply, completion, refusal
+from tests.server_words import FILTERED, TOO_LONG
 from tests.waiting import HANG_SECONDS
 
 PLAIN = Sampling(max_tokens=9)
@@ -104,7 +105,51 @@ def test_usage_finish_reason_and_time_are_read() -> None:
     cut = one(lambda *_: completion("half an ans", finish_reason="length"))
     assert (cut.num_prompt_tokens, cut.num_output_tokens, cut.finish_reason) == (7, 5, "length")
     assert 0 < cut.seconds < 10
-    assert one(lambda *_: completion(None, finish_reason="content_filter")).finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("reply", "ending"),
+    [
+        (completion("half", finish_reason="content_filter"), "refused"),
+        (completion(None, refusal="I can't help with that."), "refused"),  # OpenAI's
+        (completion("half", finish_reason="abort"), "length"),  # vLLM, SGLang
+        (completion("half", finish_reason="insufficient_system_resource"), "length"),  # DeepSeek
+        (completion("all", finish_reason="eos_token"), "stop"),  # text-generation-inference
+    ],
+)
+def test_only_what_ended_by_itself_is_whole(reply: Response, ending: str) -> None:
+    got = one(lambda *_: reply, endpoint={"max_failed_fraction": 1})
+    assert (got.finish_reason, got.answer) == (ending, {"refused": "", "length": "half", "stop": "all"}[ending])
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ([{"type": "text", "text": "A is "}, {"type": "text", "text": "right."}], "A is right."),
+        ([{"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}, {"type": "text", "text": "B"}], "B"),
+        (None, ""),
+    ],
+)
+def test_content_may_be_a_list_or_nothing(content: Any, text: str) -> None:
+    assert one(lambda *_: completion(content)).answer == text
+
+
+def test_null_content_with_reasoning_is_a_reason_without_an_answer() -> None:
+    got = one(lambda *_: completion(None, finish_reason="length", reasoning_content="Let me see"))
+    assert (got.reason, got.answer, got.finish_reason) == ("Let me see", "", "length")
+
+
+def test_a_reply_without_usage_is_taken_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    def uncounted(*_: Any) -> Response:
+        reply = json.loads(completion("fine").body)
+        del reply["usage"]
+        return JSONResponse(reply)
+
+    _, (batch,) = generate(uncounted, [ask(f"q{i}") for i in range(5)])
+    assert [(g.answer, g.num_prompt_tokens, g.num_output_tokens) for g in batch] == [("fine", 0, 0)] * 5
+    assert [record.message.split(": ")[-1] for record in caplog.records] == [
+        "it does not count tokens, so the figures have 0 for them"
+    ]
 
 
 @pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
@@ -263,7 +308,7 @@ def test_nobody_listening_is_one_clear_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "advice"), [(400, "what the server refuses"), (401, "OPENAI_API_KEY"), (404, "model's name")]
+    ("status", "advice"), [(401, "OPENAI_API_KEY"), (403, "OPENAI_API_KEY"), (404, "model's name")]
 )
 def test_refusal_ends_at_once_with_the_servers_words(status: int, advice: str) -> None:
     fake = FakeEndpoint(lambda *_: refusal(status, "temperature is too hot"))
@@ -274,27 +319,82 @@ def test_refusal_ends_at_once_with_the_servers_words(status: int, advice: str) -
     assert len(fake.bodies) == 1
 
 
-@pytest.mark.parametrize(
-    "reply",
-    [
-        refusal(400, "Too long.", code="context_length_exceeded"),
-        refusal(400, "This model's maximum context length is 4096 tokens.", code=400),  # vLLM 0.32
-        refusal(400, "However, the model's context length is only 4096 tokens.", param="input_tokens"),  # vLLM before
-    ],
-)
+def test_a_redirect_is_an_error_with_its_target_and_is_not_followed() -> None:
+    def away(*_: Any) -> Response:
+        return Response(status_code=308, headers={"Location": "https://me:hunter2@elsewhere.invalid/v1"})
+
+    with pytest.raises(
+        EngineError, match=r"HTTP 308: a redirect to https://elsewhere\.invalid/v1\. It is not"
+    ) as caught:
+        one(away)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("words", TOO_LONG)
 def test_prompt_beyond_the_context_is_cut_off_not_the_end_of_the_run(
-    reply: Response, caplog: pytest.LogCaptureFixture
+    words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    got = one(lambda *_: reply, ask("q", opening_role="reason"))
+    status, body = TOO_LONG[words]
+
+    def first_is_too_long(asked: dict[str, Any], number: int) -> Response:
+        return JSONResponse(body, status) if asked["messages"][-1]["content"] == "long" else echo(asked, number)
+
+    requests = [ask("long", "long", opening_role="reason"), *(ask(f"q{i}") for i in range(9))]
+    _, (batch,) = generate(first_is_too_long, requests)
+    got = batch[0]
     assert (got.reason, got.answer, got.num_output_tokens, got.finish_reason) == ("", "", 0, "length")
-    assert "longer than the model's context" in caplog.text
+    assert [g.finish_reason for g in batch[1:]] == ["stop"] * 9
+    assert "request long: HTTP" in caplog.text
+    assert "counted as too_long" in caplog.text
+
+
+@pytest.mark.parametrize("words", FILTERED)
+def test_a_filtered_prompt_is_refused_and_the_run_goes_on(words: str) -> None:
+    status, body = FILTERED[words]
+
+    def first_is_filtered(asked: dict[str, Any], number: int) -> Response:
+        return JSONResponse(body, status) if asked["messages"][-1]["content"] == "bad" else echo(asked, number)
+
+    _, (batch,) = generate(first_is_filtered, [ask("bad", "bad"), *(ask(f"q{i}") for i in range(9))])
+    assert [g.finish_reason for g in batch] == ["refused", *["stop"] * 9]
+    assert (batch[0].reason, batch[0].answer) == (None, "")
+
+
+def test_too_many_failures_end_the_run_with_a_summary_by_cause() -> None:
+    """Of 20, every fifth is filtered and one in twenty too long: 5 of 20, where 1 in 10 may fail."""
+    long, filtered = TOO_LONG["vllm"], FILTERED["azure"]
+
+    def reply(asked: dict[str, Any], number: int) -> Response:
+        place = int(asked["messages"][-1]["content"])
+        status, body = long if place == 1 else filtered
+        return JSONResponse(body, status) if place == 1 or place % 5 == 0 else echo(asked, number)
+
+    requests = [ask(f"q{i}", str(i)) for i in range(20)]
+    with pytest.raises(EngineError) as caught:
+        generate(reply, requests, batch_size=20)
+    assert (
+        "5 of 20 requests failed, more than engine.endpoint.max_failed_fraction (0.1) allows: 4 refused (first: "
+        in (str(caught.value))
+    )
+    assert "; 1 too_long (first: " in str(caught.value)
+    _, (batch,) = generate(reply, requests, batch_size=20, endpoint={"max_failed_fraction": 0.25})
+    assert sum(g.finish_reason != "stop" for g in batch) == 5
+
+
+def test_a_server_that_refuses_everything_is_not_asked_a_thousand_times() -> None:
+    fake = FakeEndpoint(lambda *_: refusal(400, "nonsense"))
+    with fake.running() as url:
+        engine = EndpointEngine(url, EngineConfig(batch_size=4, concurrency=4))
+        with pytest.raises(EngineError, match=r"32 of 1000 requests failed, and none passed: 32 refused \("):
+            list(engine.generate([ask(f"q{i}") for i in range(1000)], PLAIN))
+    assert len(fake.bodies) <= 32 + 2 * 4  # two batches may be under way
 
 
 @pytest.mark.parametrize(
     ("reply", "says"),
     [
         (PlainTextResponse("<html>hello</html>"), r"not JSON: .* \(<html>hello</html>\)"),
-        (refusal(200, "fine"), "no chat completion with choices and usage: choices"),
+        (refusal(200, "fine"), "no chat completion with choices: choices"),
     ],
 )
 def test_reply_that_is_no_completion_is_refused(reply: Response, says: str) -> None:
@@ -347,12 +447,12 @@ def test_engine_can_be_left_in_the_middle() -> None:
 @pytest.mark.parametrize("batch_size", [1, 16])
 def test_failure_ends_what_is_under_way_before_its_connections_close(batch_size: int) -> None:
     def first_fails(body: dict[str, Any], number: int) -> Response:
-        return refusal(400, "no") if number % 64 == 0 else echo(body, number)
+        return refusal(401, "no") if number % 64 == 0 else echo(body, number)
 
     with FakeEndpoint(first_fails).running() as url:
         engine = EndpointEngine(url, EngineConfig(batch_size=batch_size, concurrency=16))
         for _ in range(4):  # a connection that is opened while its client closes stays open: a ResourceWarning
-            with pytest.raises(EngineError, match="HTTP 400: no"):
+            with pytest.raises(EngineError, match="HTTP 401: no"):
                 list(engine.generate([ask(f"q{i}") for i in range(256)], Sampling(max_tokens=9)))
             gc.collect()
 
@@ -362,7 +462,7 @@ def test_addresses_that_are_neither_endpoint_nor_folder_are_refused() -> None:
         open_engine("s3://bucket/model", EngineConfig())
     with pytest.raises(ConfigError, match="keep_markup is for endpoints only"):
         open_engine("/tmp/model", EngineConfig(), keep_markup=True)
-    with pytest.raises(EngineError, match="expected a URL such as"):
+    with pytest.raises(ConfigError, match="its port is no number from 1 to 65535; expected a URL such as"):
         open_engine("http://127.0.0.1:port/v1", EngineConfig())
 
 

@@ -1,14 +1,17 @@
 """The one client against real HTTP servers: errors in the words and shapes of OpenAI and vLLM, streams, proxies."""
 
 import asyncio
+import base64
 import contextlib
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
+from reasongenrm.errors import ConfigError
 from reasongenrm.generation.openai_client import (
     ContextExceededError,
     EndpointAwayError,
@@ -17,12 +20,14 @@ from reasongenrm.generation.openai_client import (
     EndpointFailedError,
     EndpointRefusedError,
     EndpointTimeoutError,
+    FilteredError,
     ModelCard,
     OpenAIClient,
     WrongReplyError,
 )
 from reasongenrm.http_client import Retries
 from tests.endpoints import FakeEndpoint, completion, refusal
+from tests.server_words import FILTERED, FITTING, TOO_LONG
 
 T = TypeVar("T")
 BODY = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
@@ -57,11 +62,15 @@ def complete(reply: Any, **options: Any) -> Any:
         (refusal(500, "the GPU fell off"), EndpointFailedError, "HTTP 500: the GPU fell off"),
         (PlainTextResponse("no healthy upstream", 503), EndpointAwayError, "HTTP 503: no healthy upstream"),
         (PlainTextResponse("", 504), EndpointAwayError, "HTTP 504: no text"),
-        (PlainTextResponse("", 307, {"Location": "/elsewhere"}), EndpointRefusedError, "HTTP 307: no text"),
+        (
+            PlainTextResponse("", 307, {"Location": "/elsewhere"}),
+            EndpointRefusedError,
+            "HTTP 307: a redirect to /elsewhere",
+        ),
         (
             PlainTextResponse("<html>"),
             WrongReplyError,
-            "the reply is no chat completion with choices and usage: not JSON",
+            "the reply is no chat completion with choices: not JSON",
         ),
     ],
 )
@@ -163,10 +172,47 @@ def test_models_are_listed_with_their_context() -> None:
             with_client(f"{url}/more", OpenAIClient.models)
 
 
-@pytest.mark.parametrize("url", ["ftp://a/v1", "http:///v1", "http://a:port/v1", "127.0.0.1:8000/v1"])
-def test_what_is_no_url_is_refused_at_once(url: str) -> None:
-    with pytest.raises(EndpointError, match="expected a URL such as"):
-        OpenAIClient(url)
+@pytest.mark.parametrize("words", TOO_LONG)
+def test_every_servers_words_for_too_long_are_known(words: str) -> None:
+    status, body = TOO_LONG[words]
+    with pytest.raises(ContextExceededError) as caught:
+        complete(JSONResponse(body, status))
+    assert caught.value.status == status
+    assert caught.value.fitting_fraction == FITTING[words]
+
+
+@pytest.mark.parametrize("words", FILTERED)
+def test_every_servers_words_for_a_filter_are_known(words: str) -> None:
+    status, body = FILTERED[words]
+    with pytest.raises(FilteredError, match="Another prompt may pass"):
+        complete(JSONResponse(body, status))
+
+
+def test_what_is_no_url_is_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match="does not begin with http:// or https://; expected a URL such as"):
+        OpenAIClient("127.0.0.1:8000/v1")
+
+
+def test_query_and_login_of_a_url_go_along_and_are_not_shown(caplog: pytest.LogCaptureFixture) -> None:
+    fake = FakeEndpoint(lambda *_: refusal(401, "no"))
+    with fake.running() as url, caplog.at_level(logging.DEBUG):
+        address = url.replace("http://", "http://me:can%40ry@") + "?api-version=2024-10-21"
+        with pytest.raises(EndpointRefusedError) as caught:
+            with_client(address, lambda client: client.complete(BODY), key="sk-1")
+        assert with_client(address, OpenAIClient.models) == [ModelCard("fake", None)]
+    assert fake.headers[0]["authorization"] == f"Basic {base64.b64encode(b'me:can@ry').decode()}"
+    assert fake.queries == ["api-version=2024-10-21"] * 2
+    assert str(caught.value).startswith(f"{url}?api-version=2024-10-21: HTTP 401")
+    assert "can" not in f"{caught.value}{caplog.text}".replace("cannot", "")
+
+
+def test_azure_gets_the_key_in_its_own_header() -> None:
+    fake = FakeEndpoint(lambda *_: completion("yes"))
+    with fake.running() as url:
+        with_client(f"{url}?api-version=2024-10-21", lambda client: client.complete(BODY), key="sk-1")
+        with_client(url, lambda client: client.complete(BODY), key="sk-1")
+    assert [headers.get("api-key") for headers in fake.headers] == ["sk-1", None]
+    assert [headers["authorization"] for headers in fake.headers] == ["Bearer sk-1"] * 2
 
 
 def test_tls_is_spoken_where_the_url_says_so() -> None:

@@ -364,6 +364,7 @@ def test_every_error_has_a_status_and_a_code_of_its_own() -> None:
     assert {(kind.status, kind.code) for kind in kinds} == {
         (422, "too_long"),
         (422, "too_few_tokens"),
+        (422, "filtered"),
         (429, "overloaded"),
         (502, "predictor_refused"),
         (503, "predictor_unavailable"),

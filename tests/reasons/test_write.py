@@ -3,14 +3,16 @@ process."""
 
 import contextlib
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
+from starlette.responses import JSONResponse
 
 from reasongenrm.config import DistillConfig, EngineConfig, SampleConfig, Section
 from reasongenrm.data.rows import take
@@ -22,9 +24,11 @@ from reasongenrm.reasons.write import (
     tells_that_it_was_told,
     without_verdict_line,
 )
-from reasongenrm.records import JudgePrompt, Message, Reason, dump_records, parse_records
+from reasongenrm.records import FinishReason, JudgePrompt, Message, Reason, dump_records, parse_records
 from reasongenrm.store.artifacts import ArtifactRef, Store, read_file
 from reasongenrm.store.stage import Stage
+from tests.endpoints import FakeEndpoint, completion
+from tests.server_words import FILTERED
 from tests.tiny import tiny_checkpoint
 
 
@@ -42,7 +46,7 @@ def judge_prompts(num: int) -> list[JudgePrompt]:
     ]
 
 
-def reason(text: str, sample: int = 0, prompt_id: str = "p0", finish: Literal["stop", "length"] = "stop") -> Reason:
+def reason(text: str, sample: int = 0, prompt_id: str = "p0", finish: FinishReason = "stop") -> Reason:
     return Reason(prompt_id=prompt_id, sample=sample, reason=text, model="m", num_tokens=5, finish_reason=finish)
 
 
@@ -126,6 +130,31 @@ def test_each_cause_of_dropping_is_counted_and_the_rest_is_kept_in_order() -> No
     }
 
 
+@pytest.mark.parametrize(
+    ("text", "answer", "whole"),
+    [
+        ("<think>\nHm, 7 is prime.\n</think>\n\nA is right.", "A is right.", "Hm, 7 is prime.\n\nA is right."),  # Qwen3
+        ("Hm, 7 is prime.\n</think>\n\nA is right.", "A is right.", "Hm, 7 is prime.\n\nA is right."),  # DeepSeek-R1
+        ("<think>\n\n</think>\n\nA is right.", "A is right.", "A is right."),  # Qwen3, told not to think
+        ("<think>a</think> no. <think>b</think> A is right.", "A is right.", "a no. b\n\nA is right."),
+        ("A is right.", "A is right.", "A is right."),
+        ("<think>\nHm, 7 is", None, None),
+        ("<think>a</think> no. <think>b", None, None),
+    ],
+)
+def test_thoughts_are_no_reason_unless_they_are_kept(text: str, answer: str | None, whole: str | None) -> None:
+    for keep, wanted in ((False, answer), (True, whole)):
+        kept, drops, _ = clean_reasons([reason(text)], 4, told_verdict=True, keep_thoughts=keep)
+        assert [one.reason for one in kept] == ([] if wanted is None else [wanted])
+        assert drops.causes == ({"unclosed_thoughts": 1} if wanted is None else {})
+
+
+def test_what_the_server_refused_has_a_cause_of_its_own() -> None:
+    written = [reason("", finish="refused"), reason("", 1, finish="length"), reason("<think>Hm", 2, finish="length")]
+    _, drops, _ = clean_reasons(written, 8, told_verdict=True)
+    assert drops.causes == {"refused": 1, "cut_off": 2}
+
+
 def test_reason_of_exactly_the_least_length_is_kept() -> None:
     assert [
         r.reason for r in clean_reasons([reason(" 12345678 "), reason("1234567", 1)], 8, told_verdict=False)[0]
@@ -150,7 +179,7 @@ class Teacher:
 
     def answer(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         if self.fails_after is not None and len(self.prompts) >= self.fails_after:
-            return 400, {"error": {"message": "the teacher is tired"}}
+            return 401, {"error": {"message": "the teacher is tired"}}
         prompt = body["messages"][-1]["content"]
         self.prompts.append(prompt)
         message = {"role": "assistant", "content": self.says(prompt, body["seed"])}
@@ -259,6 +288,57 @@ def test_interrupted_distillation_asks_only_for_what_is_missing_and_ends_with_th
     assert {text.split("What is ")[1][0] for text in teacher.prompts} == {"4", "5", "6"}
     assert (ref.digest, ref.counts) == (undisturbed.digest, undisturbed.counts)
     assert not [name for name in store.list("distill_reasons/") if "/parts/" in name]
+
+
+def test_thoughts_that_the_server_split_off_are_kept_where_they_are_wanted(store: Store) -> None:
+    def split(*_: Any) -> Any:
+        return completion("A is right, B is not.", reasoning_content="7 is prime, 9 is not.")
+
+    prompts = publish(store, "prompts", dump_records(judge_prompts(1)))
+    with FakeEndpoint(split).running() as url:
+        plain, kept = (
+            distill_reasons(store, distill_config(keep_thoughts=keep), prompts, url) for keep in (False, True)
+        )
+    assert [r.reason for r in read(plain)] == ["A is right, B is not."]  # two equal samples: one is dropped
+    assert [r.reason for r in read(kept)] == ["7 is prime, 9 is not.\n\nA is right, B is not."]
+    assert plain.key != kept.key
+
+
+def test_one_filtered_row_in_ten_does_not_end_the_stage_and_is_counted(store: Store) -> None:
+    status, body = FILTERED["azure"]
+
+    def reply(asked: dict[str, Any], _: int) -> Any:
+        text = asked["messages"][-1]["content"]
+        if "What is 3 + 1?" in text:
+            return JSONResponse(body, status)
+        return completion(f"I have counted {asked['seed']} and one answer is right.")
+
+    prompts = publish(store, "prompts", dump_records(judge_prompts(10)))
+    with FakeEndpoint(reply).running() as url:
+        ref = distill_reasons(store, distill_config(), prompts, url)
+    assert (ref.counts["num_in"], ref.counts["num_out"], ref.counts["num_dropped_refused"]) == (20, 18, 2)
+    assert ref.counts["num_prompts_without_reason"] == 1
+
+
+def test_a_password_in_the_teachers_address_is_used_and_lands_nowhere(
+    store: Store, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fake = FakeEndpoint(lambda asked, _: completion(f"I have counted {asked['seed']} and one answer is right."))
+    prompts = publish(store, "prompts", dump_records(judge_prompts(2)))
+    with fake.running() as url, caplog.at_level(logging.DEBUG):
+        address = url.replace("http://", "http://me:canary@")
+        ref = distill_reasons(store, distill_config(), prompts, address)
+        assert distill_reasons(store, distill_config(), prompts, url) == ref, "the password is no part of the key"
+        status, body = FILTERED["azure"]
+        fake.reply = lambda *_: JSONResponse(body, status)
+        with pytest.raises(EngineError, match="4 of 4 requests failed") as caught:
+            distill_reasons(Store(f"{store.uri}/other"), distill_config(), prompts, address)
+    assert fake.headers[0]["authorization"].startswith("Basic ")
+    written = b"".join(store.get_bytes(name) for name in store.list(""))
+    assert b"the verdict" in written or b"counted" in written
+    shown = capfd.readouterr()
+    for text in (written.decode(errors="replace"), str(caught.value), caplog.text, shown.out, shown.err):
+        assert "canary" not in text
 
 
 def test_named_teacher_is_the_same_at_another_address(store: Store, teacher: Teacher) -> None:

@@ -65,6 +65,18 @@ def test_options_go_over_the_configs_inputs_and_the_base_model_teaches_itself():
     assert choose_inputs(section, teacher="a/t").teacher_uri == "a/t"
 
 
+def test_an_address_with_a_password_is_no_input_of_a_run():
+    section = InputsConfig(preferences="a/p", benchmark="a/b", model="a/m")
+    for option in ("teacher", "benchmark"):
+        with pytest.raises(
+            ConfigError, match=f"the run's {option} is 'http://a/v1' with a user or a password"
+        ) as caught:
+            choose_inputs(section, **{option: "http://me:canary@a/v1"})
+        assert "canary" not in str(caught.value)
+    with pytest.raises(ConfigError, match="its port is no number"):
+        choose_inputs(section, teacher="http://a:port/v1")
+
+
 def test_input_that_nobody_gives_is_named_with_its_option():
     with pytest.raises(
         ConfigError,

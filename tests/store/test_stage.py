@@ -301,4 +301,13 @@ def test_where_an_engine_works_is_no_part_of_what_its_stage_is_asked(store: Stor
         return Stage(store, "distill_reasons", DistillConfig(engine=EngineConfig(**engine)), {}).key
 
     assert key() == key(data_parallel_size=8)
+    assert key() == key(endpoint={"max_failed_fraction": 0.5})
     assert key() != key(batch_size=8)
+
+
+def test_a_newer_field_at_its_default_is_no_part_of_what_is_asked(store: Store) -> None:
+    """The key of a distillation with all defaults is that of the release before `keep_thoughts`."""
+    stage = Stage(store, "distill_reasons", DistillConfig(), {})
+    assert "keep_thoughts" not in stage.config
+    assert Stage(store, "distill_reasons", DistillConfig(keep_thoughts=True), {}).config["keep_thoughts"] is True
+    assert stage.key == "04d581b326f6d620"

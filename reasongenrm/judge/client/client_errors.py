@@ -17,6 +17,7 @@ import httpx
 from pydantic import ValidationError
 
 from reasongenrm.errors import EngineError
+from reasongenrm.http_client import without_login
 from reasongenrm.judge.api import ErrorDetail, ErrorResponse
 
 EXCERPT_CHARS = 300  # of a reply, in messages
@@ -77,7 +78,7 @@ def error_of_reply(where: str, response: httpx.Response) -> JudgeClientError:
     request_id = (detail.request_id if detail else None) or response.headers.get("x-request-id")
     if detail is None and status not in (401, 403, 429) and status < 500:
         to = response.headers.get("location")
-        found = f"a redirect to {to}" if to else f"HTTP {status}: {_excerpt(response)}"
+        found = f"a redirect to {without_login(to)}" if to else f"HTTP {status}: {_excerpt(response)}"
         message = (
             f"{where}: {found}; expected a judge service (`reasongenrm judge-server`). Check the URL: "
             "it is the judge's root, without /v1, and not the predictor's."

@@ -11,7 +11,16 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from reasongenrm.errors import ConfigError, mistake_in
-from reasongenrm.http_client import AttemptError, LongLineError, Retries, bearer, read_events, retry_after_seconds
+from reasongenrm.http_client import (
+    Address,
+    AttemptError,
+    LongLineError,
+    Retries,
+    bearer,
+    parse_address,
+    read_events,
+    retry_after_seconds,
+)
 from reasongenrm.judge.api import ErrorDetail, OrderJudgment, PairwiseResponse, ReasonDelta
 from reasongenrm.judge.client.client_errors import (
     JudgeClientError,
@@ -50,12 +59,13 @@ class JudgeHttp:
     """Requests to one judge (see `AsyncJudge` for the arguments)."""
 
     def __init__(self, url: str, api_key: str | None, timeout: float, max_retries: int) -> None:
-        self.url = _root(url)
+        address = _root(url)
+        self.url = str(address)
         self._timeout = timeout
         retries = Retries(max_retries, first_wait_seconds=FIRST_WAIT_SECONDS, jitter=JITTER)
         self._retry = retries.retrying(_Transient, logger)
         key = os.environ.get(KEY_VARIABLE, "") if api_key is None else api_key
-        self._headers = bearer(key, f"the judge's key (api_key or {KEY_VARIABLE})")
+        self._headers = {**bearer(key, f"the judge's key (api_key or {KEY_VARIABLE})"), **address.headers}
         self._client: httpx.AsyncClient | None = None
 
     async def post(self, path: str, request: BaseModel, kind: type[_Record], request_id: str | None) -> _Record:
@@ -187,10 +197,11 @@ def _not_a_judge(where: str, what: str) -> NotAJudgeError:
     return NotAJudgeError(message, code="not_a_judge")
 
 
-def _root(url: str) -> str:
-    root = url.rstrip("/")
-    if not root.startswith(("http://", "https://")) or root.endswith("/v1"):
+def _root(url: str) -> Address:
+    address = parse_address(url, "http://127.0.0.1:8080")
+    if address.root.endswith("/v1") or address.query:
         raise ConfigError(
-            f"{url!r} is no judge's address; expected its root, such as http://127.0.0.1:8080, without /v1. Fix it."
+            f"'{address}' is no judge's address; expected its root, such as http://127.0.0.1:8080, without /v1 and "
+            "without a query. Correct it."
         )
-    return root
+    return address
