@@ -1,5 +1,7 @@
-"""What `pip install reasongenrm` gives without extras: the version, the doctor, and the client of a judge."""
+"""What `pip install reasongenrm` gives without extras: version, doctor, plans, judging by endpoint; other commands name
+the extra that they want."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +12,10 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.endpoints import FakeEndpoint, completion, serving
 from tests.judges_service import FakeJudge
+
+DEMO = Path(__file__).parents[1] / "examples" / "demo"
 
 
 def installed_with(name: str) -> set[str]:
@@ -39,7 +44,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         installed = distribution(name)
         files = installed.files
         assert files, name
-        for top in {file.parts[0] for file in files} - {"..", "__pycache__"}:
+        for top in {file.parts[0] for file in files} - {"..", "__pycache__", "reasongenrm"}:
             (folder / top).symlink_to(Path(str(installed.locate_file(top))))
     (folder / "reasongenrm").symlink_to(Path(__file__).parents[1] / "reasongenrm")
     return {**os.environ, "PYTHONPATH": str(folder)}
@@ -78,3 +83,65 @@ def test_a_running_judge_is_asked_by_the_command_and_from_python(environment: di
         code = f"from reasongenrm import Judge\nprint(Judge({url!r}).compare('Name a prime.', 'seven', '9').preferred)"
         ran = run(environment, tmp_path, "-c", code)
         assert (ran.stdout, ran.stderr) == ("A\n", "")
+
+
+# Runs commands in one process, as the entry point does, and prints how each ended.
+COMMANDS = """
+import contextlib, io, json, sys, traceback
+from reasongenrm.cli import app
+
+ended = {}
+for command in json.loads(sys.argv[1]):
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            app(command)
+        except SystemExit as error:
+            code = error.code
+        except BaseException:
+            code = "defect"
+            traceback.print_exc()
+    ended[command[0]] = [code, said.getvalue()]
+print(json.dumps(ended))
+"""
+
+
+def test_every_other_command_says_which_extra_it_wants(environment: dict[str, str], tmp_path: Path) -> None:
+    data, model = ("--preferences", str(tmp_path / "p.jsonl")), ("--model", str(tmp_path))
+    (tmp_path / "p.jsonl").write_text("{}")
+    run_of = (*data, "--benchmark", "b.jsonl", *model)
+    wanted = {
+        "run": (run_of, "pipeline"),
+        "submit": (("--store", "s3://b/c", *run_of), "pipeline"),
+        "compile": ((), "pipeline"),
+        "serve": (model, "train"),
+        "judge-server": (("--predictor", "http://127.0.0.1:9/v1"), "judge"),
+        "web": ((), "web"),
+        "models": ((), "local"),
+        "prepare": ((*data, *model), "local"),
+        "evaluate": (("--benchmark", str(DEMO / "benchmark.jsonl"), *model), "train"),
+    }
+    commands = json.dumps([[name, *options] for name, (options, _) in wanted.items()])
+    ran = run(environment, tmp_path, "-c", COMMANDS, commands)
+    assert ran.stderr == ""
+    for name, (code, said) in json.loads(ran.stdout).items():
+        assert code in (2, 3), (name, code, said)
+        assert f"pip install 'reasongenrm[{wanted[name][1]}" in " ".join(said.split()), (name, said)
+
+
+def test_a_plan_needs_no_extra(environment: dict[str, str], tmp_path: Path) -> None:
+    ran = run(environment, tmp_path, "-m", "reasongenrm", "plan", "--model", "8b")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "GPU-hours" in ran.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_endpoint_is_evaluated(environment: dict[str, str], tmp_path: Path) -> None:
+    endpoint = FakeEndpoint(lambda _body, _number: completion("The first is right.\n\n[[A]]"))
+    with serving(endpoint.app) as url:
+        asked = ("--endpoint", f"{url}/v1", "--benchmark", str(DEMO / "benchmark.jsonl"), "--limit", "2", "--json")
+        ran = run(environment, tmp_path, "-m", "reasongenrm", "evaluate", *asked)
+    assert ran.returncode == 0, ran.stderr
+    evaluation = json.loads(ran.stdout)
+    assert (evaluation["benchmark"]["num_rows"], evaluation["accuracy"]) == (2, 0.5)  # always A: right in one order
+    assert (tmp_path / "report" / "report.html").is_file()

@@ -23,6 +23,7 @@ from reasongenrm.cli import store_commands as stored
 from reasongenrm.cli.console import print_error, print_note
 from reasongenrm.cli.tools import compile_pipeline, print_version
 from reasongenrm.errors import ReasonGenRMError
+from reasongenrm.processes.extras import no_module
 
 
 class Group(TyperGroup):
@@ -37,6 +38,12 @@ class Group(TyperGroup):
                 raise
             print_error(error)
             raise typer.Exit(error.exit_code) from error
+        except ModuleNotFoundError as error:
+            missing = no_module(error)
+            if ctx.params["debug"] or missing is None:
+                raise
+            print_error(missing)
+            raise typer.Exit(missing.exit_code) from error
         except KeyboardInterrupt as error:
             print_note("stopped; what is finished is kept, start again to go on")
             raise typer.Exit(128 + signal.SIGINT) from error

@@ -69,10 +69,13 @@ def evaluate(
     from reasongenrm.evaluation.report_page import render_html
     from reasongenrm.generation import open_engine
     from reasongenrm.processes.cpu_math import configure_cpu_math
+    from reasongenrm.processes.extras import require
 
     if (model is None) == (endpoint is None):
         raise ConfigError("give the judge as one of --model URI and --endpoint URL.")
     address = None if endpoint is None else str(parse_address(endpoint))
+    if model is not None and not find_spec("vllm"):
+        require("train")
     if config is None:
         assignments = [f"evaluate.engine.kind={'vllm' if find_spec('vllm') else 'transformers'}", *assignments]
     settings = make_config(config, assignments, limit).evaluate

@@ -39,16 +39,17 @@ def serve(
 
       curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d '{"messages": [...]}'
     """
+    from reasongenrm.processes.extras import require
+
+    require("train", "serve", *(["judge"] if judge else []))
     from reasongenrm.config import EngineConfig
     from reasongenrm.demo.formats import smollm2_path
     from reasongenrm.processes.cpu_math import configure_cpu_math
-    from reasongenrm.processes.extras import require
     from reasongenrm.runs.local import local_folder
     from reasongenrm.runs.served_checkpoint import find_checkpoint
     from reasongenrm.serving.server import serve as serve_folder
     from reasongenrm.serving.started import serve_with_judge
 
-    require("serve", *(["judge"] if judge else []))
     configure_cpu_math()
     with contextlib.redirect_stdout(sys.stderr):
         found = find_checkpoint(model, store, smollm2_path)

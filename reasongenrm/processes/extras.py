@@ -36,9 +36,28 @@ def unfit_packages(extra: str) -> list[str]:
     ]
 
 
+def no_module(error: ModuleNotFoundError) -> ConfigError | None:
+    """What to install for a module that is not there; None if no extra brings it, so that its absence is a defect.
+
+    Packages of our extras are called as their modules are.
+    """
+    package = (error.name or "").partition(".")[0].replace("_", "-")
+    extras = [extra for extra in _extras() if any(found.name == package for found in _requirements(extra))]
+    if not extras:
+        return None
+    named = " or ".join(f"'{extra}'" for extra in extras)
+    return ConfigError(
+        f"{package} is not installed here; it comes with extra {named}. Run: {how_to_install(extras[0])}"
+    )
+
+
 def how_to_install(extras: str) -> str:
     """The command for extras, separated by commas."""
     return f"pip install 'reasongenrm[{extras}]' (in a clone: pip install -e '.[{extras}]')."
+
+
+def _extras() -> list[str]:
+    return importlib.metadata.metadata("reasongenrm").get_all("Provides-Extra") or []
 
 
 def _requirements(extra: str) -> "list[Requirement]":

@@ -36,3 +36,13 @@ def test_requiring_an_extra_says_how_to_get_it() -> None:
         ConfigError, match=r"extra 'train': no-such-package is missing\. Run: pip install 'reasongenrm\[train\]'"
     ):
         require("serve", "train")
+
+
+@pytest.mark.usefixtures("metadata")
+def test_a_module_that_is_not_there_is_told_by_the_extra_that_brings_it() -> None:
+    found = extras.no_module(ModuleNotFoundError("", name="no_such_package.part"))
+    assert str(found) == (
+        "no-such-package is not installed here; it comes with extra 'train'. Run: pip install 'reasongenrm[train]' "
+        "(in a clone: pip install -e '.[train]')."
+    )
+    assert extras.no_module(ModuleNotFoundError("", name="reasongenrm.gone")) is None
