@@ -93,8 +93,15 @@ class PairsConfig(Section):
     order: Literal["mirrored", "random"] = "mirrored"  # both orders of a pair, or one drawn by a seeded coin
     limit: PositiveInt | None = None  # the most pairs, taken after a seeded shuffle
     max_prompt_tokens: PositiveInt | None = None  # longer judge prompts are dropped (counted)
-    bad_rows: Literal["error", "drop"] = "error"  # a row that is no conversation pair: stop, or drop it (counted)
+    bad_rows: Literal["error", "drop"] = "error"  # a row that cannot be read: stop, or drop it (counted by cause)
     seed: int = 0
+    # What a stage's key leaves out where it is the default, so that the keys of before these settings stay.
+    # The file's own names of columns that a format of docs/data.md has, such as {prompt: question, chosen: good}.
+    columns: Annotated[dict[str, str], Field(exclude_if=lambda columns: not columns)] = {}
+    # Of a list of answers: the best with each worse one, or each with the next.
+    ranked: Annotated[Literal["best", "neighbours"], Field(exclude_if=lambda ranked: ranked == "best")] = "best"
+    # The least difference of two answers' scores, or strength of a preference, that counts.
+    margin: Annotated[float, Field(ge=0, exclude_if=lambda margin: not margin)] = 0.0
 
 
 class WriteConfig(Section):

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from reasongenrm.cli import cluster_commands as cluster
+from reasongenrm.cli import convert_command as convert
 from reasongenrm.cli import doctor, run
 from reasongenrm.cli import evaluate_command as evaluate
 from reasongenrm.cli import judge_command as judge
@@ -73,7 +74,16 @@ def root(
 
 
 _PANELS = {
-    "The pipeline": (run.run, plan.plan, stages.prepare, stages.distill, stages.sample, stages.score, stages.train),
+    "The pipeline": (
+        run.run,
+        plan.plan,
+        convert.convert,
+        stages.prepare,
+        stages.distill,
+        stages.sample,
+        stages.score,
+        stages.train,
+    ),
     "A cluster": (cluster.submit, cluster.logs, cluster.cancel, rollback.rollback, compile_pipeline),
     "Judging": (evaluate.evaluate, judge.judge, servers.serve, servers.judge_server, servers.web),
     "The store": (stored.models, stored.runs),

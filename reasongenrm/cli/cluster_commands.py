@@ -16,6 +16,7 @@ from typer import Argument, Option
 from reasongenrm.cli.console import err, out, plain_table, print_json, print_line, print_note, print_table
 from reasongenrm.cli.settings import (
     BenchmarkOption,
+    ColumnsOption,
     ConfigOption,
     HostOption,
     JsonOption,
@@ -27,6 +28,7 @@ from reasongenrm.cli.settings import (
     SetOption,
     SharedStore,
     TeacherOption,
+    columns_of,
     images_of,
     make_config,
 )
@@ -57,6 +59,7 @@ def submit(
     teacher: TeacherOption = None,
     config: ConfigOption = None,
     assignments: SetOption = [],
+    columns: ColumnsOption = None,
     limit: LimitOption = None,
     registry: RegistryOption = None,
     host: HostOption = None,
@@ -92,7 +95,7 @@ def submit(
     require("pipeline")
     if as_job and (wait or as_json):
         raise ConfigError("submit: --as-job starts nothing, so there is nothing for --wait or --json. Leave them out.")
-    settings = make_config(config, [*images_of(registry), *assignments], limit)
+    settings = make_config(config, [*images_of(registry), *assignments, *columns_of(columns)], limit)
     inputs = reachable_inputs(
         choose_inputs(settings.inputs, preferences, benchmark, model, teacher), settings, store, upload
     )

@@ -27,7 +27,11 @@ def judge(
     served_model: ServedModelOption = None,
     style: StyleOption = None,
     file: Annotated[
-        Path | None, Option(metavar="PAIRS", help="JSON Lines: question, answer_a, answer_b, perhaps id; needs --url.")
+        Path | None,
+        Option(
+            metavar="PAIRS",
+            help="question, answer_a, answer_b, perhaps id; or preferences (docs/data.md); needs --url.",
+        ),
     ] = None,
     output: Annotated[
         Path | None, Option("--output", "-o", metavar="JUDGED", help="A line per line of --file.")

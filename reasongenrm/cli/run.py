@@ -13,6 +13,7 @@ from reasongenrm.cli.console import err, out, print_json, print_line, print_note
 from reasongenrm.cli.settings import (
     DEFAULT_STORE,
     BenchmarkOption,
+    ColumnsOption,
     ConfigOption,
     JsonOption,
     LimitOption,
@@ -22,6 +23,7 @@ from reasongenrm.cli.settings import (
     StoreOption,
     TeacherOption,
     absolute,
+    columns_of,
     make_config,
 )
 from reasongenrm.errors import ClusterError, ConfigError
@@ -39,6 +41,7 @@ def run(
     teacher: TeacherOption = None,
     config: ConfigOption = None,
     assignments: SetOption = [],
+    columns: ColumnsOption = None,
     limit: LimitOption = None,
     store: StoreOption = DEFAULT_STORE,
     try_it: Annotated[bool, Option("--try/--no-try", help="At the end, serve the winner and judge one pair.")] = True,
@@ -64,7 +67,7 @@ def run(
     from reasongenrm.store.run_records import RunInputs, choose_inputs
 
     require("pipeline", "train", "local", "serve")
-    settings = make_config(config, assignments, limit)
+    settings = make_config(config, [*assignments, *columns_of(columns)], limit)
     folder, started = local_folder(store), time.monotonic()
     view = ConsoleRunView(err)
     given = choose_inputs(settings.inputs, preferences, benchmark, model, teacher)
@@ -118,7 +121,8 @@ def _check_inputs(inputs: "RunInputs", settings: "RunConfig") -> None:
                 "Or only render the InferenceService: --set deploy.apply=false."
             ) from error
     data = {"preferences_uri": inputs.preferences_uri, "benchmark_uri": inputs.benchmark_uri}
-    check_rows({name: uri for name, uri in data.items() if not is_hub_name(uri)}, settings)
+    for line in check_rows({name: uri for name, uri in data.items() if not is_hub_name(uri)}, settings):
+        print_note(line)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ Every command's help imports this module, so the config's models (a quarter of a
 config is read.
 """
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +22,12 @@ StoreOption = Annotated[
 ]
 SharedStore = Annotated[str, Option("--store", metavar="URI", help="s3://bucket/prefix that the cluster reaches.")]
 PreferencesOption = Annotated[
-    str | None, Option(metavar="URI", help="Preference pairs: JSON Lines, s3:// or hub name; else the config's.")
+    str | None,
+    Option(metavar="URI", help="Preference pairs (docs/data.md): a file, s3:// or hub name; else the config's."),
+]
+ColumnsOption = Annotated[
+    str | None,
+    Option(metavar="OURS=YOURS,...", help="Your names of columns, such as prompt=question,chosen=good,rejected=bad."),
 ]
 BenchmarkOption = Annotated[
     str | None,
@@ -69,11 +75,19 @@ def make_config(path: Path | None, assignments: list[str], limit: int | None = N
     if limit is not None:
         assignments = [*assignments, f"pairs.limit={limit}", f"evaluate.limit={limit}"]
     for assignment in assignments:
-        config = _assign(config, assignment)
+        config = assign(config, assignment)
     return config
 
 
-def _assign(config: "RunConfig", assignment: str) -> "RunConfig":
+def assign(config: "RunConfig", assignment: str) -> "RunConfig":
+    """The configuration with one value set.
+
+    Args:
+        assignment: "section.key=value", the value in YAML.
+
+    Raises:
+        ConfigError: it does not fit.
+    """
     import yaml
 
     from reasongenrm.config import RunConfig, parse_section
@@ -101,6 +115,20 @@ def absolute(uri: str) -> str:
     """A local path made absolute, since tasks run elsewhere; URIs and hub names stay."""
     path = Path(uri).expanduser()
     return uri if "://" in uri or not path.exists() else str(path.resolve())
+
+
+def columns_of(columns: str | None) -> list[str]:
+    """What --columns stands for, as an assignment to `pairs`; [] without it.
+
+    Raises:
+        ConfigError: it is not OURS=YOURS,...
+    """
+    if columns is None:
+        return []
+    names = dict(pair.partition("=")[::2] for pair in columns.split(","))
+    if not all(ours and theirs for ours, theirs in names.items()):
+        raise ConfigError(f"--columns {columns}: expected OURS=YOURS,..., such as prompt=question,chosen=good.")
+    return [f"pairs.columns={json.dumps(names)}"]  # JSON is YAML
 
 
 def images_of(registry: str | None) -> list[str]:

@@ -9,11 +9,14 @@ from typer import Argument, Option
 from reasongenrm.cli.console import print_json, print_line
 from reasongenrm.cli.settings import (
     DEFAULT_STORE,
+    ColumnsOption,
     ConfigOption,
     JsonOption,
     SetOption,
     StoreOption,
     absolute,
+    assign,
+    columns_of,
     make_config,
 )
 
@@ -59,8 +62,11 @@ def _stage(work: "Callable[..., dict[str, ArtifactRef]]") -> Callable[..., None]
 def prepare(
     store: "Store",
     settings: "RunConfig",
-    preferences: Annotated[str, Option(metavar="URI", help="Preference pairs: JSON Lines, s3:// or a hub name.")],
+    preferences: Annotated[
+        str, Option(metavar="URI", help="Preference pairs (docs/data.md): a file, s3:// or a hub name.")
+    ],
     model: Annotated[str, Option(metavar="URI", help="Base model: a folder, GGUF file, s3:// or a hub name.")],
+    columns: ColumnsOption = None,
 ) -> "dict[str, ArtifactRef]":
     """Import the base model and turn preference pairs into judge prompts.
 
@@ -71,6 +77,8 @@ def prepare(
     from reasongenrm.data.import_model import import_model
     from reasongenrm.data.pairs import prepare_pairs
 
+    for assignment in columns_of(columns):
+        settings = assign(settings, assignment)
     base = import_model(store, settings.model, absolute(model))
     return {"model": base, "prompts": prepare_pairs(store, settings.pairs, absolute(preferences), base)}
 

@@ -1,17 +1,36 @@
-"""Rows of a JSON Lines file, or of a data set on the Hugging Face hub, each with the place where it stands."""
+"""Rows of JSON Lines, or of a data set on the Hugging Face hub, each with the place where it stands.
 
+This is the one reader of JSON Lines that others wrote. A line that cannot be read is a `BadRow` in its place, with its
+own cause: the reader of the rows decides whether it stops the work or is dropped and counted.
+"""
+
+import codecs
 import json
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from reasongenrm.errors import InputError
 
 T = TypeVar("T")
+MAX_DEPTH = 100  # of lists and objects in each other; chat data has 5, and what recurses later needs a bound
+
+
+class BadRow(NamedTuple):
+    """What stands in the place of a row that cannot be read.
+
+    Attributes:
+        cause: in snake_case, for counts: not_utf8, not_json, half_surrogate, too_deep, number_too_long; of CSV
+            not_csv, cell_count; of Parquet unreadable_value.
+        problem: in words, without a full stop.
+    """
+
+    cause: str
+    problem: str
 
 
 def parse_json_lines(data: bytes, name: str, shape: str) -> Iterator[tuple[str, Any]]:
-    """The rows of a JSON Lines file, each with its place ("file line 3").
+    """The rows of a JSON Lines file, each with its place ("file line 3"); the first that cannot be read is an error.
 
     Args:
         shape: what a row should be, for messages.
@@ -20,32 +39,75 @@ def parse_json_lines(data: bytes, name: str, shape: str) -> Iterator[tuple[str, 
         InputError: the file is empty, or a line is not JSON in UTF-8; names the file and the line.
     """
     expected = f"expected JSON Lines, one per line {shape}"
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        place = data.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{name} line {place}: not UTF-8 text; {expected}. Convert the file.") from error
-    if not text.strip():
+    found = False
+    for where, row in read_json_lines(data, name):
+        if isinstance(row, BadRow):
+            raise InputError(f"{where}: {row.problem}; {expected}. Fix or remove the line.")
+        found = True
+        yield where, row
+    if not found:
         raise InputError(f"{name}: the file is empty; {expected}. Check that it was written whole.")
+
+
+def read_json_lines(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
+    """The rows of JSON Lines, each with its place ("file line 3"); a line that cannot be read is a `BadRow`.
+
+    A byte order mark, Windows line ends and empty lines are taken as what they are. NaN and Infinity, which JSON lacks
+    and Python writes, are read as null.
+    """
     # Not splitlines(): JSON text may hold U+2028 and other separators unescaped.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
+    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
+        if line.strip():
+            yield f"{name} line {number}", _json_line(line)
+
+
+def _json_line(line: bytes) -> Any:
+    """The value of one line, or why there is none."""
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return BadRow("not_utf8", f"not UTF-8 text (byte {line[error.start]:#04x} at column {error.start + 1})")
+    try:
+        return checked_text(parse_json(text), text)
+    except json.JSONDecodeError as error:
+        return BadRow("not_json", f"not JSON ({error.msg} at column {error.colno}: {text.strip()[:40]!r})")
+    except RecursionError:
+        return BadRow("too_deep", f"lists and objects stand in each other more than {MAX_DEPTH} deep")
+    except ValueError:  # of int(): Python refuses to read a number of more than 4,300 digits
+        return BadRow("number_too_long", "holds a number of thousands of digits")
+
+
+def parse_json(text: str) -> Any:
+    """JSON text as a value, NaN and Infinity as null.
+
+    Raises:
+        json.JSONDecodeError: it is not JSON.
+        RecursionError: deeper than `MAX_DEPTH`.
+        ValueError: a whole number has more digits than Python reads.
+    """
+    value = json.loads(text, parse_constant=lambda _name: None)
+    if text.count("[") + text.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+        raise RecursionError
+    return value
+
+
+def checked_text(row: Any, text: str) -> Any:
+    """The row, or a `BadRow` if `text`, its JSON, spells half a surrogate pair, which no file can hold as UTF-8."""
+    if "\\ud" in text.lower():
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{name} line {number}: not JSON ({error.msg} at column {error.colno}: {line[:40]!r}); {expected}. "
-                "Fix or remove the line."
-            ) from error
-        # JSON can spell half a surrogate pair ("\\ud83d"), which no file can hold as UTF-8.
-        if "\\ud" in line.lower():
-            try:
-                json.dumps(row, ensure_ascii=False).encode()
-            except UnicodeEncodeError as error:
-                where = f"{name} line {number}"
-                raise InputError(f"{where}: holds half a surrogate pair, no text. Fix or remove the line.") from error
-        yield f"{name} line {number}", row
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return BadRow("half_surrogate", "holds half a surrogate pair, no text")
+    return row
+
+
+def _depth(value: Any) -> int:
+    """How many lists and objects stand in each other."""
+    depth, level = 0, [value]
+    while level := [one for one in level if isinstance(one, list | dict)]:
+        depth += 1
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+    return depth
 
 
 def hub_commit(name: str) -> str:

@@ -11,13 +11,13 @@ from typing import Any
 
 from reasongenrm.config import EngineConfig, RunConfig, ScoreConfig
 from reasongenrm.errors import ConfigError, InputError
-from reasongenrm.store.artifacts import Store, digest_bytes, is_hub_name
+from reasongenrm.store.artifacts import DATA_FILE_ENDINGS, Store, digest_bytes, is_hub_name
 from reasongenrm.store.run_records import RunInputs
 
 UPLOADS = "uploads"  # where local files go in the store: uploads/<digest>/NAME
 DEMO_TEACHER = "demo"
 _DIGEST_DIGITS = 16
-_FILE_ENDINGS = (".jsonl", ".json", ".gguf")
+_FILE_ENDINGS = (*DATA_FILE_ENDINGS, ".gguf")
 _DATA = ("preferences_uri", "benchmark_uri")
 
 
@@ -76,20 +76,27 @@ def is_local(uri: str) -> bool:
     return looks or Path(uri).exists()
 
 
-def check_rows(uris: Mapping[str, str], config: RunConfig) -> None:
+def check_rows(uris: Mapping[str, str], config: RunConfig) -> list[str]:
     """Read rows that are at hand before anything starts.
+
+    Returns:
+        What the preferences were read as, a line for people.
 
     Raises:
         InputError: a row is not what was expected.
     """
     from reasongenrm.data.benchmarks import load_benchmark
-    from reasongenrm.data.pairs import parse_pairs, read_rows
+    from reasongenrm.data.pairs import parse_pairs, read_rows, said_of
     from reasongenrm.records import Drops
 
+    lines = []
     if "preferences_uri" in uris:
-        parse_pairs(read_rows(uris["preferences_uri"])[1], Drops(), config.pairs.bad_rows)
+        _, rows = read_rows(uris["preferences_uri"])
+        parse_pairs(rows, Drops(), config.pairs)
+        lines.append(said_of(rows, uris["preferences_uri"], config.pairs))
     if "benchmark_uri" in uris:
         load_benchmark(uris["benchmark_uri"])
+    return lines
 
 
 def _put_file(store: Store, uri: str) -> str:

@@ -22,6 +22,10 @@ from reasongenrm.records import Record, parse_records
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# Of files of rows; a name that ends so is a file, never a data set's name on the hub.
+DATA_ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
+COMPRESSED_ENDINGS = (".gz", ".zst")
+DATA_FILE_ENDINGS = tuple(kind + packed for kind in DATA_ENDINGS for packed in ("", *COMPRESSED_ENDINGS))
 R = TypeVar("R", bound=Record)
 _DELETE_BATCH = 1000  # DeleteObjects takes no more
 
@@ -367,7 +371,7 @@ def read_uri(uri: str) -> bytes:
 
 def is_hub_name(uri: str) -> bool:
     """Whether a data set's URI is a name on the Hugging Face hub: its form alone decides, `owner/name`."""
-    return _HUB_NAME.fullmatch(uri) is not None and not uri.endswith((".jsonl", ".json"))
+    return _HUB_NAME.fullmatch(uri) is not None and not uri.endswith(DATA_FILE_ENDINGS)
 
 
 def digest_bytes(data: bytes) -> str:

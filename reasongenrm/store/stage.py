@@ -109,7 +109,7 @@ class Stage:
         self._scratch = ExitStack()
         self.work_dir = self._scratch.enter_context(scratch_folder(self.name))
         if self.done:
-            _say(f"{self.name}: reused {self.done.uri}")
+            say(f"{self.name}: reused {self.done.uri}")
         return self
 
     def __exit__(
@@ -163,7 +163,7 @@ class Stage:
         for name in reversed(names):
             checkpoint = _Checkpoint.model_validate_json(self.store.get_bytes(name))
             if num_processes not in (None, checkpoint.num_processes):
-                _say(
+                say(
                     f"{self.name}: the checkpoint of step {checkpoint.step} was written by {checkpoint.num_processes} "
                     f"process(es); with this sharding, {num_processes} cannot read it. To resume from it, stop now and "
                     "start again with as many"
@@ -172,10 +172,10 @@ class Stage:
             start = name.removesuffix(MANIFEST)
             target = into / f"checkpoint-{checkpoint.step}"
             fetch(Store(self.store.uri_of(start)), checkpoint.files, target)
-            _say(f"{self.name}: resumes from step {checkpoint.step}")
+            say(f"{self.name}: resumes from step {checkpoint.step}")
             return target
         if names:
-            _say(f"{self.name}: starts from the beginning")
+            say(f"{self.name}: starts from the beginning")
         return None
 
     def _checkpoint(self, step: int) -> str:
@@ -220,8 +220,8 @@ class Stage:
             assert ref, f"{self.folder} has just been written"
         self._clean_up()
         for line in count_lines(ref.counts):
-            _say(f"{self.name}: {line}")
-        _say(f"{self.name}: wrote {ref.uri}")
+            say(f"{self.name}: {line}")
+        say(f"{self.name}: wrote {ref.uri}")
         return ref
 
     def _clean_up(self) -> None:
@@ -300,5 +300,6 @@ def _entry(name: str, path: Path) -> FileEntry:
     return FileEntry(path=name, size=path.stat().st_size, sha256=sha256_file(path))
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """One line about the work of a stage, for its log."""
     Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(line)

@@ -157,11 +157,11 @@ def test_a_refused_pair_stands_with_its_error_and_is_counted(tmp_path: Path) -> 
     with FakeJudge(refuse).running() as url, Judge(url) as judge:
         summary = judge_file(judge, pairs(tmp_path, 3), output, {}, 1)
     assert summary.num_dropped == {"too_long": 1}
-    assert "1 refused as too_long" in summary.line()
+    assert "1 dropped as too_long" in summary.line()
     errors = [line["error"] for line in read(output)]
     assert (errors[0], errors[1]["code"], errors[1]["param"], errors[2]) == (None, "too_long", "answer_a", None)
     fake = FakeJudge(lambda *_: refused(422, "too_long", "too long"))
-    with fake.running() as url, Judge(url) as judge, pytest.raises(EmptyStageError, match="3 refused as too_long"):
+    with fake.running() as url, Judge(url) as judge, pytest.raises(EmptyStageError, match="3 dropped as too_long"):
         judge_file(judge, pairs(tmp_path, 3), output, {}, 1)
 
 
@@ -179,7 +179,7 @@ def test_a_line_may_have_its_own_id_and_options(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "has no lines"),
+        ("", "p: the file has no rows"),
         ("{\n", "p line 1: not JSON"),
         ('\n{"question": "q", "answer_a": "a"}\n', "p line 2: answer_b: Field required"),
         ('{"question": "q", "answer_a": "a", "answer_b": "b", "votes": 99}', "votes: Input should be less than"),
@@ -191,3 +191,21 @@ def test_a_line_that_is_no_pair_is_named(text: str, words: str, tmp_path: Path) 
     with Judge("http://127.0.0.1:9") as judge, pytest.raises(InputError, match=words):
         judge_file(judge, tmp_path / "p", tmp_path / "o", {}, 1)
     assert not (tmp_path / "o.partial").exists()
+
+
+def test_preferences_are_judged_with_the_chosen_answer_first(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "Name a prime.", "chosen": "seven", "rejected": "9"},
+        {"prompt": "Name a lake.", "chosen": "Como", "rejected": "Como"},
+        {"prompt": "Name a river.", "chosen": "Elbe", "rejected": "Berlin"},
+    ]
+    fake = FakeJudge()
+    with fake.running() as url, Judge(url) as judge:
+        summary = judge_file(judge, write(tmp_path / "p.jsonl", rows), tmp_path / "o", {}, 1)
+    assert (summary.num_in, summary.num_a, summary.num_b, summary.num_dropped) == (3, 1, 1, {"equal_answers": 1})
+    first = fake.requests[0]
+    assert isinstance(first, PairwiseRequest)
+    assert (first.turns()[0].content, first.answer_a, first.answer_b) == ("Name a prime.", "seven", "9")
+    assert [line["id"] for line in read(tmp_path / "o")] == ["000000", "000002"]
+    with Judge("http://127.0.0.1:9") as judge, pytest.raises(EmptyStageError, match=r"no pair is left.*equal_answers"):
+        judge_file(judge, write(tmp_path / "p.jsonl", rows[1:2]), tmp_path / "o", {}, 1)

@@ -1,38 +1,78 @@
-"""Rows of JSON Lines files: their places, and what is said about a file that is none."""
+"""Rows of JSON Lines files: their places, what is a bad line and why, and what is said about a file that is none."""
+
+import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from reasongenrm.data.rows import parse_json_lines, take
+from reasongenrm.data.rows import MAX_DEPTH, BadRow, parse_json_lines, read_json_lines, take
 from reasongenrm.errors import InputError
 
+DEEP = b'{"a": ' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}"
+BAD_LINES = [
+    (b'{"a": "\xff"}', "not_utf8", r"not UTF-8 text \(byte 0xff at column 8\)"),
+    (b'{"a": 1', "not_json", "not JSON"),
+    (b"hello world", "not_json", "not JSON .*'hello world'"),
+    (b'{"a": "\\ud83d"}', "half_surrogate", "holds half a surrogate pair"),
+    (DEEP, "too_deep", "more than 100 deep"),
+    (b"[" * 200_000, "too_deep", "more than 100 deep"),
+    (b'{"a": ' + b"1" * 5000 + b"}", "number_too_long", "a number of thousands of digits"),
+]
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "the file is empty"),
-        (b"\n \n", "the file is empty"),
-        (b'{"chosen": 1\n', r"f.jsonl line 1: not JSON"),
-        (b'{"a": 1}\nhello world\n', r"line 2: not JSON .*'hello world'"),
-        (b'{"a": 1}\n\xff\xfe\n', r"line 2: not UTF-8"),
-        (b'{"a": "\\ud83d"}\n', r"line 1: holds half a surrogate pair"),
-    ],
-)
-def test_file_that_is_not_json_lines_is_named_with_the_line(content, message):
-    with pytest.raises(InputError, match=message):
+
+@pytest.mark.parametrize(("line", "cause", "words"), BAD_LINES)
+def test_bad_line_stands_in_its_place_with_its_cause(line: bytes, cause: str, words: str) -> None:
+    (_, before), (place, row), (last, after) = read_json_lines(b'{"a": 1}\n' + line + b'\n{"a": 2}\n', "f.jsonl")
+    assert (before, after) == ({"a": 1}, {"a": 2})
+    assert (place, last) == ("f.jsonl line 2", "f.jsonl line 3")
+    assert isinstance(row, BadRow)
+    assert row.cause == cause
+    with pytest.raises(InputError, match=f"f.jsonl line 2: .*{words}.*; expected JSON Lines, one per line an object"):
+        list(parse_json_lines(b'{"a": 1}\n' + line + b"\n", "f.jsonl", "an object"))
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf\r\n"])
+def test_file_without_lines_is_named(content: bytes) -> None:
+    with pytest.raises(InputError, match=r"f.jsonl: the file is empty; expected JSON Lines"):
         list(parse_json_lines(content, "f.jsonl", "an object"))
 
 
-def test_line_separators_inside_json_text_do_not_cut_a_row():
+def test_a_mark_windows_line_ends_and_empty_lines_are_no_fault() -> None:
+    data = b'\xef\xbb\xbf{"a": 1}\r\n\r\n  \n{"a": 2}'
+    assert list(read_json_lines(data, "f")) == [("f line 1", {"a": 1}), ("f line 4", {"a": 2})]
+
+
+def test_numbers_that_json_lacks_are_null() -> None:
+    assert list(read_json_lines(b'{"a": NaN, "b": [-Infinity, 1]}', "f")) == [("f line 1", {"a": None, "b": [None, 1]})]
+
+
+def test_depth_of_what_is_read_is_bounded_and_brackets_in_texts_do_not_count() -> None:
+    allowed = b'{"a": ' + b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1) + b"}"
+    [(_, row)] = read_json_lines(allowed, "f")
+    assert list(row) == ["a"]
+    [(_, code)] = read_json_lines(json.dumps({"a": "[{" * 5000}).encode(), "f")
+    assert code == {"a": "[{" * 5000}
+
+
+@given(st.lists(st.binary(max_size=40)))
+def test_no_bytes_give_a_traceback_and_every_line_is_a_row_or_bad(lines: list[bytes]) -> None:
+    lines = [line.replace(b"\n", b"") for line in lines]
+    rows = list(read_json_lines(b'{"first": 1}\n' + b"\n".join(lines), "f"))
+    assert len(rows) == 1 + sum(bool(line.strip()) for line in lines)
+
+
+def test_line_separators_inside_json_text_do_not_cut_a_row() -> None:
     data = '{"text": "one\u2028two"}\n'.encode()
     assert list(parse_json_lines(data, "f", "an object")) == [("f line 1", {"text": "one\u2028two"})]
 
 
-def test_whole_surrogate_pairs_and_backslashes_are_text():
+def test_whole_surrogate_pairs_and_backslashes_are_text() -> None:
     data = b'{"a": "\\ud83d\\ude00"}\n{"a": "C:\\\\udder"}\n'
     assert [row["a"] for _, row in parse_json_lines(data, "f", "an object")] == ["\U0001f600", "C:\\udder"]
 
 
-def test_limit_takes_a_seeded_sample_in_file_order():
+def test_limit_takes_a_seeded_sample_in_file_order() -> None:
     items = list(range(50))
     taken = take(items, 10, seed=3)
     assert len(set(taken)) == 10
