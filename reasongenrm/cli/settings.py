@@ -15,6 +15,7 @@ from reasongenrm.errors import ConfigError
 if TYPE_CHECKING:
     from reasongenrm.config import RunConfig
 
+SHIPPED_CONFIGS = Path(__file__).parents[1] / "pipelines" / "configs"
 DEFAULT_STORE = ".reasongenrm"
 
 StoreOption = Annotated[
@@ -40,7 +41,13 @@ TeacherOption = Annotated[
     str | None,
     Option(metavar="URI|URL", help="Who writes the reasons: a model, or an OpenAI-compatible endpoint; else --model."),
 ]
-ConfigOption = Annotated[Path | None, Option(metavar="FILE", help="The run's YAML file; else the reference's numbers.")]
+ConfigOption = Annotated[
+    Path | None,
+    Option(
+        metavar="FILE|NAME",
+        help="The run's YAML file, or a shipped one: demo, small, smoke. Else the reference's numbers.",
+    ),
+]
 SetOption = Annotated[list[str], Option("--set", metavar="SECTION.KEY=VALUE", help="Set a config value; repeatable.")]
 LimitOption = Annotated[int | None, Option(min=1, help="The most preference pairs, and the most benchmark rows.")]
 RegistryOption = Annotated[str | None, Option(metavar="REGISTRY", help="Where our images are, under the same names.")]
@@ -62,7 +69,7 @@ def make_config(path: Path | None, assignments: list[str], limit: int | None = N
     """The run's configuration: the file, then --set, then --limit.
 
     Args:
-        path: a YAML file; None for the defaults.
+        path: a YAML file, or the name of a shipped one ("small"); None for the defaults.
         assignments: "section.key=value", the value in YAML.
         limit: the most preference pairs, and the most benchmark rows.
 
@@ -71,12 +78,28 @@ def make_config(path: Path | None, assignments: list[str], limit: int | None = N
     """
     from reasongenrm.config import load_config
 
-    config = load_config(path)
+    config = load_config(_file_of(path))
     if limit is not None:
         assignments = [*assignments, f"pairs.limit={limit}", f"evaluate.limit={limit}"]
     for assignment in assignments:
         config = assign(config, assignment)
     return config
+
+
+def _file_of(path: Path | None) -> Path | None:
+    """The file that --config means: the one that is there, else the shipped one of this name."""
+    if path is None or path.suffix in (".yaml", ".yml") or path.is_file():
+        return path
+    shipped = SHIPPED_CONFIGS / f"{path}.yaml"
+    if not shipped.is_file():
+        names = sorted(
+            str(file.relative_to(SHIPPED_CONFIGS).with_suffix("")) for file in SHIPPED_CONFIGS.rglob("*.yaml")
+        )
+        raise ConfigError(
+            f"--config {path}: no such file, and no shipped config of this name; expected a YAML file or one of "
+            f"{', '.join(names)}."
+        )
+    return shipped
 
 
 def assign(config: "RunConfig", assignment: str) -> "RunConfig":

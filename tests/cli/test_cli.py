@@ -216,6 +216,18 @@ def test_limit_is_of_pairs_and_of_benchmark_rows() -> None:
     assert (config.pairs.limit, config.evaluate.limit, config.sample.limit) == (48, 48, None)
 
 
+def test_shipped_configs_are_found_by_name_and_a_file_goes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert make_config(Path("smoke"), []).pairs.limit == 4
+    assert make_config(Path("reference/qwen2.5-7b"), []).inputs.model == "Qwen/Qwen2.5-7B-Instruct"
+    (tmp_path / "smoke").write_text("pairs: {limit: 5}")
+    assert make_config(Path("smoke"), []).pairs.limit == 5
+    with pytest.raises(ConfigError, match=r"--config smal: no such file, .* one of demo, reference/.*, small, smoke\."):
+        make_config(Path("smal"), [])
+
+
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
