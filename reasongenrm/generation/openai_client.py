@@ -213,7 +213,7 @@ class OpenAIClient:
         self._key_name = key_name
         self._chat_url, self._models_url = URL(address.at("/chat/completions")), URL(address.at("/models"))
         self._timeout = aiohttp.ClientTimeout(timeout_seconds, connect_seconds, silence_seconds)
-        self._timeout_seconds, self._connect_seconds = timeout_seconds or silence_seconds, connect_seconds
+        self._connect_seconds = connect_seconds
         self._retrying = retries.retrying(passing, logger)
         self._num_retries, self._passing, self._after_retries = retries.num, passing, after_retries
         self._lacks = lacks or ServerLacks(self.base_url)
@@ -280,10 +280,11 @@ class OpenAIClient:
             EndpointError: also in the middle, if the server gives up or the connection breaks.
         """
         where = self._where(what)
-        response = await self._fitted(self._open, where, {**body, "stream": True}, self._limits(timeout_seconds))
+        limits = self._limits(timeout_seconds)
+        response = await self._fitted(self._open, where, {**body, "stream": True}, limits)
         has_ended = False
         async with response:
-            with self._losses(where):
+            with self._losses(where, limits.get("timeout")):
                 async for event in read_events(response.content.iter_any()):
                     if event.data == "[DONE]":
                         break
@@ -339,7 +340,7 @@ class OpenAIClient:
             raise type(error)(where, found, self._after_retries, status=error.status, code=error.code) from error
 
     async def _read(self, where: str, method: str, url: URL, more: Mapping[str, Any]) -> bytes:
-        with self._losses(where):
+        with self._losses(where, more.get("timeout")):
             async with await self._open(where, method, url, more) as response:
                 return await response.read()
 
@@ -347,7 +348,7 @@ class OpenAIClient:
         self, where: str, method: str, url: URL, more: Mapping[str, Any], refused: Container[int] = _NOT_OK
     ) -> aiohttp.ClientResponse:
         assert self._session is not None, "used as an async context manager"
-        with self._losses(where):
+        with self._losses(where, more.get("timeout")):
             # No redirects: the key is for this server alone.
             response = await self._session.request(method, url, allow_redirects=False, **more)
             if response.status not in refused:
@@ -357,14 +358,15 @@ class OpenAIClient:
         raise self._error(where, response.status, _error_of(raw), raw, response.headers)
 
     @contextmanager
-    def _losses(self, where: str) -> Iterator[None]:
+    def _losses(self, where: str, limits: aiohttp.ClientTimeout | None = None) -> Iterator[None]:
         """What aiohttp raises, sorted: what took too long, what broke, what is no stream."""
         try:
             yield
         except aiohttp.ConnectionTimeoutError as error:
             raise EndpointAwayError(where, f"no connection within {self._connect_seconds:g} s") from error
         except TimeoutError as error:
-            raise EndpointTimeoutError(where, f"no reply within {self._timeout_seconds:g} s") from error
+            limits = limits or self._timeout
+            raise EndpointTimeoutError(where, f"no reply within {limits.total or limits.sock_read:g} s") from error
         except aiohttp.ClientConnectorError as error:
             raise EndpointAwayError(where, f"no connection ({error})") from error
         except aiohttp.ClientError as error:

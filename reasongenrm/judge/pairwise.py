@@ -5,13 +5,13 @@ In goes a pair, out come its judgments in terms of the caller's answers, the ans
 
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from reasongenrm.evaluation.judging import judge_sampling, preferred_answer, probability_of_first
 from reasongenrm.generation.openai_client import ContextExceededError
 from reasongenrm.generation.seam import Generation
-from reasongenrm.judge.api import CallerOrder, Cut, JudgeOptions, OrderJudgment, ReasonDelta, Usage
+from reasongenrm.judge.api import MAX_VOTES, CallerOrder, Cut, JudgeOptions, OrderJudgment, ReasonDelta, Usage
 from reasongenrm.judge.predictor import OnReason, Predictor
 from reasongenrm.judge.prompting import MIN_CHARS, Pair
 from reasongenrm.judge.refusals import TooLongError
@@ -37,7 +37,7 @@ class JudgeSettings:
     style: JudgeStyle = "reason"
     max_tokens: int = 2048  # of one generation, reason and verdict, unless a request says otherwise
     max_chars: int = 400_000  # of question and answers together; more is refused or cut before it is sent
-    timeout_seconds: float = 120.0  # of one generation
+    timeout_seconds: float = 120.0  # of one generation, or more if its max_tokens take longer at the measured speed
     # Nothing but [[A]] and [[B]] is allowed as the answer; not with "plain", whose answer holds its reasoning too.
     constrained: bool = True
     anchor: str = "I am not sure how to answer that."  # what a single answer is held against without a reference
@@ -122,10 +122,11 @@ class PairJudge:
             self._ask(pair, order, vote, options, max_tokens, on_event) for order, vote in places
         )
         judgments = [judgment for _, judgment in replies]
+        generations = [generation for written, _ in replies for generation in written]
         usage = Usage(
-            num_requests=len(replies),
-            prompt_tokens=sum(reply.num_prompt_tokens for reply, _ in replies),
-            completion_tokens=sum(reply.num_output_tokens for reply, _ in replies),
+            num_requests=len(generations),
+            prompt_tokens=sum(generation.num_prompt_tokens for generation in generations),
+            completion_tokens=sum(generation.num_output_tokens for generation in generations),
         )
         preferred, consistent = agree(judgments, orders)
         return PairResult(preferred, mean_p_a(judgments, orders), consistent, judgments, pair.cuts, usage)
@@ -138,7 +139,9 @@ class PairJudge:
         options: JudgeOptions,
         max_tokens: int,
         on_event: OnEvent | None,
-    ) -> tuple[Generation, OrderJudgment]:
+    ) -> tuple[list[Generation], OrderJudgment]:
+        """One vote in one order. A whole answer whose verdict cannot be read gets one new sample; what a stream has
+        shown is not taken back."""
         settings = self._settings
         # Named by neither order nor pair: the same texts in the same places are the same sample, whichever is called A.
         request = pair.request("vote", order, settings.style)
@@ -152,7 +155,13 @@ class PairJudge:
                 await notify(ReasonDelta(order=order, vote=vote, delta=piece))
 
         generation = await self._predictor.complete(request, vote, sampling, choices, on_reason)
+        written = [generation]
         is_swapped = order == "swapped"
+        is_unread = preferred_answer(generation, is_swapped) is None and generation.finish_reason == "stop"
+        if is_unread and on_event is None:
+            second = replace(sampling, temperature=options.temperature)
+            generation = await self._predictor.complete(request, MAX_VOTES + vote, second, choices)
+            written.append(generation)
         reason = generation.reason
         if reason is None and settings.style == "plain":
             reason = generation.answer  # plain chat: it says why in its answer
@@ -165,10 +174,11 @@ class PairJudge:
             truncated=generation.finish_reason == "length",
         )
         if self._observer is not None:
-            self._observer.generation(order, generation)
+            for one in written:
+                self._observer.generation(order, one)
         if on_event is not None:
             await on_event(judgment)
-        return generation, judgment
+        return written, judgment
 
 
 def agree(

@@ -39,9 +39,36 @@ from reasongenrm.judge.refusals import (
 PATIENCE_SECONDS = 5.0  # with a predictor that cannot be reached: a Service whose endpoints change is back in less
 CONNECT_SECONDS = 3.0
 RETRY_AFTER_SECONDS = 5  # told to the caller when the predictor is away: it loads a model
+MIN_PACE_TOKENS = 8  # a shorter generation is mostly its prompt and tells nothing of the speed
+PACE_WEIGHT = 0.2  # of the newest generation
+DEADLINE_FACTOR = 3.0  # the slowest of many generations at once, against their mean
 KEY_VARIABLE = "VLLM_API_KEY"  # the predictor's, under vLLM's own name
 
 OnReason = Callable[[str], Awaitable[None]]
+
+
+class Pace:
+    """How fast a predictor writes under the load that it has: a moving mean over its generations.
+
+    Args:
+        least_seconds: of any deadline.
+    """
+
+    def __init__(self, least_seconds: float) -> None:
+        self._least_seconds = least_seconds
+        self._seconds_per_token: float | None = None
+
+    def add(self, num_tokens: int, seconds: float) -> None:
+        """A generation of `num_tokens` output tokens took `seconds`, waiting included."""
+        if num_tokens < MIN_PACE_TOKENS:
+            return
+        new = seconds / num_tokens
+        old = new if self._seconds_per_token is None else self._seconds_per_token
+        self._seconds_per_token = old + PACE_WEIGHT * (new - old)
+
+    def deadline_seconds(self, max_tokens: int) -> float:
+        """What a generation of up to `max_tokens` gets: DEADLINE_FACTOR times as long as it takes at this pace."""
+        return max(self._least_seconds, DEADLINE_FACTOR * max_tokens * (self._seconds_per_token or 0.0))
 
 
 class Predictor:
@@ -51,7 +78,7 @@ class Predictor:
         url: up to and including /v1.
         model: the model to ask for; None: the only one that is listed, asked for at first use.
         key: sent as a bearer token; None: none.
-        timeout_seconds: of one generation.
+        timeout_seconds: of one generation, and more where its `max_tokens` take longer at the measured speed (`Pace`).
         max_concurrency: generations under way at once; more wait here.
 
     Raises:
@@ -62,6 +89,7 @@ class Predictor:
         self, url: str, model: str | None, key: str | None, timeout_seconds: float, max_concurrency: int
     ) -> None:
         self._model, self._card = model, None if model is None else ModelCard(model, None)
+        self._pace = Pace(timeout_seconds)
         self._slots = asyncio.Semaphore(max_concurrency)
         self._client = OpenAIClient(
             url,
@@ -140,19 +168,23 @@ class Predictor:
         body = chat_body(card.name, request, sampling, seed, choices=choices)
         async with self._slots:
             started = time.perf_counter()
+            deadline = self._pace.deadline_seconds(sampling.max_tokens)
             with self._as_refusals():
                 if on_reason is None:
-                    completion = await self._client.complete(body)
+                    completion = await self._client.complete(body, timeout_seconds=deadline)
                 else:
                     parts: list[Completion] = []
                     body |= {"stream_options": {"include_usage": True}}
-                    async with aclosing(self._client.stream(body)) as pieces:
+                    async with aclosing(self._client.stream(body, timeout_seconds=deadline)) as pieces:
                         async for part in pieces:
                             parts.append(part)
                             if part.reason:
                                 await on_reason(part.reason)
                     completion = join_parts(parts)
-        content = completion.content.strip()
+        seconds = time.perf_counter() - started
+        self._pace.add(completion.num_output_tokens, seconds)
+        ending = completion.ending()
+        content = "" if ending == "refused" else completion.content.strip()  # what a filter left is no answer
         return Generation(
             request_id=request.request_id,
             sample=sample,
@@ -160,9 +192,9 @@ class Predictor:
             answer=content,
             num_prompt_tokens=completion.num_prompt_tokens,
             num_output_tokens=completion.num_output_tokens,
-            finish_reason=completion.ending(),
-            seconds=time.perf_counter() - started,
-            p_a=completion.p_a(content),
+            finish_reason=ending,
+            seconds=seconds,
+            p_a=completion.p_a(content) if content else None,
         )
 
     @asynccontextmanager

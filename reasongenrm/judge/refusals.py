@@ -45,6 +45,12 @@ class PredictorRefusedError(JudgeError):
     status, code = 502, "predictor_refused"
 
 
+class UnreadVerdictError(JudgeError):
+    """The predictor answered, and no verdict could be read where one is needed."""
+
+    status, code = 502, "unread"
+
+
 class PredictorUnavailableError(JudgeError):
     """The predictor cannot be reached, or broke off."""
 

@@ -4,6 +4,7 @@ In goes a rendered prompt with its sampling; out come deltas of reason and answe
 `Turns.split` makes of the whole generation (cut before a stop string, if one was given).
 """
 
+import itertools
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -40,8 +41,9 @@ class LiveRequest:
 class TokenLogprob:
     """A token of the answer, its natural-log probability, and the most probable ones there.
 
-    Temperature and choices are left out of the probabilities. Of an answer held to choices, `top` also has the tokens
-    that were allowed, however improbable, and where a letter of a verdict was written, the other one.
+    Temperature and choices are left out of the probabilities. Of an answer held to choices, `top` has the tokens
+    that were allowed, however improbable, and where a letter of a verdict was written, the other one: in the place of
+    more probable ones, if need be.
     """
 
     text: str
@@ -173,10 +175,10 @@ class LiveModel:
 
     def _logprob(self, logits_V: torch.Tensor, token: int, num_top: int, also: Set[int]) -> TokenLogprob:
         logprobs_V = torch.log_softmax(logits_V.double(), dim=-1).clamp(min=LOWEST_LOGPROB)
-        top = torch.topk(logprobs_V, num_top).indices.tolist()
-        if num_top:
-            top += sorted(also - set(top), key=lambda other: -float(logprobs_V[other]))
-        pairs = [(other, float(logprobs_V[other])) for other in top]
+        kept = sorted(also, key=lambda other: -float(logprobs_V[other]))[:num_top]
+        others = (other for other in torch.topk(logprobs_V, num_top).indices.tolist() if other not in kept)
+        top = [*kept, *itertools.islice(others, num_top - len(kept))]
+        pairs = sorted(((other, float(logprobs_V[other])) for other in top), key=lambda pair: -pair[1])
         return TokenLogprob(
             self.turns.text([token]),
             float(logprobs_V[token]),

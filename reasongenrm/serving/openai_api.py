@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from reasongenrm.errors import mistake_in
 from reasongenrm.records import OpeningRole, Record
@@ -79,6 +79,22 @@ class StreamOptions(Record):
     include_usage: bool = False
 
 
+class ResponseFormat(BaseModel):
+    """What the content is to look like: text, nothing else."""
+
+    type: str
+
+    @model_validator(mode="after")
+    def _is_text(self) -> "ResponseFormat":
+        if self.type != "text":
+            raise ValueError(
+                f"this server cannot hold an answer to a {self.type}. Send 'structured_outputs': {{'choice': [...]}} "
+                "for one of several answers, or ask a judge service's POST /v1/pairwise, whose answer is JSON; vLLM "
+                "takes a json_schema"
+            )
+        return self
+
+
 class ChatRequest(Record):
     """The body of POST /v1/chat/completions."""
 
@@ -97,6 +113,7 @@ class ChatRequest(Record):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     chat_template_kwargs: TemplateArguments = TemplateArguments()
     structured_outputs: StructuredOutputs | None = None
+    response_format: ResponseFormat | None = None
     thinking_token_budget: Annotated[int, Field(ge=0)] | None = None
     # Clients send these along; they change nothing here at the values that are let through.
     user: str | None = None

@@ -18,14 +18,16 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.responses import JSONResponse, Response
 
 from reasongenrm.judge import predictor as predictor_module
 from reasongenrm.judge.judge_app import ServerSettings, create_app
 from reasongenrm.judge.server import limits as limits_module
 from reasongenrm.judge.server.limits import Limits
 from reasongenrm.judge.service import JudgeSettings
-from tests.endpoints import serving
+from tests.endpoints import FakeEndpoint, serving
 from tests.predictors import RulePredictor
+from tests.server_words import FILTERED
 from tests.waiting import HANG_SECONDS, wait_until
 
 PAIR = {"question": "Which is longer?", "answer_a": "a long answer", "answer_b": "short"}
@@ -241,6 +243,33 @@ def test_without_its_predictor_the_judge_lives_and_is_not_ready(monkeypatch: pyt
         answer = client.post("/v1/chat/completions", json=CHAT)
         assert is_error(answer, 503, "predictor_unavailable")
         assert int(answer.headers["retry-after"]) > 0
+
+
+def test_a_predictor_that_redirects_is_a_502_with_its_target_and_gets_no_second_request() -> None:
+    def away(*_: Any) -> Response:
+        return Response(status_code=307, headers={"Location": "http://me:canary@elsewhere.invalid/v1"})
+
+    endpoint = FakeEndpoint(away)
+    with endpoint.running() as url:
+        app = create_app(JudgeSettings(url.replace("://", "://me:canary@")), Limits(), ServerSettings())
+        with serving(app) as address, httpx.Client(base_url=address, timeout=HANG_SECONDS) as client:
+            for path, body in (("/v1/pairwise", PAIR), ("/v1/chat/completions", CHAT)):
+                answer = client.post(path, json=body)
+                assert is_error(answer, 502, "predictor_refused")
+                said = answer.json()["error"]["message"]
+                assert "HTTP 307: a redirect to http://elsewhere.invalid/v1" in said
+                assert "canary" not in said
+    assert [body["model"] for body in endpoint.bodies].count(CHAT["model"]) == 1, "it is not asked again"
+
+
+def test_texts_that_a_content_filter_stops_are_the_callers_to_change() -> None:
+    status, body = FILTERED["azure"]
+    with FakeEndpoint(lambda *_: JSONResponse(body, status)).running() as url:
+        app = create_app(JudgeSettings(url), Limits(), ServerSettings())
+        with serving(app) as address, httpx.Client(base_url=address, timeout=HANG_SECONDS) as client:
+            answer = client.post("/v1/pairwise", json=PAIR)
+    assert is_error(answer, 422, "filtered")
+    assert "content management policy" in answer.json()["error"]["message"]
 
 
 def test_the_page_of_the_api_fetches_nothing_from_elsewhere() -> None:

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from reasongenrm.generation.openai_client import ContextExceededError, ModelCard
 from reasongenrm.generation.seam import Generation, GenerationRequest, Sampling, sample_seed
 from reasongenrm.judge import predictor as predictor_module
-from reasongenrm.judge.predictor import Predictor
+from reasongenrm.judge.predictor import Pace, Predictor
 from reasongenrm.judge.refusals import (
     JudgeError,
     OverloadedError,
@@ -359,6 +359,36 @@ def test_ready_means_that_the_list_of_models_comes() -> None:
     assert not with_predictor(url, lambda predictor: predictor.ready())  # it has ended
 
 
+def test_deadline_follows_the_measured_speed_and_is_never_shorter_than_the_setting() -> None:
+    pace = Pace(10.0)
+    assert pace.deadline_seconds(2048) == 10.0  # nothing measured
+    pace.add(100, 10.0)  # 0.1 s per token
+    assert pace.deadline_seconds(2048) == pytest.approx(3 * 204.8)
+    assert pace.deadline_seconds(16) == 10.0
+    pace.add(100, 20.0)  # 0.1 + 0.2 x (0.2 - 0.1)
+    assert pace.deadline_seconds(1000) == pytest.approx(3 * 120)
+    pace.add(7, 100.0)  # too short to tell
+    assert pace.deadline_seconds(1000) == pytest.approx(3 * 120)
+
+
+def test_a_long_generation_gets_the_time_that_its_tokens_take() -> None:
+    """5 tokens would not count: 20 tokens in 0.1 s are 0.005 s per token, so 100 tokens get 1.5 s, not 0.3."""
+    seconds = iter((0.1, 0.6))
+
+    async def slow(body: dict[str, Any], _: int) -> Response:
+        await asyncio.sleep(next(seconds))
+        reply = json.loads(judged(body, 0.75).body)
+        reply["usage"]["completion_tokens"] = 20
+        return JSONResponse(reply)
+
+    async def both(url: str) -> list[Generation]:
+        async with Predictor(url, "fake", None, 0.3, 1) as predictor:
+            return [await predictor.complete(ASK, sample, replace(SAMPLING, max_tokens=100)) for sample in (0, 1)]
+
+    with FakeEndpoint(slow).running() as url:
+        assert len(asyncio.run(both(url))) == 2
+
+
 def test_every_error_has_a_status_and_a_code_of_its_own() -> None:
     kinds = [kind for kind in JudgeError.__subclasses__() if kind.__module__ == JudgeError.__module__]
     assert {(kind.status, kind.code) for kind in kinds} == {
@@ -367,6 +397,7 @@ def test_every_error_has_a_status_and_a_code_of_its_own() -> None:
         (422, "filtered"),
         (429, "overloaded"),
         (502, "predictor_refused"),
+        (502, "unread"),
         (503, "predictor_unavailable"),
         (504, "predictor_timeout"),
     }

@@ -131,6 +131,8 @@ def test_plain_answer_has_no_reason(scripted: httpx.Client) -> None:
 
 def test_logprobs_are_those_of_the_content(scripted: httpx.Client, checkpoint: Path) -> None:
     content = ask(scripted, logprobs=True, top_logprobs=2)["choices"][0]["logprobs"]["content"]
+    five = ask(scripted, logprobs=True, top_logprobs=5)["choices"][0]["logprobs"]["content"]
+    assert [len(entry["top_logprobs"]) for entry in five] == [5] * len(five)
     assert "".join(entry["token"] for entry in content) == "[[A]]"
     num_vocabulary = load(checkpoint).turns.tokenizer.get_vocab().__len__()
     # The scripted logit is 2, all others are 0: P = e^2 / (e^2 + V - 1).
@@ -143,7 +145,7 @@ def test_logprobs_are_those_of_the_content(scripted: httpx.Client, checkpoint: P
     # Where a verdict's letter was written the other one is listed too, so that their ratio is never a guess.
     places = [{top["token"] for top in entry["top_logprobs"]} for entry in content]
     assert [{"A", "B"} <= tokens for tokens in places] == [entry["token"] == "A" for entry in content]
-    assert {len(entry["top_logprobs"]) for entry in content if entry["token"] != "A"} == {2}
+    assert {len(entry["top_logprobs"]) for entry in content} == {2}
 
 
 @pytest.mark.parametrize(
@@ -251,6 +253,18 @@ def test_parameters_at_their_neutral_values_are_let_through(scripted: httpx.Clie
         ({"messages": [{"role": "judge", "content": ""}]}, "messages.0.role", None, "'system', 'user', 'reason'"),
         ({"chat_template_kwargs": {"opening_role": "verdict"}}, "chat_template_kwargs.opening_role", None, "'reason'"),
         ({"top_logprobs": 2}, None, None, "'top_logprobs' needs 'logprobs': true"),
+        # As LangChain's with_structured_output sends it.
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "Verdict", "schema": {"type": "object"}, "strict": True},
+                }
+            },
+            "response_format",
+            None,
+            "cannot hold an answer to a json_schema. Send 'structured_outputs': {'choice': [...]} for one of several",
+        ),
         ({"stream_options": {}}, None, None, "'stream_options' needs 'stream': true"),
         ({"max_tokens": 1, "max_completion_tokens": 1}, None, None, "send one of them"),
         ({"frequency_penalty": 0.5}, "frequency_penalty", None, "should be 0"),

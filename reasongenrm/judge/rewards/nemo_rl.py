@@ -14,8 +14,10 @@ this:
           openai_api_key: ${judge_api_key}
           openai_model: reasongenrm
 
-Both orders are judged; score_1 = 1 + 4 p, score_2 = 5 - 4 p and ranking = 6 - 5 p, where p = P(the first is better). A
-verdict that could not be read is p = 1/2, with "verdict": "none" in the reply's metadata. The reasons come as items of
+Both orders are judged; score_1 = 1 + 4 p, score_2 = 5 - 4 p and ranking = 6 - 5 p, where p = P(the first is better). If
+an order has no verdict, even with one new sample, the reply's text has no scores, and its metadata "verdict": "none":
+genrm_compare counts that as a failed parse, asks again as often as `genrm_parse_retries` says, and then takes its own
+default, with a warning. The reasons come as items of
 type "reasoning", which `genrm_compare` leaves out. Sampling parameters in the request are not used: the judge has its
 own.
 
@@ -33,8 +35,11 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from reasongenrm.judge.api import MAX_TURNS, PairwiseRequest, PairwiseResponse, QuestionTurn, Text
+from reasongenrm.judge.rewards.reward_verdicts import first_is_better
 from reasongenrm.judge.server.routes import JUDGING, request_id
 from reasongenrm.judge.service import JudgeService
+
+UNREAD = "No verdict could be read in one order or both."  # no scores: genrm_compare finds none to parse
 
 
 class InputText(BaseModel):
@@ -92,12 +97,11 @@ def nemo_gym_router(service: Callable[[], JudgeService]) -> APIRouter:
     return router
 
 
-def scores_of(found: PairwiseResponse) -> dict[str, float]:
-    """genrm_compare's three numbers: score_1 and score_2 in [1, 5], ranking in [1, 6], low if the first is better."""
-    p = found.p_a
-    if p is None:  # no log-probabilities: the verdict alone
-        p = {"A": 1.0, "B": 0.0, "tie": 0.5, None: 0.5}[found.preferred]
-    return {"score_1": 1 + 4 * p, "score_2": 5 - 4 * p, "ranking": 6 - 5 * p}
+def scores_of(found: PairwiseResponse) -> dict[str, float] | None:
+    """genrm_compare's three numbers: score_1 and score_2 in [1, 5], ranking in [1, 6], low if the first is better; None
+    without a verdict in each order."""
+    p = first_is_better(found)
+    return None if p is None else {"score_1": 1 + 4 * p, "score_2": 5 - 4 * p, "ranking": 6 - 5 * p}
 
 
 def _response(found: PairwiseResponse) -> dict[str, Any]:
@@ -111,8 +115,10 @@ def _response(found: PairwiseResponse) -> dict[str, Any]:
         for number, one in enumerate(found.judgments)
         if one.reason
     ]
-    scores = {"type": "output_text", "text": json.dumps(scores_of(found)), "annotations": []}
-    message = {"type": "message", "role": "assistant", "status": "completed", "content": [scores]}
+    scores = scores_of(found)
+    text, verdict = (UNREAD, "none") if scores is None else (json.dumps(scores), found.preferred or "none")
+    content = {"type": "output_text", "text": text, "annotations": []}
+    message = {"type": "message", "role": "assistant", "status": "completed", "content": [content]}
     used = found.usage
     return {
         "id": found.id,
@@ -124,7 +130,7 @@ def _response(found: PairwiseResponse) -> dict[str, Any]:
         "parallel_tool_calls": False,
         "tool_choice": "none",
         "tools": [],
-        "metadata": {"verdict": found.preferred or "none", "consistent": str(found.consistent).lower()},
+        "metadata": {"verdict": verdict, "consistent": str(found.consistent).lower()},
         "usage": {
             "input_tokens": used.prompt_tokens,
             "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},  # the predictor is not asked

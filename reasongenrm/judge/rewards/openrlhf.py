@@ -5,8 +5,9 @@ templated], "labels": [the data's label]}; expected is {"rewards", "scores", "ex
 that is no 200 is asked for again four times, a second apart; then the rollout has no reward.
 
 The label, if there is one, is the reference answer that the rollout is held against; with `?against=anchor` in the URL,
-or without a label, it is held against the server's anchor. The reward is P(the rollout's answer is better), in [0, 1];
-0.5 if no verdict could be read, which `extra_logs` counts as judge_unread.
+or without a label, it is held against the server's anchor. The reward is P(the rollout's answer is better), in [0, 1].
+A rollout that an order has no verdict about, even with one new sample, is answered with 502 `unread`: OpenRLHF has no
+value for "no reward", and after its attempts leaves that rollout's reward out.
 
 OpenRLHF sends no key of its own accord; put it in the URL as http://:KEY@JUDGE:8080/openrlhf/get_reward.
 
@@ -21,14 +22,15 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field, StrictFloat, StrictInt, model_validator
 
 from reasongenrm.judge.api import MAX_BATCH, MAX_TEXT_CHARS, PointwiseRequest, Text
+from reasongenrm.judge.refusals import UnreadVerdictError
 from reasongenrm.judge.rewards.reward_markup import read_turns, without_turn_end
+from reasongenrm.judge.rewards.reward_verdicts import reward_of
 from reasongenrm.judge.server.routes import JUDGING, request_id
 from reasongenrm.judge.service import JudgeService
 from reasongenrm.processes.gathering import gather_or_cancel
 
 PROBE_CHARS = 16  # of the query's start, to find where a prompt was cut on its left; as many must be left of it
 MAX_PLACES = 64  # that are tried: a prompt of one repeated character has too many
-UNREAD_REWARD = 0.5  # neither better nor worse
 
 _Query = Annotated[str, Field(max_length=2 * MAX_TEXT_CHARS)]
 _Label = Annotated[str, Field(max_length=MAX_TEXT_CHARS)] | StrictInt | StrictFloat | None
@@ -80,9 +82,14 @@ def openrlhf_router(service: Callable[[], JudgeService]) -> APIRouter:
             )
             for number, (query, prompt, label) in enumerate(zip(body.query, body.prompts, labels, strict=True))
         )
-        rewards = [UNREAD_REWARD if one.score is None else one.score for one in judged]
+        rewards = [reward for one in judged if (reward := reward_of(one)) is not None]
+        if len(rewards) < len(judged):
+            cut = any(judgment.truncated for one in judged for judgment in one.judgments)
+            raise UnreadVerdictError(
+                f"{len(judged) - len(rewards)} of {len(judged)} rollouts have no verdict in one order or both"
+                f"{' (some were cut off)' if cut else ''}. Raise the judge's max_tokens, or look at what it writes."
+            )
         logs = {
-            "judge_unread": [float(one.score is None) for one in judged],
             "judge_consistent": [float(one.consistent is True) for one in judged],
             "judge_cut": [float(bool(one.cuts)) for one in judged],
         }

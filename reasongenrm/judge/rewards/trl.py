@@ -22,6 +22,7 @@ from reasongenrm.errors import mistake_in
 from reasongenrm.judge.api import MAX_ANSWERS, ListwiseRequest, ListwiseResponse, PointwiseRequest, PointwiseResponse
 from reasongenrm.judge.client.client import DEFAULT_CONCURRENCY, DEFAULT_TIMEOUT_SECONDS, AsyncJudge, Options
 from reasongenrm.judge.client.client_errors import JudgeRequestError
+from reasongenrm.judge.rewards.reward_verdicts import reward_of
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +38,9 @@ class JudgeReward:
         reference is None gets None.
     mode "anchor": P(better than the server's anchor).
 
-    A completion that the judge refuses (too long) or has no verdict for gets None, is logged, and is counted in the
-    metric judge/unjudged_fraction. A judge that cannot be reached ends the training.
+    A completion that the judge refuses (too long, a content filter) or that an order has no verdict about, even with
+    one new sample, gets None, is logged, and is counted in the metric judge/unjudged_fraction: TRL leaves it out of the
+    group's mean and gives it the advantage 0. A judge that cannot be reached, or is too slow, ends the training.
 
     Args:
         url: the judge service's root.
@@ -148,7 +150,7 @@ class JudgeReward:
         reasons: list[str | None] = [None] * len(prompts)
         for number, found in zip(asked, await self._ask(requests), strict=True):
             if isinstance(found, PointwiseResponse):
-                rewards[number] = found.score
+                rewards[number] = reward_of(found)
                 reasons[number] = found.judgments[0].reason if found.judgments else None
         return rewards, reasons
 

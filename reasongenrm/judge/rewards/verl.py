@@ -19,9 +19,10 @@ import weakref
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from reasongenrm.errors import EngineError
+from reasongenrm.http_client import without_login
 from reasongenrm.judge.client.client import DEFAULT_TIMEOUT_SECONDS, AsyncJudge
-
-UNREAD_SCORE = 0.5  # neither better nor worse
+from reasongenrm.judge.rewards.reward_verdicts import reward_of
 
 # One pool of connections a loop and judge: verl awaits one rollout at a time, thousands of times.
 _judges: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Any, AsyncJudge]] = weakref.WeakKeyDictionary()
@@ -40,6 +41,7 @@ async def compute_score(
     rubric: str | None = None,
     votes: int = 1,
     timeout: float = DEFAULT_TIMEOUT_SECONDS,
+    unread_score: float | None = None,
     **_: Any,
 ) -> dict[str, float]:
     """The reward of one rollout, as verl calls it; what stands after the star comes from `reward_kwargs`.
@@ -50,12 +52,16 @@ async def compute_score(
         extra_info: the row's, with the question (a text or a conversation) under `question_key`.
         api_key: the judge's; None reads JUDGE_API_KEY. verl prints its config: better leave it to the environment.
 
+        unread_score: the score of a rollout that an order has no verdict about, even with one new sample; None ends the
+            training, because verl masks nothing: a NaN would become every rollout's advantage.
+
     Returns:
-        score: P(the rollout's answer is better), in [0, 1]; 0.5 if no verdict could be read, then judge_unread is 1.
+        score: P(the rollout's answer is better), in [0, 1], or `unread_score`, then judge_unread is 1.
 
     Raises:
         ValueError: extra_info has no question.
         JudgeClientError: no judgment (too long is cut in the middle instead).
+        EngineError: a judgment without a verdict, and no `unread_score`.
     """
     question = (extra_info or {}).get(question_key)
     if question is None:
@@ -72,9 +78,18 @@ async def compute_score(
         votes=votes,
         when_too_long="truncate",
     )
+    reward = reward_of(found)
+    score = unread_score if reward is None else reward
+    if score is None:
+        cut = " (it was cut off)" if any(one.truncated for one in found.judgments) else ""
+        raise EngineError(
+            f"{without_login(judge_url)}: request {found.id}: the judge gave no verdict in one order or both{cut}; "
+            "expected one in each. Raise the judge's max_tokens, or look at what it writes; "
+            "reward_kwargs.unread_score trains on with that score in such cases."
+        )
     return {
-        "score": UNREAD_SCORE if found.score is None else found.score,
-        "judge_unread": float(found.score is None),
+        "score": score,
+        "judge_unread": float(reward is None),
         "judge_consistent": float(found.consistent is True),
         "judge_cut": float(bool(found.cuts)),
     }

@@ -5,16 +5,18 @@ and let anybody load and unload models.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field, JsonValue, ValidationError
 
 from reasongenrm import __version__
 from reasongenrm.errors import mistake_in
 from reasongenrm.judge.api import NoGuess, PairwiseRequest, PairwiseResponse, Text
 from reasongenrm.judge.refusals import JudgeError
+from reasongenrm.judge.server.binary_tensors import EXTENSION, HEADER, read_binary, write_binary
 from reasongenrm.judge.server.routes import JUDGING, as_json, errors, not_ready, request_id
 from reasongenrm.judge.service import JudgeService
 from reasongenrm.processes.gathering import gather_or_cancel
@@ -38,6 +40,8 @@ finally:
     sys.argv = _ARGV
 
 MAX_PAIRS = 256  # of one predict or infer call
+# The extension's words for how outputs are wanted: of a request, and of one output, which goes before it.
+ALL_BINARY, ONE_BINARY = "binary_data_output", "binary_data"
 TEXTS: tuple[Literal["question", "answer_a", "answer_b"], ...] = ("question", "answer_a", "answer_b")
 # OIP v2's outputs, their datatypes, and how a judgment becomes an element.
 OUTPUTS: dict[str, tuple[str, Callable[[PairwiseResponse], Any]]] = {
@@ -110,10 +114,44 @@ class V2Request(BaseModel):
                 f"each, from 1 to {MAX_PAIRS}."
             )
         rows = [{name: columns[name][number] for name in TEXTS} for number in range(lengths["question"])]
+        options = {name: value for name, value in (self.parameters or {}).items() if name != ALL_BINARY}
         try:
-            return [PairwiseRequest.model_validate({**(self.parameters or {}), **row}) for row in rows]
+            return [PairwiseRequest.model_validate({**options, **row}) for row in rows]
         except ValidationError as error:
             raise BadInputError(str(mistake_in(error))) from error
+
+    def binary_outputs(self) -> set[str]:
+        """The outputs that are wanted in binary."""
+        by_default = (self.parameters or {}).get(ALL_BINARY) is True
+        if not self.outputs:
+            return set(OUTPUTS) if by_default else set()
+        wanted = {output.name: (output.parameters or {}).get(ONE_BINARY, by_default) for output in self.outputs}
+        return {name for name, binary in wanted.items() if binary is True}
+
+
+class _BinaryRoute(APIRoute):
+    """A route whose requests may have binary tensors: it gets them as JSON."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """See fastapi.routing.APIRoute."""
+        handle = super().get_route_handler()
+
+        async def read(request: Request) -> Response:
+            length = request.headers.get(HEADER)
+            if length is not None:
+                body = read_binary(await request.body(), length)
+                others = [
+                    pair for pair in request.scope["headers"] if pair[0] not in (b"content-type", b"content-length")
+                ]
+                headers = [*others, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+
+                async def receive() -> dict[str, Any]:
+                    return {"type": "http.request", "body": body, "more_body": False}
+
+                request = Request({**request.scope, "headers": headers}, receive)
+            return await handle(request)
+
+        return read
 
 
 def kserve_router(name: str, service: Callable[[], JudgeService]) -> APIRouter:
@@ -159,7 +197,7 @@ def kserve_router(name: str, service: Callable[[], JudgeService]) -> APIRouter:
     @router.get("/v2", response_model=ServerMetadataResponse)
     async def v2_server() -> Any:
         """What this server is."""
-        return ServerMetadataResponse(name="reasongenrm-judge", version=__version__, extensions=[])
+        return ServerMetadataResponse(name="reasongenrm-judge", version=__version__, extensions=[EXTENSION])
 
     @router.get("/v2/health/live", response_model=ServerLiveResponse)
     async def v2_live() -> Any:
@@ -184,14 +222,8 @@ def kserve_router(name: str, service: Callable[[], JudgeService]) -> APIRouter:
         outputs = [MetadataTensor(name=output, datatype=kind, shape=[-1]) for output, (kind, _) in OUTPUTS.items()]
         return ModelMetadataResponse(name=name, platform="", inputs=inputs, outputs=outputs)
 
-    @router.post(
-        "/v2/models/{model_name}/infer",
-        response_model=InferenceResponse,
-        response_model_exclude_none=True,
-        responses={**JUDGING, **errors(404)},
-    )
     async def v2_infer(model_name: str, body: V2Request, request: Request) -> Any:
-        """Judge pairs: the Open Inference Protocol, version 2."""
+        """Judge pairs: the Open Inference Protocol, version 2, with tensors in JSON or binary."""
         answers = await judge(model_name, body.pairs(), request)
         wanted = {output.name for output in body.outputs} if body.outputs else set(OUTPUTS)
         outputs = [
@@ -199,6 +231,20 @@ def kserve_router(name: str, service: Callable[[], JudgeService]) -> APIRouter:
             for name, (kind, read) in OUTPUTS.items()
             if name in wanted
         ]
-        return InferenceResponse(model_name=model_name, id=body.id or request_id(request), outputs=outputs)
+        answer = InferenceResponse(model_name=model_name, id=body.id or request_id(request), outputs=outputs)
+        binary = body.binary_outputs()
+        if not binary & wanted & set(OUTPUTS):
+            return answer
+        content, length = write_binary(answer.model_dump(exclude_none=True), binary)
+        return Response(content, headers={HEADER: str(length)}, media_type="application/octet-stream")
 
+    router.add_api_route(
+        "/v2/models/{model_name}/infer",
+        v2_infer,
+        methods=["POST"],
+        response_model=InferenceResponse,
+        response_model_exclude_none=True,
+        responses={**JUDGING, **errors(404)},
+        route_class_override=_BinaryRoute,
+    )
     return router

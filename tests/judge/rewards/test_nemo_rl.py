@@ -7,7 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 from openai.types.responses import Response
 
-from reasongenrm.judge.api import PairwiseRequest, PairwiseResponse
+from reasongenrm.judge.api import OrderJudgment, PairwiseRequest, PairwiseResponse
 from reasongenrm.judge.rewards.nemo_rl import scores_of
 from tests.judges_service import LongerWins, common, trainer_app
 
@@ -57,15 +57,37 @@ def test_messages_in_parts_and_a_plain_text_are_taken_too() -> None:
         (1.0, "A", (5.0, 1.0, 1.0)),
         (0.5, "tie", (3.0, 3.0, 3.5)),
         (0.0, "B", (1.0, 5.0, 6.0)),
-        (None, "A", (5.0, 1.0, 1.0)),
-        (None, None, (3.0, 3.0, 3.5)),  # genrm_compare's own default_score and default_ranking
     ],
 )
-def test_the_probability_spans_the_scales(p_a: float | None, preferred: Any, numbers: tuple[float, ...]) -> None:
+def test_the_probability_spans_the_scales(p_a: float, preferred: Any, numbers: tuple[float, ...]) -> None:
     found = PairwiseResponse(
         **common("r"), preferred=preferred, p_a=p_a, consistent=None, calibrated=False, judgments=[]
     )
-    assert tuple(scores_of(found).values()) == pytest.approx(numbers)
+    assert tuple((scores_of(found) or {}).values()) == pytest.approx(numbers)
+
+
+@pytest.mark.parametrize(
+    ("letters", "preferred", "scores"),
+    [
+        (("A", "A"), "A", (5.0, 1.0, 1.0)),
+        (("A", "B"), "tie", (3.0, 3.0, 3.5)),
+        (("A", None), "A", None),
+        ((None, None), None, None),
+    ],
+)
+def test_without_probabilities_the_verdicts_count_and_half_a_judgment_is_none(
+    letters: Any, preferred: Any, scores: tuple[float, ...] | None
+) -> None:
+    judgments = [
+        OrderJudgment(order=order, vote=0, reason=None, preferred=letter, p_a=None, truncated=False)
+        for order, letter in zip(("given", "swapped"), letters, strict=True)
+    ]
+    found = PairwiseResponse(
+        **common("r"), preferred=preferred, p_a=None, consistent=None, calibrated=False, judgments=judgments
+    )
+    assert scores_of(found) == (
+        None if scores is None else dict(zip(("score_1", "score_2", "ranking"), scores, strict=True))
+    )
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def test_each_rollout_is_held_against_its_label(http: TestClient, service: Longe
     assert found == {
         "rewards": [0.9, 0.1],
         "scores": [0.9, 0.1],
-        "extra_logs": {"judge_unread": [0.0, 0.0], "judge_consistent": [1.0, 1.0], "judge_cut": [0.0, 0.0]},
+        "extra_logs": {"judge_consistent": [1.0, 1.0], "judge_cut": [0.0, 0.0]},
     }
     (first, first_id), (second, second_id) = service.asked
     assert isinstance(first, PointwiseRequest)
