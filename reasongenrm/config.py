@@ -95,7 +95,10 @@ class PairsConfig(Section):
     max_prompt_tokens: PositiveInt | None = None  # longer judge prompts are dropped (counted)
     bad_rows: Literal["error", "drop"] = "error"  # a row that cannot be read: stop, or drop it (counted by cause)
     seed: int = 0
-    # What a stage's key leaves out where it is the default, so that the keys of before these settings stay.
+    # A stage's key leaves the following out where they are the default, so that the keys of before them stay.
+    # Of a data set on the hub:
+    split: Annotated[str, Field(exclude_if=lambda split: split == "train")] = "train"
+    subset: Annotated[str | None, Field(exclude_if=lambda subset: subset is None)] = None  # None: its only or first one
     # The file's own names of columns that a format of docs/data.md has, such as {prompt: question, chosen: good}.
     columns: Annotated[dict[str, str], Field(exclude_if=lambda columns: not columns)] = {}
     # Of a list of answers: the best with each worse one, or each with the next.

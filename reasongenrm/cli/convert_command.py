@@ -1,6 +1,7 @@
 """convert: how a file of preferences is read, and the same rows in the project's own form."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Annotated, Any
@@ -10,7 +11,9 @@ from typer import Argument, Option
 
 from reasongenrm.cli.console import out, print_json, print_line, print_note
 from reasongenrm.cli.settings import ColumnsOption, ConfigOption, JsonOption, SetOption, columns_of, make_config
-from reasongenrm.errors import ConfigError
+from reasongenrm.errors import ConfigError, InputError
+
+SHOWN_CHARS = 300  # of one text of the first row
 
 
 def convert(
@@ -44,10 +47,12 @@ def convert(
             f"convert: --output {output}: expected a name that ends in .jsonl, since JSON Lines go there."
         )
     settings = make_config(config, [*columns_of(columns), *assignments]).pairs
-    _, rows = read_rows(file)
+    _, rows = read_rows(file, settings)
     said = said_of(rows, file, settings)
     drops = Drops()
-    pairs = parse_pairs(rows, drops, settings)
+    # A look is at all rows, so that each kind of bad row is seen at once; what is written is what a run reads.
+    looked = settings if output else settings.model_copy(update={"bad_rows": "drop"})
+    pairs = parse_pairs(rows, drops, looked)
     drops.num_out = len(pairs)
     before = next(row for _, row in rows if not isinstance(row, BadRow))
     after = list(as_messages(pairs))
@@ -55,17 +60,23 @@ def convert(
         drops.require_some("convert", f"{output} is not written.")
         _write(output, after)
     if as_json:
-        print_json({"read_as": said, "counts": drops.counts(), "before": _plain(before), "after": after[:1]})
+        first = {"before": _shown(before), "after": _shown(after[:1])}
+        print_json({"read_as": said, "counts": drops.counts(), **first})
         return
     print_line(said)
     print_line("the first row:")
-    out.print(Text(json.dumps(_plain(before), indent=2, ensure_ascii=False)), soft_wrap=True)
+    out.print(Text(json.dumps(_shown(before), indent=2, ensure_ascii=False)), soft_wrap=True)
     print_line("the first pair:" if after else "no pair is left")
     for row in after[:1]:
-        out.print(Text(json.dumps(row, indent=2, ensure_ascii=False)), soft_wrap=True)
+        out.print(Text(json.dumps(_shown(row), indent=2, ensure_ascii=False)), soft_wrap=True)
     print_line(", ".join(f"{name.removeprefix('num_')} {count:,}" for name, count in drops.counts().items()))
     for cause, example in drops.examples.items():
         print_note(f"first {cause}: {example}")
+    if output is None and settings.bad_rows == "error":
+        try:
+            parse_pairs(rows, Drops(), settings)
+        except InputError as error:
+            print_note(f"a run would stop: {error}")
     if output is not None:
         print_note(f"wrote {output.resolve()}: {len(after):,} pairs")
 
@@ -84,6 +95,13 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
             raise
 
 
-def _plain(row: Any) -> Any:
-    """A row as JSON can show it: a date or bytes of Parquet as text."""
-    return json.loads(json.dumps(row, default=str))
+def _shown(value: Any) -> Any:
+    """A value as JSON can show it: a date or bytes of Parquet as text, and a long text shortened."""
+    if isinstance(value, Mapping):
+        return {str(name): _shown(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shown(inner) for inner in value]
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    text = str(value)
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}... ({len(text):,} characters)"

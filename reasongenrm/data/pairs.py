@@ -43,8 +43,11 @@ class _RowError(InputError):
         self.cause = cause
 
 
-def read_rows(preferences_uri: str) -> tuple[str, list[tuple[str, Any]]]:
+def read_rows(preferences_uri: str, config: PairsConfig) -> tuple[str, list[tuple[str, Any]]]:
     """Read preference rows from a local file, an s3:// object, or a data set's hub name.
+
+    Args:
+        config: which split and subset of a data set on the hub.
 
     Returns:
         The content's address ("sha256:..."), and each row with the name to call it by in messages. A row that cannot be
@@ -52,10 +55,13 @@ def read_rows(preferences_uri: str) -> tuple[str, list[tuple[str, Any]]]:
 
     Raises:
         InputError: no such file, an empty file, a file that is not what its ending says.
+        ConfigError: a split or a subset of what is no data set on the hub.
     """
     if is_hub_name(preferences_uri):
         commit = hub_commit(preferences_uri)
-        return f"hub:{preferences_uri}@{commit}", hub_rows(preferences_uri, "train", commit)
+        return f"hub:{preferences_uri}@{commit}", hub_rows(preferences_uri, config.split, commit, config.subset)
+    for name in sorted(config.model_dump(exclude_defaults=True).keys() & {"split", "subset"}):
+        raise ConfigError(f"pairs.{name} is of a data set on the hub, but {preferences_uri} is a file. Leave it out.")
     data = read_uri(preferences_uri)
     return digest_bytes(data), read_rows_of(data, preferences_uri)
 
@@ -269,7 +275,7 @@ def prepare_pairs(store: Store, config: PairsConfig, preferences_uri: str, model
         ConfigError: see `tell_format`.
         EmptyStageError: no row is left.
     """
-    digest, rows = read_rows(preferences_uri)
+    digest, rows = read_rows(preferences_uri, config)
     kind = tell_format(rows, config)
     say(f"prepare_pairs: {said_of(rows, preferences_uri, config)}")
     # Message lists without bad rows give what they gave before there were other formats, under the same key.

@@ -30,7 +30,7 @@ _TRANSCRIPT = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 _STEERLM = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 
-class PreferredAnswer(NamedTuple):
+class ReadPair(NamedTuple):
     """A question that ends with a user turn, and two answers."""
 
     question: _Conversation
@@ -73,7 +73,7 @@ class PreferenceFormat:
     title: str
     columns: tuple[str, ...]
     shape: str
-    read: Callable[[_Fields, PairsConfig], "Iterator[PreferredAnswer | DropRowError]"]
+    read: Callable[[_Fields, PairsConfig], "Iterator[ReadPair | DropRowError]"]
     fits: Callable[[_Fields], bool] = lambda _row: True
     gather: Callable[[Sequence[tuple[str, Any]]], list[tuple[str, Any]]] | None = None
     settings: tuple[str, ...] = ()
@@ -83,7 +83,7 @@ class PreferenceFormat:
         return isinstance(row, Mapping) and all(column in row for column in self.columns) and self.fits(row)
 
 
-def read_comparisons(kind: PreferenceFormat, row: Any, config: PairsConfig) -> list[PreferredAnswer | DropRowError]:
+def read_comparisons(kind: PreferenceFormat, row: Any, config: PairsConfig) -> list[ReadPair | DropRowError]:
     """A row's comparisons, in the row's order, each perhaps dropped.
 
     Raises:
@@ -98,7 +98,7 @@ def read_comparisons(kind: PreferenceFormat, row: Any, config: PairsConfig) -> l
     return [one if isinstance(one, DropRowError) else _checked(one) for one in kind.read(row, config)]
 
 
-def _checked(found: PreferredAnswer) -> PreferredAnswer | DropRowError:
+def _checked(found: ReadPair) -> ReadPair | DropRowError:
     texts = (*(turn.content for turn in found.question), found.chosen, found.rejected)
     if any(not text.strip() for text in texts):
         return DropRowError("empty_turn")
@@ -212,14 +212,14 @@ def _answered(conversation: _Conversation, column: str) -> tuple[_Conversation, 
     return conversation[:-1], conversation[-1].content
 
 
-def _compared(better: _Conversation, worse: _Conversation, columns: tuple[str, str]) -> PreferredAnswer:
+def _compared(better: _Conversation, worse: _Conversation, columns: tuple[str, str]) -> ReadPair:
     """Two whole conversations that differ in their last answer."""
     (question, chosen), (other, rejected) = _answered(better, columns[0]), _answered(worse, columns[1])
     if any(not turn.content.strip() for turn in (*better, *worse)):
         raise DropRowError("empty_turn")
     if question != other:
         raise DropRowError("questions_differ")
-    return PreferredAnswer(question, chosen, rejected)
+    return ReadPair(question, chosen, rejected)
 
 
 # Two answers
@@ -236,7 +236,7 @@ def _is_whole(value: Any) -> bool:
     return _is_list(value) and _ROLES.get(str(role)) != "assistant"
 
 
-def _chosen_rejected(row: _Fields, prompt: str | None = "prompt") -> PreferredAnswer:
+def _chosen_rejected(row: _Fields, prompt: str | None = "prompt") -> ReadPair:
     """`chosen` and `rejected` as they come: whole conversations, transcripts, or answers to the prompt."""
     columns = ("chosen", "rejected")
     if prompt is None or prompt not in row or _is_whole(row["chosen"]):
@@ -251,28 +251,28 @@ def _chosen_rejected(row: _Fields, prompt: str | None = "prompt") -> PreferredAn
     return _compared(better, worse, columns)
 
 
-def _message_lists(row: _Fields, _config: PairsConfig) -> Iterator[PreferredAnswer | DropRowError]:
+def _message_lists(row: _Fields, _config: PairsConfig) -> Iterator[ReadPair | DropRowError]:
     """Source: Skywork/Skywork-Reward-Preference-80K-v0.2, its card; TRL calls it the implicit prompt."""
     yield _chosen_rejected(row, None)
 
 
-def _explicit_prompt(row: _Fields, _config: PairsConfig) -> Iterator[PreferredAnswer | DropRowError]:
+def _explicit_prompt(row: _Fields, _config: PairsConfig) -> Iterator[ReadPair | DropRowError]:
     """Source: huggingface/trl, docs/source/dataset_formats.md, Preference."""
     yield _chosen_rejected(row)
 
 
-def _sharegpt(row: _Fields, _config: PairsConfig) -> Iterator[PreferredAnswer | DropRowError]:
+def _sharegpt(row: _Fields, _config: PairsConfig) -> Iterator[ReadPair | DropRowError]:
     """Source: hiyouga/LLaMA-Factory, data/README.md, preference data in ShareGPT's format."""
     yield _chosen_rejected(row, "conversations")
 
 
-def _binarized(row: _Fields, config: PairsConfig) -> Iterator[PreferredAnswer | DropRowError]:
+def _binarized(row: _Fields, config: PairsConfig) -> Iterator[ReadPair | DropRowError]:
     """Source: HuggingFaceH4/ultrafeedback_binarized, its card."""
     above = _number(row["score_chosen"], "score_chosen") - _number(row["score_rejected"], "score_rejected")
     yield DropRowError("score_not_above") if above <= 0 else _beyond(above, _chosen_rejected(row), config)
 
 
-def _beyond(above: float, found: PreferredAnswer, config: PairsConfig) -> PreferredAnswer | DropRowError:
+def _beyond(above: float, found: ReadPair, config: PairsConfig) -> ReadPair | DropRowError:
     """The comparison, if the better answer is so much better as `pairs.margin` asks for."""
     if above <= 0:
         return DropRowError("tie")
@@ -282,17 +282,17 @@ def _beyond(above: float, found: PreferredAnswer, config: PairsConfig) -> Prefer
 def _by_preference(question: _Conversation, answers: tuple[str, str], toward_second: float, config: PairsConfig) -> Any:
     first, second = answers
     better, worse = (second, first) if toward_second > 0 else (first, second)
-    return _beyond(abs(toward_second), PreferredAnswer(question, better, worse), config)
+    return _beyond(abs(toward_second), ReadPair(question, better, worse), config)
 
 
-def _helpsteer3(row: _Fields, config: PairsConfig) -> Iterator[PreferredAnswer | DropRowError]:
+def _helpsteer3(row: _Fields, config: PairsConfig) -> Iterator[ReadPair | DropRowError]:
     """A preference from -3 (response 1 is much better) to 3. Source: nvidia/HelpSteer3, its card, preference."""
     question = _asked(_turns(row["context"], "context"), "context")
     answers = (_text(row["response1"], "response1"), _text(row["response2"], "response2"))
     yield _by_preference(question, answers, _number(row["overall_preference"], "overall_preference"), config)
 
 
-def _helpsteer2_preference(row: _Fields, config: PairsConfig) -> Iterator[PreferredAnswer | DropRowError]:
+def _helpsteer2_preference(row: _Fields, config: PairsConfig) -> Iterator[ReadPair | DropRowError]:
     """A preference from -3 (response 1 is much better) to 3. Source: nvidia/HelpSteer2, its card, preference."""
     answers = (_text(row["response_1"], "response_1"), _text(row["response_2"], "response_2"))
     strength = _number(row["preference_strength"], "preference_strength")
@@ -318,7 +318,7 @@ def _steerlm_prompt(value: Any) -> _Conversation:
 _WINNERS = {"model_a": "a", "a": "a", "model_b": "b", "b": "b"}
 
 
-def _battle(row: _Fields, _config: PairsConfig) -> Iterator[PreferredAnswer | DropRowError]:
+def _battle(row: _Fields, _config: PairsConfig) -> Iterator[ReadPair | DropRowError]:
     """Source: the cards of lmsys/chatbot_arena_conversations and lmarena-ai/arena-human-preference-140k.
 
     A tie is "tie", "tie (bothbad)" or "both_bad".
@@ -332,7 +332,7 @@ def _battle(row: _Fields, _config: PairsConfig) -> Iterator[PreferredAnswer | Dr
     yield _compared(_turns(row[columns[0]], columns[0]), _turns(row[columns[1]], columns[1]), columns)
 
 
-def _battle_in_columns(row: _Fields, _config: PairsConfig) -> Iterator[PreferredAnswer | DropRowError]:
+def _battle_in_columns(row: _Fields, _config: PairsConfig) -> Iterator[ReadPair | DropRowError]:
     """Prompts and responses as lists, in CSV as JSON. Source: lmsys/lmsys-arena-human-preference-55k, its card."""
     won_a, won_b = (_number(row[f"winner_model_{letter}"], f"winner_model_{letter}") for letter in "ab")
     if won_a == won_b:
@@ -388,7 +388,7 @@ def _ranked(
     in_order = sorted(scored, key=lambda answer: -answer[0])
     pairs = pairwise(in_order) if config.ranked == "neighbours" else ((in_order[0], other) for other in in_order[1:])
     for (high, better), (low, worse) in pairs:
-        yield _beyond(high - low, PreferredAnswer(question, better, worse), held)
+        yield _beyond(high - low, ReadPair(question, better, worse), held)
 
 
 def _each(row: _Fields, column: str, text: str, score: str) -> list[tuple[float, str]]:
@@ -405,13 +405,13 @@ def _each(row: _Fields, column: str, text: str, score: str) -> list[tuple[float,
     ]
 
 
-def _nectar(row: _Fields, config: PairsConfig) -> Iterator[PreferredAnswer | DropRowError]:
+def _nectar(row: _Fields, config: PairsConfig) -> Iterator[ReadPair | DropRowError]:
     """Rank 1 is the best. Source: berkeley-nest/Nectar, its card."""
     scored = [(-rank, answer) for rank, answer in _each(row, "answers", "answer", "rank")]
     yield from _ranked(_asked(_prompt(row["prompt"], "prompt"), "prompt"), scored, config, margin=False)
 
 
-def _ultrafeedback(row: _Fields, config: PairsConfig) -> Iterator[PreferredAnswer | DropRowError]:
+def _ultrafeedback(row: _Fields, config: PairsConfig) -> Iterator[ReadPair | DropRowError]:
     """By `fine-grained_score`, the mean of four ratings: `overall_score` has 10 where 1 was meant in some rows.
 
     Source: openbmb/UltraFeedback, its card; argilla/ultrafeedback-binarized-preferences, its card, on the error.
@@ -420,7 +420,7 @@ def _ultrafeedback(row: _Fields, config: PairsConfig) -> Iterator[PreferredAnswe
     yield from _ranked(question, _each(row, "completions", "response", "fine-grained_score"), config, margin=True)
 
 
-def _helpsteer2(row: _Fields, config: PairsConfig) -> Iterator[PreferredAnswer | DropRowError]:
+def _helpsteer2(row: _Fields, config: PairsConfig) -> Iterator[ReadPair | DropRowError]:
     """By `helpfulness`, 0 to 4. Source: nvidia/HelpSteer2, its card."""
     scored = _each({"rows": row.get("rows", [row])}, "rows", "response", "helpfulness")
     yield from _ranked(_steerlm_prompt(row["prompt"]), scored, config, margin=True)

@@ -126,11 +126,12 @@ def hub_commit(name: str) -> str:
         raise _not_had(name, error) from error
 
 
-def hub_rows(name: str, split: str, revision: str | None = None) -> list[tuple[str, Any]]:
+def hub_rows(name: str, split: str, revision: str | None = None, subset: str | None = None) -> list[tuple[str, Any]]:
     """The rows of a data set on the hub, each with its place ("owner/name row 3").
 
     Args:
         revision: a commit; None: the newest.
+        subset: which of the data set's configurations; None: the default one.
 
     Raises:
         InputError: there is no such data set or split, or the hub cannot be reached.
@@ -138,9 +139,10 @@ def hub_rows(name: str, split: str, revision: str | None = None) -> list[tuple[s
     from datasets import load_dataset
 
     try:
-        rows = load_dataset(name, split=split, revision=revision)
+        rows = load_dataset(name, subset, split=split, revision=revision)
     except (OSError, ValueError) as error:
-        raise _not_had(f"{name}, split '{split}'", error) from error
+        part = f"subset '{subset}', " if subset else ""
+        raise _not_had(f"{name}, {part}split '{split}'", error) from error
     return [(f"{name} row {number}", row) for number, row in enumerate(rows, start=1)]
 
 

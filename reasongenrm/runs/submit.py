@@ -91,7 +91,7 @@ def check_rows(uris: Mapping[str, str], config: RunConfig) -> list[str]:
 
     lines = []
     if "preferences_uri" in uris:
-        _, rows = read_rows(uris["preferences_uri"])
+        _, rows = read_rows(uris["preferences_uri"], config.pairs)
         parse_pairs(rows, Drops(), config.pairs)
         lines.append(said_of(rows, uris["preferences_uri"], config.pairs))
     if "benchmark_uri" in uris:

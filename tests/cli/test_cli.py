@@ -338,6 +338,20 @@ def test_stage_command_runs_the_stage_and_prints_its_artifact(store: Store, tmp_
     assert f"{tmp_path / 'none'}: no such folder" in result.stderr
 
 
+def test_prepare_takes_columns_by_their_own_names_and_says_what_it_read(
+    store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("question,good,bad\nName a prime.,7,9\n")
+    model = tiny_checkpoint(tmp_path / "model", "chatml")
+    given = ("--preferences", str(path), "--model", str(model), "--store", store.uri, "--json")
+    result = invoke("prepare", *given, "--columns", "prompt=question,chosen=good,rejected=bad")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["prompts"]["counts"] == {"num_in": 1, "num_out": 1}
+    said = result.stderr + capfd.readouterr().err
+    assert f"prepare_pairs: {path}: 1 rows, read as TRL's explicit prompt" in said
+
+
 # Judging, behind an endpoint that always finds the marked answer.
 
 

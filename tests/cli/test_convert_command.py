@@ -54,7 +54,7 @@ def test_pairs_are_written_as_message_lists_whole_or_not_at_all(path: Path, tmp_
     assert done.exit_code == 0, done.output
     assert f"wrote {output}: 1 pairs" in done.stderr
     assert [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()] == [AFTER]
-    [pair] = parse_pairs(read_rows(str(output))[1], Drops(), PairsConfig())
+    [pair] = parse_pairs(read_rows(str(output), PairsConfig())[1], Drops(), PairsConfig())
     assert (pair.chosen, pair.rejected) == ("7", "9")
     path.write_text(CSV.replace("7", "9"), encoding="utf-8")
     done = convert(path, *COLUMNS, "-o", output)
@@ -71,3 +71,19 @@ def test_output_of_another_kind_and_columns_without_names_are_refused(path: Path
     assert (done.exit_code, "--columns prompt: expected OURS=YOURS" in done.stderr) == (2, True)
     done = convert(path)
     assert (done.exit_code, "no format of preferences has these" in done.stderr) == (2, True)
+
+
+def test_a_look_goes_past_bad_rows_and_says_that_a_run_stops_there(path: Path, tmp_path: Path) -> None:
+    path.write_bytes(b"prompt,chosen,rejected\nQ,\xff,b\nQ,1\nQ," + b"x" * 1000 + b",b\n")
+    done = convert(path)
+    assert done.exit_code == 0, done.output
+    assert "in 3, out 1, dropped_cell_count 1, dropped_not_utf8 1" in done.stdout
+    assert "x" * 300 + "... (1,000 characters)" in done.stdout
+    assert "x" * 301 not in done.stdout
+    assert f"a run would stop: {path} line 2: not UTF-8 text; expected a row that can be read" in done.stderr
+    done = convert(path, "-o", tmp_path / "out.jsonl")
+    assert (done.exit_code, "line 2: not UTF-8 text" in done.stderr) == (2, True)
+    done = convert(path, "-o", tmp_path / "out.jsonl", "--set", "pairs.bad_rows=drop")
+    assert done.exit_code == 0
+    [line] = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["chosen"][1]["content"] == "x" * 1000

@@ -169,6 +169,12 @@ def test_setting_without_an_effect_on_the_format_is_an_error():
         parsed(row(), ranked="neighbours")
 
 
+def test_split_of_a_file_is_an_error(tmp_path, store):
+    path = write_rows(tmp_path / "f.jsonl", [row()])
+    with pytest.raises(ConfigError, match=r"pairs.split is of a data set on the hub, but .*f.jsonl is a file"):
+        prepare_pairs(store, PairsConfig(split="test"), path, MODEL)
+
+
 def test_what_rows_were_read_as_is_one_line():
     assert said_of(placed(row(), row()), "f.jsonl", PairsConfig()) == (
         "f.jsonl: 2 rows, read as chosen and rejected as message lists"

@@ -13,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from reasongenrm.config import PairsConfig
 from reasongenrm.data.pairs import read_rows
 from reasongenrm.data.row_files import read_rows_of
 from reasongenrm.data.rows import BadRow
@@ -70,7 +71,7 @@ def test_endings_that_are_read_are_files_and_no_names_on_the_hub() -> None:
 
 def test_file_in_the_store_is_read_by_its_ending_too(store: Store) -> None:
     store.put_bytes("rows.csv.gz", written(".csv", ".gz"))
-    digest, rows = read_rows(store.uri_of("rows.csv.gz"))
+    digest, rows = read_rows(store.uri_of("rows.csv.gz"), PairsConfig())
     assert [row for _, row in rows] == ROWS
     assert digest.startswith("sha256:")
 
@@ -167,4 +168,4 @@ def test_damaged_files_are_rows_or_an_error_that_says_so(data: st.DataObject, ki
 def test_names_of_files_with_dots_and_spaces_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "my pairs v1.2.json"
     path.write_bytes(written(".json", ""))
-    assert read_rows(str(path))[1][0][0] == f"{path} row 1"
+    assert read_rows(str(path), PairsConfig())[1][0][0] == f"{path} row 1"

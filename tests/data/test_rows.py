@@ -1,6 +1,9 @@
 """Rows of JSON Lines files: their places, what is a bad line and why, and what is said about a file that is none."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -79,3 +82,21 @@ def test_limit_takes_a_seeded_sample_in_file_order() -> None:
     assert taken == sorted(taken)
     assert taken == take(items, 10, seed=3) != take(items, 10, seed=4)
     assert take(items, None, seed=3) == items == take(items, 50, seed=3)
+
+
+def test_split_and_subset_of_a_data_set_on_the_hub_are_read(tmp_path: Path) -> None:
+    """`datasets` takes a folder of the data set's name for it, as from a mirror."""
+    folder = tmp_path / "owner" / "set"
+    folder.mkdir(parents=True)
+    parts = {"preference": "test_prefs", "feedback": "train"}
+    for subset, split in parts.items():
+        (folder / f"{subset}.jsonl").write_text(json.dumps({"of": f"{subset} {split}"}) + "\n")
+    configs = [{"config_name": s, "data_files": [{"split": p, "path": f"{s}.jsonl"}]} for s, p in parts.items()]
+    (folder / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
+    program = (
+        "from reasongenrm.data.rows import hub_rows; print(hub_rows('owner/set', 'test_prefs', None, 'preference'))"
+    )
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "[('owner/set row 1', {'of': 'preference test_prefs'})]\n"
