@@ -83,7 +83,8 @@ class ModelConfig(Section):
     """import_model: the checkpoint that everything starts from."""
 
     revision: str | None = None  # of a hub model; None: the newest, whose commit is recorded
-    chat_family: Literal["chatml", "qwen2.5", "llama3"] | None = None  # None: told from the tokenizer's tokens
+    # None: told from the tokenizer's tokens; else for a model whose template is this family's, but not its tokens.
+    chat_family: Literal["chatml", "qwen2.5", "qwen3", "llama3", "gemma3", "phi4"] | None = None
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # how a GGUF file is saved; a folder keeps its own
 
 

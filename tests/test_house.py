@@ -79,4 +79,4 @@ def test_wheel_takes_no_name_but_the_packages(tmp_path: Path, monkeypatch: pytes
     assert {file.partition("/")[0] for file in files} == {"reasongenrm", f"{name.partition('-py3')[0]}.dist-info"}
     assert "reasongenrm/pipelines/configs/demo.yaml" in files
     assert "reasongenrm/components/images/kustomization.yaml" in files
-    assert "reasongenrm/data/chat_templates/chatml.jinja" in files
+    assert "reasongenrm/data/chat_templates/turns.jinja" in files

@@ -4,12 +4,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from reasongenrm.data import chat
+from reasongenrm.data.chat_families import FAMILIES as CHAT_FAMILIES
 from reasongenrm.demo.tiny import FAMILIES, Family, tiny_checkpoint, tiny_tokenizer
 
 __all__ = ["BY_NAME", "FAMILIES", "Family", "exact", "exact_model", "say", "tiny_checkpoint", "tiny_tokenizer"]
 
-BY_NAME = {family.name: family for family in chat.FAMILIES}
+BY_NAME = {family.name: family for family in CHAT_FAMILIES}
 
 
 def say(model: Any, script: list[int]) -> None:
@@ -54,15 +54,19 @@ def exact(model: Any) -> Any:
     import torch
     from torch.nn.functional import rms_norm
 
-    def rotary(rope: Any, hidden: Any, position_ids: Any) -> Any:
-        angles = position_ids[..., None].to(hidden.dtype) * rope.inv_freq.to(hidden.dtype)
+    def rotary(rope: Any, hidden: Any, position_ids: Any, layer_type: str | None = None) -> Any:
+        kind = "" if layer_type is None else f"{layer_type}_"  # Gemma 3's layers see angles of two kinds
+        angles = position_ids[..., None].to(hidden.dtype) * getattr(rope, f"{kind}inv_freq").to(hidden.dtype)
         angles = torch.cat([angles, angles], dim=-1)
-        return angles.cos() * rope.attention_scaling, angles.sin() * rope.attention_scaling
+        scaling = getattr(rope, f"{kind}attention_scaling")
+        return angles.cos() * scaling, angles.sin() * scaling
 
     model.double()
     for module in model.modules():
         kind = type(module).__name__
-        if kind.endswith("RMSNorm"):
+        if kind == "Gemma3RMSNorm":
+            module.forward = lambda hidden, norm=module: rms_norm(hidden, norm.weight.shape, 1 + norm.weight, norm.eps)
+        elif kind.endswith("RMSNorm"):
             module.forward = lambda hidden, norm=module: rms_norm(
                 hidden, norm.weight.shape, norm.weight, norm.variance_epsilon
             )

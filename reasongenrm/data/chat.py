@@ -1,132 +1,122 @@
 """The chat format: user, reason and assistant turns to tokens, and generated text back to turns.
 
-One Jinja template per model family is saved with the checkpoint. A judge's generation starts inside the reason turn and
-runs to the end of the sequence: `REASON<turn_end> <opening of assistant> [[A]]<turn_end><sequence_end>`. The turn's
-closing token is not a stop token, so that reason and verdict come from one request and one prefill.
+A Jinja template in the markup of the model's family (chat_families.py) is saved with the checkpoint. A judge's
+generation starts inside the reason turn and runs to the end of the sequence: `REASON<turn_end> <opening of assistant>
+[[A]]<turn_end><sequence_end>`. The turn's closing token is not a stop token, so that reason and verdict come from one
+request and one prefill.
 docs/decisions/0002-one-generation.md has the reasons.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from reasongenrm.data.chat_families import (
+    CONTROL_TOKENS,
+    FAMILIES,
+    REFUSED,
+    TEMPLATE_MARK,
+    TEMPLATES,
+    ChatFamily,
+    neutralise,
+)
 from reasongenrm.errors import InputError
 from reasongenrm.records import OpeningRole, Verdict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_MARK = "ReasonGenRM chat template"
-_TEMPLATES = resources.files("reasongenrm.data") / "chat_templates"
 REASONING_PARSER_FILE = "reasongenrm_reasoning_parser.py"  # of vLLM; in every checkpoint, next to the template
-REASONING_PARSER = _TEMPLATES / REASONING_PARSER_FILE
-
-
-@dataclass(frozen=True)
-class ChatFamily:
-    """The turn markup of one family of models."""
-
-    name: Literal["chatml", "qwen2.5", "llama3"]  # also of its template, `chat_templates/<name>.jinja`
-    header: str  # text that opens a turn, with ROLE for the role
-    turn_end: str  # the token that closes a turn; not a stop token of a judge
-    between_turns: str  # text between a closed turn and the next opening
-    sequence_end: str  # the token that ends a judge's generation, its only stop token
-    pad_token: str  # neither of the two where the family has a token to spare
-    told_by: tuple[str, ...]  # tokens that a tokenizer of this family has
-
-    def opening(self, role: str) -> str:
-        """Text that opens a turn of `role`."""
-        return self.header.replace("ROLE", role)
-
-    @property
-    def assistant_header(self) -> str:
-        """What stands between the reason's closing token and the verdict: the assistant turn's opening."""
-        return self.between_turns + self.opening("assistant")
-
-    @cached_property
-    def template(self) -> str:
-        """The family's Jinja template, its opening role not yet chosen."""
-        return (_TEMPLATES / f"{self.name}.jinja").read_text(encoding="utf-8")
-
-    @property
-    def control_tokens(self) -> list[str]:
-        """The tokens that the template keeps out of texts."""
-        [listed] = re.findall(r"control_tokens = \[(.*?)\]", self.template)
-        return re.findall(r'"([^"]+)"', listed)
-
-
-_LLAMA3 = ChatFamily(
-    name="llama3",
-    header="<|start_header_id|>ROLE<|end_header_id|>\n\n",
-    turn_end="<|eot_id|>",
-    between_turns="",
-    sequence_end="<|end_of_text|>",
-    pad_token="<|finetune_right_pad_id|>",
-    told_by=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>"),
-)
-_CHATML = ChatFamily(
-    name="chatml",
-    header="<|im_start|>ROLE\n",
-    turn_end="<|im_end|>",
-    between_turns="\n",
-    sequence_end="<|endoftext|>",
-    pad_token="<|im_end|>",  # SmolLM2's own choice; the loss mask and the attention mask leave padding out
-    told_by=("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
-)
-_QWEN = replace(_CHATML, name="qwen2.5", pad_token="<|fim_pad|>", told_by=(*_CHATML.told_by, "<|fim_pad|>"))
-# In the order in which they are looked for: Qwen 2.5's vocabulary also has ChatML's tokens.
-FAMILIES: tuple[ChatFamily, ...] = (_LLAMA3, _QWEN, _CHATML)
-
-# Tokens that no text of a question, an answer or a reason may become, over all families.
-CONTROL_TOKENS = tuple(dict.fromkeys(token for family in FAMILIES for token in family.control_tokens))
-
-
-def neutralise(text: str) -> str:
-    """Put a space into every control token of every family, so that text stays text: "<|im_end|>" -> "< |im_end|>".
-
-    The saved templates do the same for their own family; this is for prompts that a foreign template will render
-    (a base model's own, a teacher's). Applying it twice changes nothing more.
-    """
-    for token in CONTROL_TOKENS:
-        text = text.replace(token, f"{token[:1]} {token[1:]}")
-    return text
+REASONING_PARSER = TEMPLATES / REASONING_PARSER_FILE
+FAMILY_KEY = "reasongenrm_chat_family"  # in the tokenizer_config.json of a model imported with model.chat_family
+# What closes a sequence in the families and in Llama 2's and Mistral's vocabulary, which ChatML is often put into.
+_SEQUENCE_ENDS = (*dict.fromkeys(family.sequence_end for family in FAMILIES), "</s>")
+# For templates of others; one leaves out what it does not know, as ours does. Qwen 3 is not to think before a verdict.
+# Llama 3.2 and 3.3 are not to see today's date, or a base model's figures would be others tomorrow; they get the one
+# of Llama 3.1's template.
+TEMPLATE_OPTIONS: dict[str, Any] = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 
 
 def detect_family(tokenizer: "PreTrainedTokenizerBase") -> ChatFamily:
-    """Tell a tokenizer's family from its special tokens.
+    """Tell a tokenizer's family: from our template, from what `model.chat_family` said at import, or from its tokens.
 
     Raises:
         InputError: none of the families' turn tokens are in the vocabulary.
     """
+    if is_installed(tokenizer):
+        written = next((family for family in FAMILIES if family.wrote(str(tokenizer.chat_template))), None)
+        if written is not None:
+            return replace(written, sequence_end=str(tokenizer.eos_token))
+    if FAMILY_KEY in tokenizer.init_kwargs:
+        return named_family(tokenizer, tokenizer.init_kwargs[FAMILY_KEY])
+    family = told_family(tokenizer)
+    if family is not None:
+        return family
     vocabulary = tokenizer.get_vocab()
-    for family in FAMILIES:
-        if all(token in vocabulary for token in family.told_by):
-            return family
+    where = tokenizer.name_or_path or "the tokenizer"
+    for title, tokens, reason in REFUSED:
+        if all(token in vocabulary for token in tokens):
+            raise InputError(
+                f"{where}: has the turn markup of {title}, in which a reason turn cannot be had: {reason}. Use a model "
+                f"of one of {', '.join(family.title for family in FAMILIES)}."
+            )
     wanted = "; ".join(f"{family.name}: {' '.join(family.told_by)}" for family in FAMILIES)
     raise InputError(
-        f"{tokenizer.name_or_path or 'the tokenizer'}: found none of the supported chat families' turn tokens; "
-        f"expected all tokens of one of {wanted}. Use an instruct model of one of these families."
+        f"{where}: found none of the supported chat families' turn tokens; expected all tokens of one of {wanted}. "
+        "Use an instruct model of one of these families; where only the token that ends the sequence is another, name "
+        "the family in model.chat_family."
     )
+
+
+def told_family(tokenizer: "PreTrainedTokenizerBase") -> ChatFamily | None:
+    """The family that a vocabulary tells, if any."""
+    vocabulary = tokenizer.get_vocab()
+    return next((family for family in FAMILIES if all(token in vocabulary for token in family.told_by)), None)
+
+
+def named_family(tokenizer: "PreTrainedTokenizerBase", name: str) -> ChatFamily:
+    """The family of this name, for a tokenizer that need not have all tokens that tell it.
+
+    Its turn tokens must be there. Where the token that ends a sequence is not, it is another family's that is.
+
+    Raises:
+        InputError: a turn token is missing, or nothing but the turn's closing token ends a sequence.
+    """
+    [family] = [family for family in FAMILIES if family.name == name]
+    vocabulary = tokenizer.get_vocab()
+    turn_tokens = [*re.findall(r"<[^<>]+>", family.header), family.turn_end]
+    missing = [token for token in turn_tokens if token not in vocabulary]
+    ends = [token for token in (family.sequence_end, *_SEQUENCE_ENDS) if token in vocabulary]
+    if missing or not ends:
+        raise InputError(
+            f"{tokenizer.name_or_path or 'the tokenizer'}: model.chat_family is {name}, but the vocabulary lacks "
+            f"{' '.join(missing) or 'a token that ends the sequence'}; expected {' '.join(turn_tokens)} and one of "
+            f"{' '.join(_SEQUENCE_ENDS)}, each a token of its own. Leave chat_family out, or use another model."
+        )
+    return replace(family, sequence_end=ends[0])
 
 
 def install_template(tokenizer: "PreTrainedTokenizerBase", family: ChatFamily, opening_role: OpeningRole) -> None:
     """Give a tokenizer our template, with the turn that a generation opens by default, and its stop and pad tokens.
 
     Special tokens of this tokenizer that the family's list does not cover are added to the template's list.
+
+    Args:
+        family: of `detect_family`.
     """
     template = family.template.replace('default("reason")', f'default("{opening_role}")', 1)
-    missing = "".join(
-        f', "{token.content}"'
-        for token in tokenizer.added_tokens_decoder.values()
-        if token.special and not any(part in token.content for part in family.control_tokens)
-    )
+    missing = "".join(f', "{token}"' for token in _special_beyond(tokenizer, family.control_tokens))
     tokenizer.chat_template = re.sub(r"control_tokens = \[.*?(?=\])", lambda at: at[0] + missing, template, count=1)
     tokenizer.eos_token = family.sequence_end
     tokenizer.pad_token = family.pad_token if family.pad_token in tokenizer.get_vocab() else family.turn_end
+
+
+def _special_beyond(tokenizer: "PreTrainedTokenizerBase", control_tokens: Sequence[str]) -> list[str]:
+    """A tokenizer's special tokens that a list of control tokens does not cover."""
+    special = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return [token for token in special if not any(part in token for part in control_tokens)]
 
 
 def save_reasoning_parser(folder: Path) -> None:
@@ -136,7 +126,7 @@ def save_reasoning_parser(folder: Path) -> None:
 
 def is_installed(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether the tokenizer's template is ours; a base model keeps its own."""
-    return isinstance(tokenizer.chat_template, str) and _MARK in tokenizer.chat_template
+    return isinstance(tokenizer.chat_template, str) and TEMPLATE_MARK in tokenizer.chat_template
 
 
 def render(
@@ -159,7 +149,7 @@ def render(
             "train_sft."
         )
     options: dict[str, Any] = {} if opening_role is None else {"opening_role": opening_role}
-    options |= {"add_generation_prompt": add_generation_prompt, "return_dict": False}
+    options |= TEMPLATE_OPTIONS | {"add_generation_prompt": add_generation_prompt, "return_dict": False}
     return list(map(int, tokenizer.apply_chat_template([dict(message) for message in messages], **options)))
 
 
@@ -226,7 +216,8 @@ def encode_reason_examples(
     prompt = render(tokenizer, [{"role": "user", "content": prompt_text}], opening_role="reason")
     header, closing = encode_text(tokenizer, family.assistant_header), _closing(tokenizer, family, verdict)
     turn_end = tokenizer.convert_tokens_to_ids(family.turn_end)
-    texts = [neutralise(reason.strip()) for reason in reasons]
+    beyond = _special_beyond(tokenizer, CONTROL_TOKENS)
+    texts = [neutralise(reason.strip(), beyond) for reason in reasons]
     written = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     return [_join(prompt, [*ids, turn_end], header, *closing) for ids in written]
 

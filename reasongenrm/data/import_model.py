@@ -5,18 +5,16 @@ tokenizer as they are; the base model keeps its own chat template. No code that 
 """
 
 import json
-import math
 import re
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from reasongenrm.config import ModelConfig
-from reasongenrm.data.chat import REASONING_PARSER, detect_family, is_installed
+from reasongenrm.data.chat import FAMILY_KEY, REASONING_PARSER
+from reasongenrm.data.model_checks import check_tokenizer, check_weights
+from reasongenrm.data.model_folder import EXTRAS, INDEX, TOKENIZER_CONFIG, check_folder, read_json
 from reasongenrm.errors import InputError
-from reasongenrm.records import CALIBRATION_FILE
 from reasongenrm.store.artifacts import (
     ArtifactRef,
     FileEntry,
@@ -28,44 +26,25 @@ from reasongenrm.store.artifacts import (
 )
 from reasongenrm.store.stage import Stage, content_digest
 
-_INDEX = "model.safetensors.index.json"
-_TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))  # any one set will do
-# What is copied besides config and weights, where it is there.
-_EXTRAS = (
-    *(name for names in _TOKENIZERS for name in names),
-    "generation_config.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    CALIBRATION_FILE,
-)
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _GGUF_MAGIC = b"GGUF"
 
 
-@dataclass(frozen=True)
-class ModelFolder:
-    """A folder that has been found to be a whole model."""
-
-    files: dict[str, Path]  # what belongs to it, by name, sorted
-    num_parameters: int  # counted from the weights' headers; tied weights once
-    dtype: str  # of most parameters, as safetensors names it ("BF16", "F32")
-
-
-def import_model(store: Store, config: ModelConfig, model_uri: str) -> ArtifactRef:
+def import_model(store: Store, config: ModelConfig, model_uri: str, *, scores: bool = True) -> ArtifactRef:
     """Check a model and copy it into the store.
 
     Args:
         model_uri: an existing folder; a file ending in .gguf, which is converted to `config.dtype`; s3://bucket/folder;
             or "organisation/name" on the hub, at `config.revision` or the newest, whose commit is recorded.
+        scores: whether it will score reasons or be trained, as all but a teacher do; see `check_weights`.
 
     Returns:
         A model; metrics source, revision, chat_family, num_parameters, dtype. It is not imported again while its bytes
         (on the hub: its commit; in S3: its objects' names, sizes and ETags) are the same.
 
     Raises:
-        InputError: there is no such model, or it is not whole, not safe, or of no supported chat family.
+        InputError: there is no such model, or it is not whole, not safe, or of no supported chat family; docs/models.md
+            lists all that is checked.
     """
     path = Path(model_uri).expanduser()
     if config.revision is not None and (model_uri.startswith("s3://") or path.exists()):
@@ -73,9 +52,9 @@ def import_model(store: Store, config: ModelConfig, model_uri: str) -> ArtifactR
             f"{model_uri}: model.revision is {config.revision!r}, but only models of the hub have one. Leave it out."
         )
     if model_uri.startswith("s3://"):
-        return _import_s3(store, config, model_uri)
+        return _import_s3(store, config, model_uri, scores)
     if model_uri.endswith(".gguf"):
-        return _import_gguf(store, config, path)
+        return _import_gguf(store, config, path, scores)
     if path.is_dir():
         folder = check_folder(path, model_uri)
         digest = content_digest(
@@ -83,16 +62,16 @@ def import_model(store: Store, config: ModelConfig, model_uri: str) -> ArtifactR
             for name, file in folder.files.items()
         )
         with Stage(store, "import_model", config, {"model": digest}) as stage:
-            return stage.done or _finish(stage, config, path, str(path.resolve()), None)
+            return stage.done or _finish(stage, config, path, str(path.resolve()), None, scores)
     if _HUB_NAME.fullmatch(model_uri) and not model_uri.startswith("."):
-        return _import_hub(store, config, model_uri)
+        return _import_hub(store, config, model_uri, scores)
     raise InputError(
         f"{model_uri}: no such folder; expected a folder with config.json, *.safetensors and a tokenizer, a .gguf "
         "file, s3://bucket/folder, or organisation/name on the hub. Check the path."
     )
 
 
-def _import_s3(store: Store, config: ModelConfig, uri: str) -> ArtifactRef:
+def _import_s3(store: Store, config: ModelConfig, uri: str, scores: bool) -> ArtifactRef:
     source = Store(uri)
     artifact = source.exists("manifest.json")
     digest = open_artifact(uri).digest if artifact else _s3_digest(source)
@@ -104,10 +83,10 @@ def _import_s3(store: Store, config: ModelConfig, uri: str) -> ArtifactRef:
             download(uri, folder)
         else:
             source.get_files({name: folder / name for name in source.list() if "/" not in name.strip("/")})
-        return _finish(stage, config, folder, uri, None)
+        return _finish(stage, config, folder, uri, None, scores)
 
 
-def _import_gguf(store: Store, config: ModelConfig, path: Path) -> ArtifactRef:
+def _import_gguf(store: Store, config: ModelConfig, path: Path, scores: bool) -> ArtifactRef:
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a GGUF file. Check the path.")
     with path.open("rb") as file:
@@ -119,10 +98,10 @@ def _import_gguf(store: Store, config: ModelConfig, path: Path) -> ArtifactRef:
             return stage.done
         folder = stage.work_dir / "converted"
         _convert_gguf(path, folder, config.dtype)
-        return _finish(stage, config, folder, str(path.resolve()), None)
+        return _finish(stage, config, folder, str(path.resolve()), None, scores)
 
 
-def _import_hub(store: Store, config: ModelConfig, name: str) -> ArtifactRef:
+def _import_hub(store: Store, config: ModelConfig, name: str, scores: bool) -> ArtifactRef:
     import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -134,9 +113,9 @@ def _import_hub(store: Store, config: ModelConfig, name: str) -> ArtifactRef:
         with Stage(store, "import_model", config, {"model": digest_bytes(f"{name}@{commit}".encode())}) as stage:
             if stage.done:
                 return stage.done
-            patterns = ["config.json", "model*.safetensors", _INDEX, *_EXTRAS, "pytorch_model*.json"]
+            patterns = ["config.json", "model*.safetensors", INDEX, *EXTRAS, "pytorch_model*.json"]
             folder = Path(hub.snapshot_download(name, revision=commit, allow_patterns=patterns))
-            return _finish(stage, config, folder, name, commit)
+            return _finish(stage, config, folder, name, commit, scores)
     except HfHubHTTPError as error:
         reason = " ".join(str(error).split())
         raise InputError(
@@ -150,139 +129,30 @@ def _import_hub(store: Store, config: ModelConfig, name: str) -> ArtifactRef:
         ) from error
 
 
-def _finish(stage: Stage, config: ModelConfig, path: Path, source: str, revision: str | None) -> ArtifactRef:
-    """Check a folder once more, its tokenizer too, and make it the stage's artifact."""
+def _finish(
+    stage: Stage, config: ModelConfig, path: Path, source: str, revision: str | None, scores: bool
+) -> ArtifactRef:
+    """Check a folder once more, its weights and its tokenizer too, and make it the stage's artifact."""
     folder = check_folder(path, source)
-    family, is_judge = _chat_family(path, source)
-    if config.chat_family not in (None, family):
-        raise InputError(
-            f"{source}: its tokens are those of the chat family {family}, but model.chat_family is "
-            f"{config.chat_family}. Leave chat_family out, or give the model that was meant."
-        )
+    num_rows = check_weights(folder, path, source, scores=scores)
+    chat = check_tokenizer(path, source, num_rows, config.chat_family)
     for name, file in folder.files.items():
-        stage.add_file(file, name)
-    if is_judge:
+        if name == TOKENIZER_CONFIG and chat.is_named:
+            values = read_json(file, source) | {FAMILY_KEY: chat.family.name}
+            stage.add_bytes(name, json.dumps(values, indent=2).encode())
+        else:
+            stage.add_file(file, name)
+    if chat.is_judge:
         # Ours, never the folder's own: vLLM runs this file.
         stage.add_bytes(REASONING_PARSER.name, REASONING_PARSER.read_bytes())
     metrics = {
         "source": source,
         "revision": revision,
-        "chat_family": family,
+        "chat_family": chat.family.name,
         "num_parameters": folder.num_parameters,
         "dtype": folder.dtype,
     }
-    return stage.finish({"num_files": len(folder.files) + is_judge}, metrics)
-
-
-def check_folder(path: Path, where: str) -> ModelFolder:
-    """Find out whether a folder holds a whole, safe model, without loading it.
-
-    Args:
-        where: what messages call the folder.
-
-    Raises:
-        InputError: config, weights or tokenizer are missing or damaged, the weights are pickles or quantised, or the
-            model needs custom code.
-    """
-    config = _read_json(path / "config.json", where)
-    if "model_type" not in config:
-        raise InputError(f"{where}/config.json: has no model_type, as a transformers config has. Copy it again.")
-    for name in ("config.json", "tokenizer_config.json"):
-        if (path / name).is_file() and "auto_map" in _read_json(path / name, where):
-            raise InputError(
-                f"{where}/{name}: the model needs custom Python code (auto_map), which is never run. "
-                "Give a model that transformers knows."
-            )
-    if "quantization_config" in config:
-        raise InputError(f"{where}: the weights are quantised and cannot be trained. Give the original model.")
-    if not any(all((path / name).is_file() for name in names) for names in _TOKENIZERS):
-        raise InputError(f"{where}: found no tokenizer; expected tokenizer.json next to the weights. Copy it too.")
-    weights = _weight_files(path, where)
-    num_parameters: Counter[str] = Counter()
-    for file in weights:
-        if file.suffix == ".safetensors":
-            num_parameters.update(_check_safetensors(file, where))
-    extras = [path / name for name in _EXTRAS if (path / name).is_file()]
-    files = {file.name: file for file in sorted([path / "config.json", *weights, *extras])}
-    [(dtype, _)] = num_parameters.most_common(1)
-    return ModelFolder(files, num_parameters.total(), dtype)
-
-
-def _weight_files(path: Path, where: str) -> list[Path]:
-    """The safetensors files, with their index if there are several."""
-    if (path / "model.safetensors").is_file():
-        return [path / "model.safetensors"]
-    if (path / _INDEX).is_file():
-        shards = sorted(set(_read_json(path / _INDEX, where).get("weight_map", {}).values()))
-        missing = [name for name in shards if not (path / name).is_file()]
-        if missing or not shards:
-            raise InputError(
-                f"{where}/{_INDEX}: names {len(shards)} weight files, of which {len(missing)} are missing "
-                f"({', '.join(missing[:3])}). Copy the model again."
-            )
-        return [path / _INDEX, *(path / name for name in shards)]
-    pickles = sorted(file.name for file in path.iterdir() if file.suffix in (".bin", ".pt", ".pth"))
-    if pickles:
-        raise InputError(
-            f"{where}: the weights are pickles ({pickles[0]}), which can run code when they are loaded; expected "
-            "model.safetensors. Give a safetensors version of the model."
-        )
-    if (path / "adapter_config.json").is_file():
-        raise InputError(f"{where}: is an adapter without its model, no model.safetensors. Merge it into its base.")
-    raise InputError(
-        f"{where}: a model folder without weights; expected model.safetensors, or {_INDEX} and the files that it "
-        "names. Copy the model again, or give another folder."
-    )
-
-
-def _check_safetensors(path: Path, where: str) -> Counter[str]:
-    """See that a file's header is valid and that all its tensors are there; returns the number of parameters per
-    dtype."""
-    from safetensors import SafetensorError, safe_open
-
-    num_parameters: Counter[str] = Counter()
-    try:
-        with safe_open(path, "numpy") as file:
-            for name in file.keys():  # noqa: SIM118 - the file itself cannot be iterated
-                tensor = file.get_slice(name)
-                num_parameters[tensor.get_dtype()] += math.prod(tensor.get_shape())
-    except SafetensorError as error:
-        raise InputError(
-            f"{where}/{path.name}: not a whole safetensors file ({error}). It is damaged or was not copied whole. Copy "
-            "it again."
-        ) from error
-    if not num_parameters:
-        raise InputError(f"{where}/{path.name}: holds no weights. Copy it again.")
-    return num_parameters
-
-
-def _read_json(path: Path, where: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"{where}: found no {path.name}; expected the folder of a model. Check the path or copy it.")
-    try:
-        values = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{where}/{path.name}: not JSON ({error}). Copy the model again.") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{where}/{path.name}: found a {type(values).__name__}, expected a mapping. Copy it again.")
-    return values
-
-
-def _chat_family(path: Path, where: str) -> tuple[str, bool]:
-    """The family of a folder's tokenizer, which must have a chat template, and whether that is a judge's."""
-    from transformers import AutoTokenizer
-
-    if (path / "tokenizer.json").is_file():
-        _read_json(path / "tokenizer.json", where)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{where}: its tokenizer cannot be loaded: {reason} Copy the model again.") from error
-    family = detect_family(tokenizer)
-    if tokenizer.chat_template is None:
-        raise InputError(f"{where}: has no chat template; expected an instruct model, which has one. Give such a one.")
-    return family.name, is_installed(tokenizer)
+    return stage.finish({"num_files": len(folder.files) + chat.is_judge}, metrics)
 
 
 def _convert_gguf(path: Path, folder: Path, dtype: str) -> None:

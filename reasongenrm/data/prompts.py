@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Protocol
 
-from reasongenrm.data.chat import neutralise
+from reasongenrm.data.chat_families import neutralise
 from reasongenrm.records import JudgePrompt
 
 _MARK = re.compile(r"\[(?=\[[AB]\]\])")

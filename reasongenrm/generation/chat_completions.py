@@ -11,7 +11,7 @@ from typing import Any, NotRequired
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from reasongenrm.data.chat import FAMILIES
+from reasongenrm.data.chat_families import FAMILIES
 from reasongenrm.errors import mistake_in
 from reasongenrm.generation.seam import GenerationRequest, Sampling
 from reasongenrm.generation.verdicts import TOP_LOGPROBS, ReplyToken, probability_of_a
@@ -19,7 +19,7 @@ from reasongenrm.records import FinishReason
 
 # A turn's closing token as a stop string, for every family: an endpoint does not tell which one its model is of.
 TURN_ENDS = tuple(dict.fromkeys(family.turn_end for family in FAMILIES))
-# Kept of max_tokens for the assistant turn's opening and a verdict: about ten tokens in the three families.
+# Kept of max_tokens for the assistant turn's opening and a verdict: at most 14 tokens in the families.
 VERDICT_TOKENS = 16
 # Of a generation that was cut short: by OpenAI, then by vLLM and SGLang, DeepSeek, Mistral.
 CUT_REASONS = ("length", "abort", "error", "insufficient_system_resource", "model_length")

@@ -20,7 +20,8 @@ from typing import Any
 from anyio.from_thread import start_blocking_portal
 
 from reasongenrm.config import EngineConfig
-from reasongenrm.data.chat import FAMILIES, split_generation
+from reasongenrm.data.chat import split_generation
+from reasongenrm.data.chat_families import FAMILIES, family_of_reply
 from reasongenrm.errors import EngineError
 from reasongenrm.generation.chat_completions import Completion, chat_body
 from reasongenrm.generation.openai_client import (
@@ -236,7 +237,7 @@ class EndpointEngine:
         """(reason, answer) of a reply: split by the server, by its markup, or (a plain chat) all of it the answer."""
         if completion.reason is not None:
             return completion.reason.strip(), completion.content.strip()
-        family = next((family for family in FAMILIES if family.turn_end in completion.content), None)
+        family = family_of_reply(completion.content)
         if family is not None or self._keep_markup or request.stop_at == "turn":
             # A request that ends with a reason turn opens the assistant's, whatever was asked for.
             role = "assistant" if request.messages[-1]["role"] == "reason" else request.opening_role

@@ -72,7 +72,7 @@ class Turns:
         return Prompt(ids, role, frozenset(stop_ids))
 
     def text(self, ids: Sequence[int]) -> str:
-        """Generated tokens as text with markup; a `<|` spelled out in ordinary tokens never reads as markup."""
+        """Generated tokens as text with markup; a turn token spelled out in ordinary tokens never reads as markup."""
         pieces: list[str] = []
         run: list[int] = []
         for token in [*ids, None]:
@@ -80,7 +80,7 @@ class Turns:
                 run.append(token)
                 continue
             if run:
-                pieces.append(self.tokenizer.decode(run, skip_special_tokens=False).replace("<|", "< |"))
+                pieces.append(self.family.as_text(self.tokenizer.decode(run, skip_special_tokens=False)))
                 run = []
             if token is not None:
                 pieces.append(self.tokenizer.decode([token], skip_special_tokens=False))

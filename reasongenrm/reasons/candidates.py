@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reasongenrm.data.chat import ChatFamily, EncodedExample, encode_reason_examples
+from reasongenrm.data.chat import EncodedExample, encode_reason_examples
+from reasongenrm.data.chat_families import ChatFamily
 from reasongenrm.data.prompts import judge_prompt
 from reasongenrm.errors import InputError
 from reasongenrm.packing.trees import IGNORED, Branch, Tree

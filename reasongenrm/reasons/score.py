@@ -44,7 +44,7 @@ def context_length(model_config: "PreTrainedConfig") -> int:
     if others:
         raise InputError(
             f"{model_config.name_or_path}: has layers of kind {', '.join(sorted(others))}; expected attention in every "
-            "layer. Use a model of the Qwen 2.5, Llama 3 or SmolLM2 family."
+            "layer. Use a model of one of the architectures in docs/models.md."
         )
     return int(config["max_position_embeddings"])
 

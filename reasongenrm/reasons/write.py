@@ -177,7 +177,7 @@ def _teacher_artifact(store: Store, config: DistillConfig, teacher_uri: str) -> 
         return open_artifact(teacher_uri).ref()
     from reasongenrm.data.import_model import import_model
 
-    return import_model(store, ModelConfig(), teacher_uri)
+    return import_model(store, ModelConfig(), teacher_uri, scores=False)
 
 
 def sample_reasons(store: Store, config: SampleConfig, model: ArtifactRef, prompts: ArtifactRef) -> ArtifactRef:

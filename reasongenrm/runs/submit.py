@@ -62,9 +62,10 @@ def reachable_inputs(inputs: RunInputs, config: RunConfig, store_uri: str, uploa
     store = Store(store_uri)
     store.check()
     moved = {uri: _put_file(store, uri) for name, uri in local.items() if name in _DATA}
-    for uri in local.values():
+    for name, uri in local.items():
         if uri not in moved:  # a model that is its own teacher goes once; checked, and converted if it is a GGUF file
-            moved[uri] = import_model(store, config.model, str(Path(uri).expanduser())).uri
+            scores = name == "model_uri"
+            moved[uri] = import_model(store, config.model, str(Path(uri).expanduser()), scores=scores).uri
     return inputs.model_copy(update={name: moved[uri] for name, uri in local.items()})
 
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from reasongenrm.config import DPOConfig
-from reasongenrm.data.chat import ChatFamily, encode_reason_examples
+from reasongenrm.data.chat import encode_reason_examples
+from reasongenrm.data.chat_families import ChatFamily
 from reasongenrm.data.prompts import judge_prompt
 from reasongenrm.progress import tracked
 from reasongenrm.records import Drops, Preference

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasongenrm.config import DPOConfig, ReferenceConfig, Section, SFTConfig, TrainConfig, TrainJobConfig
-from reasongenrm.data.chat import ChatFamily, detect_family, install_template
+from reasongenrm.data.chat import detect_family, install_template
+from reasongenrm.data.chat_families import ChatFamily
 from reasongenrm.errors import ConfigError
 from reasongenrm.records import OpeningRole
 from reasongenrm.store.artifacts import ArtifactRef, Store, read_file

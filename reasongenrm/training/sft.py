@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from reasongenrm.config import SFTConfig
-from reasongenrm.data.chat import ChatFamily, EncodedExample, encode_reason_example
+from reasongenrm.data.chat import EncodedExample, encode_reason_example
+from reasongenrm.data.chat_families import ChatFamily
 from reasongenrm.data.prompts import judge_prompt
 from reasongenrm.errors import ConfigError, InputError
 from reasongenrm.packing.trees import IGNORED

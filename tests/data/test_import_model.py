@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from reasongenrm.config import ModelConfig
-from reasongenrm.data.import_model import check_folder, import_model
+from reasongenrm.data.import_model import import_model
+from reasongenrm.data.model_folder import check_folder
 from reasongenrm.errors import InputError
 from reasongenrm.store.artifacts import Store, download, open_artifact
 from tests.tiny import FAMILIES, Family, tiny_checkpoint
@@ -185,7 +186,9 @@ def test_unknown_chat_family_is_named(store: Store, folder: Path) -> None:
 
 
 def test_other_chat_family_than_configured_is_named(store: Store, folder: Path) -> None:
-    with pytest.raises(InputError, match=r"are those of the chat family chatml, but model.chat_family is llama3"):
+    with pytest.raises(
+        InputError, match=r"model.chat_family is llama3, but the vocabulary lacks <\|start_header_id\|>"
+    ):
         import_model(store, ModelConfig(chat_family="llama3"), str(folder))
 
 

@@ -99,8 +99,8 @@ def test_markup_is_that_of_the_family(judge: Judge) -> None:
 
 
 def test_tokenizer_of_another_family_is_refused(plugin: Any) -> None:
-    with pytest.raises(ValueError, match="turn tokens of neither"):
-        plugin.markup_of({"<s>": 0})
+    with pytest.raises(ValueError, match="turn tokens of none of Llama 3, Phi 4"):
+        plugin.markup_of(SimpleNamespace(chat_template=None), {"<s>": 0})
 
 
 def test_reply_is_split_as_everywhere_else(judge: Judge) -> None:
@@ -150,8 +150,9 @@ def test_reasoning_ends_when_the_assistants_turn_has_been_opened_whole(judge: Ju
 
 def test_opening_in_other_tokens_than_the_tokenizers_ends_the_reasoning_too(judge: Judge) -> None:
     family = judge.family
-    header, _, rest = family.opening("assistant").partition("assistant")
-    ids = judge.ids(header) + [token for letter in "assistant" for token in judge.ids(letter)] + judge.ids(rest)
+    name = family.assistant_name
+    header, _, rest = family.opening("assistant").partition(name)
+    ids = judge.ids(header) + [token for letter in name for token in judge.ids(letter)] + judge.ids(rest)
     assert judge.parser.is_reasoning_end(ids)
     assert not judge.parser.is_reasoning_end(ids[:-1])
 

@@ -33,7 +33,7 @@ def test_every_extension_is_sent_when_it_is_asked_for() -> None:
     request = GenerationRequest("q", MESSAGES, opening_role="reason", stop_at="turn")
     found = body(request, Sampling(40, verdict_logprobs=True), choices=CHOICES, keep_markup=True)
     assert found["chat_template_kwargs"] == {"opening_role": "reason"}
-    assert found["stop"] == ["<|eot_id|>", "<|im_end|>"]
+    assert found["stop"] == ["<|eot_id|>", "<|im_end|>", "<end_of_turn>"]
     assert (found["logprobs"], found["top_logprobs"], found["skip_special_tokens"]) == (True, 20, False)
     assert found["structured_outputs"] == {"choice": ["[[A]]", "[[B]]"]}
     assert found["thinking_token_budget"] == 24  # 40, less 16 for the assistant turn's opening and a verdict

@@ -181,7 +181,7 @@ def test_plain_reply_is_the_answer() -> None:
 
 def test_a_turn_alone_ends_at_every_familys_closing_token() -> None:
     fake, ((got,),) = generate(lambda *_: completion("A is"), [ask("q", opening_role="reason", stop_at="turn")])
-    assert fake.bodies[0]["stop"] == ["<|eot_id|>", "<|im_end|>"]
+    assert fake.bodies[0]["stop"] == ["<|eot_id|>", "<|im_end|>", "<end_of_turn>"]
     assert (got.reason, got.answer) == ("A is", "")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from reasongenrm.data.chat import CONTROL_TOKENS
+from reasongenrm.data.chat_families import CONTROL_TOKENS
 
 QUESTION = "Name a river in Europe."
 PLAIN = "The Danube is a river in Europe."
@@ -52,6 +52,8 @@ MARKERS = (
     "<|python_tag|>",
     "<|finetune_right_pad_id|>",
     "<|reserved_special_token_0|>",
+    "<|im_sep|>",
+    "<|dummy_87|>",
 )
 
 

@@ -64,9 +64,8 @@ def test_no_control_token_comes_from_the_texts_and_the_model_reads_all_of_them(c
         tokenizer, form = tokenizer_of(family, True), BY_NAME[family]
         ids = tokenize(tokenizer, prompt)
         assert markup(tokenizer, ids) == markup(tokenizer, tokenize(tokenizer, harmless))
-        start = "<|begin_of_text|>" if family == "llama3" else ""
         end = form.turn_end + form.between_turns + form.opening("reason")
-        assert tokenizer.decode(ids) == start + form.opening("user") + prompt + end
+        assert tokenizer.decode(ids) == form.sequence_start + form.opening("user") + prompt + end
 
 
 @every_case

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reasongenrm.data.chat import CONTROL_TOKENS
+from reasongenrm.data.chat_families import CONTROL_TOKENS
 from reasongenrm.data.prompts import judge_prompt, plain_judge_prompt
 from reasongenrm.judge.api import Cut, QuestionTurn
 from reasongenrm.judge.prompting import Pair

@@ -30,11 +30,17 @@ CONFIG = SFTConfig(
 TRAINED = {  # what the labels spell, by family: everything that the model writes
     "chatml": "Good.<|im_end|>\n<|im_start|>assistant\n[[A]]<|im_end|><|endoftext|>",
     "qwen2.5": "Good.<|im_end|>\n<|im_start|>assistant\n[[A]]<|im_end|><|endoftext|>",
+    "qwen3": "Good.<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n[[A]]<|im_end|><|endoftext|>",
+    "gemma3": "Good.<end_of_turn>\n<start_of_turn>model\n[[A]]<end_of_turn><eos>",
+    "phi4": "Good.<|im_end|><|im_start|>assistant<|im_sep|>[[A]]<|im_end|><|endoftext|>",
     "llama3": "Good.<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n[[A]]<|eot_id|><|end_of_text|>",
 }
 TRAINED_BY_REFERENCE = {
     "chatml": "Good.<|im_end|>[[A]]<|im_end|>",
     "qwen2.5": "Good.<|im_end|>[[A]]<|im_end|>",
+    "qwen3": "Good.<|im_end|>[[A]]<|im_end|>",
+    "gemma3": "Good.<end_of_turn>[[A]]<end_of_turn>",
+    "phi4": "Good.<|im_end|>[[A]]<|im_end|>",
     "llama3": "Good.<|eot_id|>[[A]]<|eot_id|>",
 }
 

@@ -12,12 +12,12 @@ it.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vllm.reasoning import ReasoningParser, ReasoningParserManager
 
-# An assistant header has 3 to 5 tokens in the vocabularies of the families, and at most one per character in any.
+# An assistant header has 3 to 8 tokens in the vocabularies of the families, and at most one per character in any.
 MAX_BRIDGE_TOKENS = 40
 
 
@@ -25,13 +25,19 @@ MAX_BRIDGE_TOKENS = 40
 class Markup:
     """The turn markup of a family of models; `header` opens a turn, with ROLE for the role."""
 
+    title: str
     header: str
     turn_end: str
     between_turns: str
     sequence_end: str
+    assistant_name: str = "assistant"
+    after_assistant: str = ""
+    told_by: tuple[str, ...] = ()
 
     def opening(self, role: str) -> str:
         """Text that opens a turn of `role`."""
+        if role == "assistant":
+            return self.header.replace("ROLE", self.assistant_name) + self.after_assistant
         return self.header.replace("ROLE", role)
 
     @property
@@ -45,22 +51,35 @@ class Markup:
         return self.between_turns + self.opening("assistant")
 
 
-LLAMA3 = Markup("<|start_header_id|>ROLE<|end_header_id|>\n\n", "<|eot_id|>", "", "<|end_of_text|>")
-CHATML = Markup("<|im_start|>ROLE\n", "<|im_end|>", "\n", "<|endoftext|>")  # Qwen 2.5 too
+CHATML = Markup("ChatML", "<|im_start|>ROLE\n", "<|im_end|>", "\n", "<|endoftext|>")
+# Those with more tokens of their own first.
+MARKUPS = (
+    Markup("Llama 3", "<|start_header_id|>ROLE<|end_header_id|>\n\n", "<|eot_id|>", "", "<|end_of_text|>"),
+    replace(CHATML, title="Phi 4", header="<|im_start|>ROLE<|im_sep|>", between_turns="", told_by=("<|im_sep|>",)),
+    replace(CHATML, title="Qwen 3", after_assistant="<think>\n\n</think>\n\n", told_by=("<think>", "<|fim_pad|>")),
+    replace(CHATML, title="Qwen 2.5", told_by=("<|fim_pad|>",)),
+    CHATML,
+    Markup("Gemma 3", "<start_of_turn>ROLE\n", "<end_of_turn>", "\n", "<eos>", assistant_name="model"),
+)
 
 
-def markup_of(vocabulary: Mapping[str, int]) -> Markup:
-    """The family that a vocabulary belongs to.
+def markup_of(tokenizer: Any, vocabulary: Mapping[str, int]) -> Markup:
+    """The family that a judge's chat template names (one of another making: to which its vocabulary belongs).
 
     Raises:
         ValueError: to none.
     """
-    for markup in (LLAMA3, CHATML):
-        if all(token in vocabulary for token in (markup.first_token, markup.turn_end, markup.sequence_end)):
+    for markup in MARKUPS:
+        if f"ReasonGenRM chat template, {markup.title} family" in str(tokenizer.chat_template):
+            return replace(markup, sequence_end=tokenizer.eos_token)
+    for markup in MARKUPS:
+        tokens = (markup.first_token, markup.turn_end, markup.sequence_end, *markup.told_by)
+        if all(token in vocabulary for token in tokens):
             return markup
     raise ValueError(
-        "reasoning parser 'reasongenrm': the tokenizer has the turn tokens of neither Llama 3 nor ChatML; expected a "
-        "ReasonGenRM checkpoint. Leave --reasoning-parser out for other models."
+        "reasoning parser 'reasongenrm': the tokenizer has the turn tokens of none of "
+        f"{', '.join(markup.title for markup in MARKUPS)}; expected a ReasonGenRM checkpoint. Leave --reasoning-parser "
+        "out for other models."
     )
 
 
@@ -91,7 +110,7 @@ class ReasonGenRMReasoningParser(ReasoningParser):
 
     def __init__(self, tokenizer: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(tokenizer, *args, **kwargs)
-        self.markup = markup_of(self.vocab)
+        self.markup = markup_of(tokenizer, self.vocab)
         self._first_id = self.vocab[self.markup.first_token]
         self._turn_end_id = self.vocab[self.markup.turn_end]
         self._streamed = ""

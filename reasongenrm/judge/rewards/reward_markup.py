@@ -2,10 +2,9 @@
 
 import re
 
-from reasongenrm.data.chat import FAMILIES, ChatFamily
+from reasongenrm.data.chat_families import FAMILIES, ChatFamily
 from reasongenrm.judge.api import MAX_TURNS, QuestionTurn
 
-_ROLES = "(system|user|assistant)"
 _BEGIN = re.compile(r"(<[^<>\s]{1,40}>)?\s*")  # at most one token, such as <|begin_of_text|>
 
 
@@ -31,17 +30,18 @@ def without_turn_end(answer: str) -> str:
 
 
 def _of_family(prompt: str, family: ChatFamily) -> tuple[list[QuestionTurn], str] | None:
-    header = re.compile(re.escape(family.header).replace("ROLE", _ROLES))
+    header = re.compile(re.escape(family.header).replace("ROLE", f"(system|user|{family.assistant_name})"))
     start, *rest = header.split(prompt)
     if not rest or _BEGIN.fullmatch(start) is None:
         return None
     *turns, (last_role, opened) = zip(rest[::2], rest[1::2], strict=True)
-    if last_role != "assistant" or family.turn_end in opened or not turns or len(turns) > MAX_TURNS:
+    if last_role != family.assistant_name or family.turn_end in opened or not turns or len(turns) > MAX_TURNS:
         return None
     found = []
     for role, text in turns:
         content, end, after = text.partition(family.turn_end)
         if not end or after.strip():
             return None
-        found.append(QuestionTurn.model_validate({"role": role, "content": content.strip()}))
+        ours = "assistant" if role == family.assistant_name else role
+        found.append(QuestionTurn.model_validate({"role": ours, "content": content.strip()}))
     return (found, opened.lstrip("\n")) if found[-1].role == "user" else None
