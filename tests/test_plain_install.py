@@ -129,6 +129,19 @@ def test_every_other_command_says_which_extra_it_wants(environment: dict[str, st
         assert f"pip install 'reasongenrm[{wanted[name][1]}" in " ".join(said.split()), (name, said)
 
 
+def test_preferences_in_text_are_converted_and_other_files_name_their_extra(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "p.csv").write_text("prompt,chosen,rejected\nQ,good,bad\n")
+    ran = run(environment, tmp_path, "-m", "reasongenrm", "convert", "p.csv", "-o", "out.jsonl")
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads((tmp_path / "out.jsonl").read_text())["chosen"][1]["content"] == "good"
+    for name in ("p.parquet", "p.jsonl.zst", "owner/name"):
+        (tmp_path / Path(name).name).write_bytes(b"x")
+        ran = run(environment, tmp_path, "-m", "reasongenrm", "convert", name)
+        assert (ran.returncode, "pip install 'reasongenrm[data]'" in ran.stderr) == (2, True), ran.stderr
+
+
 def test_a_plan_needs_no_extra(environment: dict[str, str], tmp_path: Path) -> None:
     ran = run(environment, tmp_path, "-m", "reasongenrm", "plan", "--model", "8b")
     assert (ran.returncode, ran.stderr) == (0, "")

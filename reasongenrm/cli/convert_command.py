@@ -83,16 +83,21 @@ def convert(
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     """Rows as JSON Lines, through a file next to it, so that a kill or a full disk leaves no half of them."""
-    with NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        new = Path(file.name)
-        try:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            file.flush()
-            new.chmod(0o644)  # temporary files are their owner's alone
-            new.replace(path)
-        except BaseException:
-            new.unlink()
-            raise
+    try:
+        with NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            new = Path(file.name)
+            try:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                file.flush()
+                new.chmod(0o644)  # temporary files are their owner's alone
+                new.replace(path)
+            except BaseException:
+                new.unlink()
+                raise
+    except OSError as error:
+        raise ConfigError(
+            f"convert: --output {path} cannot be written: {error.strerror}. Choose another place."
+        ) from error
 
 
 def _shown(value: Any) -> Any:

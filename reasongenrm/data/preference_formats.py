@@ -184,7 +184,7 @@ def _number(value: Any, column: str) -> float:
     """A number, also as a text: CSV has no other."""
     try:
         number = math.nan if value is None or isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise NotOfShapeError("wrong_value", f"'{column}' is {_named(value)}, no number")

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from reasongenrm.data.rows import BadRow, checked_text, parse_json, read_json_lines
+from reasongenrm.data.rows import BadRow, checked_text, is_text, parse_json, read_json_lines
 from reasongenrm.errors import InputError
 from reasongenrm.processes.extras import require
 from reasongenrm.store.artifacts import COMPRESSED_ENDINGS, DATA_ENDINGS
@@ -136,6 +136,10 @@ def _csv_rows(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
             continue
         if header is None:
             header = [cell.strip() for cell in cells]
+            if not is_text("".join(header)):
+                raise InputError(
+                    f"{where}: the header is not UTF-8 text; expected the columns' names. Save the file as UTF-8."
+                )
             if len(set(header)) < len(header):
                 raise InputError(f"{where}: a column's name comes twice in the header; expected names that differ.")
         else:
@@ -145,9 +149,7 @@ def _csv_rows(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
 def _csv_row(header: list[str], cells: list[str]) -> Any:
     if len(cells) != len(header):
         return BadRow("cell_count", f"has {len(cells)} cells, the header {len(header)}")
-    try:
-        "".join(cells).encode()
-    except UnicodeEncodeError:
+    if not is_text("".join(cells)):
         return BadRow("not_utf8", "not UTF-8 text")
     row: dict[str, Any] = {}
     for column, cell in zip(header, cells, strict=True):

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from reasongenrm.errors import InputError
+from reasongenrm.processes.extras import require
 
 T = TypeVar("T")
 MAX_DEPTH = 100  # of lists and objects in each other; chat data has 5, and what recurses later needs a bound
@@ -93,12 +94,18 @@ def parse_json(text: str) -> Any:
 
 def checked_text(row: Any, text: str) -> Any:
     """The row, or a `BadRow` if `text`, its JSON, spells half a surrogate pair, which no file can hold as UTF-8."""
-    if "\\ud" in text.lower():
-        try:
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            return BadRow("half_surrogate", "holds half a surrogate pair, no text")
+    if "\\ud" in text.lower() and not is_text(json.dumps(row, ensure_ascii=False)):
+        return BadRow("half_surrogate", "holds half a surrogate pair, no text")
     return row
+
+
+def is_text(text: str) -> bool:
+    """Whether UTF-8 can hold a string: no half of a surrogate pair is in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _depth(value: Any) -> int:
@@ -115,7 +122,9 @@ def hub_commit(name: str) -> str:
 
     Raises:
         InputError: there is no such data set, or the hub cannot be reached.
+        ConfigError: the extra 'data' is not installed.
     """
+    require("data")
     import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -135,7 +144,9 @@ def hub_rows(name: str, split: str, revision: str | None = None, subset: str | N
 
     Raises:
         InputError: there is no such data set or split, or the hub cannot be reached.
+        ConfigError: the extra 'data' is not installed.
     """
+    require("data")
     from datasets import load_dataset
 
     try:

@@ -67,6 +67,8 @@ def test_pairs_are_written_as_message_lists_whole_or_not_at_all(path: Path, tmp_
 def test_output_of_another_kind_and_columns_without_names_are_refused(path: Path) -> None:
     done = convert(path, *COLUMNS, "-o", "out.csv")
     assert (done.exit_code, "expected a name that ends in .jsonl" in done.stderr) == (2, True)
+    done = convert(path, *COLUMNS, "-o", path.parent / "none" / "out.jsonl")
+    assert (done.exit_code, "out.jsonl cannot be written: No such file or directory" in done.stderr) == (2, True)
     done = convert(path, "--columns", "prompt")
     assert (done.exit_code, "--columns prompt: expected OURS=YOURS" in done.stderr) == (2, True)
     done = convert(path)

@@ -183,7 +183,7 @@ def test_battle_columns_hold_half_surrogates_and_nulls() -> None:
         read(row | {"response_a": '["a", "c"]'})
 
 
-@pytest.mark.parametrize("score", [None, True, "high", float("nan"), float("inf"), []])
+@pytest.mark.parametrize("score", [None, True, "high", float("nan"), float("inf"), 10**400, []])
 def test_score_that_is_no_number_is_named(score: Any) -> None:
     with pytest.raises(InputError, match=r"'score_chosen' is .*, no number; read as UltraFeedback, binarized"):
         read({**messages(turn("user")), "score_chosen": score, "score_rejected": 1})

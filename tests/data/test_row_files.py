@@ -124,6 +124,11 @@ def test_text_of_parquet_that_is_not_utf8_is_its_rows_fault() -> None:
     [
         (b"", "f.csv", "f.csv: the file has no rows; expected JSON Lines, or what another ending says"),
         (b"prompt,chosen\n", "f.csv", "the file has no rows"),
+        (
+            "prompt,chosen\na,b\n".encode("utf-16"),
+            "f.csv",
+            "f.csv line 1: the header is not UTF-8 text.* Save the file as",
+        ),
         (b"a,a\n1,2\n", "f.csv", "a column's name comes twice in the header"),
         (b"[]", "f.json", "the file has no rows"),
         (b'[{"a": 1},\n{"b" 2}]', "f.json", "f.json line 2: not JSON .*write it as JSON Lines"),
@@ -146,7 +151,7 @@ def said_or_read(data: bytes, name: str) -> bool:
     try:
         return bool(read_rows_of(data, name))
     except InputError as error:
-        return str(error).startswith(name)
+        return str(error).encode().startswith(name.encode())  # a terminal can show it
 
 
 @given(data=st.binary(max_size=200), ending=st.sampled_from(DATA_FILE_ENDINGS))
