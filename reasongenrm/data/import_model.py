@@ -47,11 +47,11 @@ def import_model(store: Store, config: ModelConfig, model_uri: str, *, scores: b
             lists all that is checked.
     """
     path = Path(model_uri).expanduser()
-    if config.revision is not None and (model_uri.startswith("s3://") or path.exists()):
+    if config.revision is not None and (model_uri.lower().startswith("s3://") or path.exists()):
         raise InputError(
             f"{model_uri}: model.revision is {config.revision!r}, but only models of the hub have one. Leave it out."
         )
-    if model_uri.startswith("s3://"):
+    if model_uri.lower().startswith("s3://"):
         return _import_s3(store, config, model_uri, scores)
     if model_uri.endswith(".gguf"):
         return _import_gguf(store, config, path, scores)

@@ -54,6 +54,7 @@ class _Question:
             truncated=generation.finish_reason == "length" or (first is not None and first.truncated),
             seconds=generation.seconds + (first.seconds if first else 0.0),
             p_a=generation.p_a,
+            refused=generation.finish_reason == "refused" or (first is not None and first.refused),
         )
 
 
@@ -220,6 +221,7 @@ def evaluation_counts(evaluation: Evaluation) -> dict[str, int]:
         "num_out": evaluation.num_judgments,
         "num_unparsed": round(evaluation.unparsed_fraction * evaluation.num_judgments),
         "num_truncated": round(evaluation.truncated_fraction * evaluation.num_judgments),
+        **({"num_refused": evaluation.num_refused} if evaluation.num_refused else {}),
     }
 
 

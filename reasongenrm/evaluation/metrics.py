@@ -90,6 +90,7 @@ class Evaluation(Record):
     num_judgments: int
     unparsed_fraction: float  # judgments without a verdict
     truncated_fraction: float  # judgments that the token limit cut off
+    num_refused: int = 0  # judgments that the endpoint refused to give, such as by a content filter
     mean_prompt_tokens: float
     mean_output_tokens: float
     mean_seconds: float  # wall time a judgment, each in its batch or among its concurrent requests
@@ -260,6 +261,7 @@ def evaluate(
         num_judgments=len(judgments),
         unparsed_fraction=1 - len(parsed) / len(judgments),
         truncated_fraction=_mean(judgment.truncated for judgment in judgments),
+        num_refused=sum(judgment.refused for judgment in judgments),
         mean_prompt_tokens=_mean(judgment.num_prompt_tokens for judgment in judgments),
         mean_output_tokens=_mean(judgment.num_output_tokens for judgment in judgments),
         mean_seconds=_mean(judgment.seconds for judgment in judgments),

@@ -173,7 +173,7 @@ def _teacher_artifact(store: Store, config: DistillConfig, teacher_uri: str) -> 
             f"distill.teacher_model is '{config.teacher_model}', which only an endpoint is asked for, but the teacher "
             f"is {teacher_uri}. Leave it out, or give the teacher's http(s):// address."
         )
-    if teacher_uri.startswith("s3://") and Store(teacher_uri).exists("manifest.json"):
+    if teacher_uri.lower().startswith("s3://") and Store(teacher_uri).exists("manifest.json"):
         return open_artifact(teacher_uri).ref()
     from reasongenrm.data.import_model import import_model
 

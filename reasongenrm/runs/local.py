@@ -60,7 +60,7 @@ def open_store(store: str) -> Iterator[Store]:
         ConfigError: an s3:// URI without a bucket.
         StoreError: nobody answers, wrong credentials, no such bucket; or another process has the folder.
     """
-    if store.startswith("s3://"):
+    if store.lower().startswith("s3://"):
         opened = Store(store)
         opened.check()
         yield opened
@@ -79,7 +79,7 @@ def open_store(store: str) -> Iterator[Store]:
 
 def local_folder(store: str) -> Path:
     """Where a store's logs, scratch and reports go: the folder itself, or ./.reasongenrm for an s3:// store."""
-    return (Path(".reasongenrm") if store.startswith("s3://") else Path(store).expanduser()).resolve()
+    return (Path(".reasongenrm") if store.lower().startswith("s3://") else Path(store).expanduser()).resolve()
 
 
 def run_local(inputs: RunInputs, config: RunConfig, store: Store, folder: Path, view: RunView) -> RunRecord:

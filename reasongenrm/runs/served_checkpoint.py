@@ -26,7 +26,7 @@ def find_checkpoint(model: str | None, store: str, fallback: Callable[[], Path])
         return ServedCheckpoint(winner)
     if model is None or model.endswith(".gguf"):
         return ServedCheckpoint(_import_gguf(model or str(fallback()), store), is_trained=False)
-    if model.startswith("s3://"):
+    if model.lower().startswith("s3://"):
         # Not a temporary folder: vLLM takes this process over, so nobody could remove it.
         with open_store(store):
             return ServedCheckpoint(_fetch(model, local_folder(store) / "served"))

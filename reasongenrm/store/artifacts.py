@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationError, field_validator
 
 from reasongenrm.errors import ConfigError, InputError, StoreError, mistake_in, validated
+from reasongenrm.http_client import without_login
 from reasongenrm.records import Record, parse_records
 
 MANIFEST = "manifest.json"
@@ -43,7 +44,14 @@ class Store:
     def __init__(self, uri: str) -> None:
         parts = urlsplit(uri)
         if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:
-            raise ConfigError(f"store '{uri}': expected s3://bucket or s3://bucket/prefix. Give it such a URI.")
+            raise ConfigError(
+                f"store '{without_login(uri)}': expected s3://bucket or s3://bucket/prefix. Give it such a URI."
+            )
+        if not uri.startswith("s3://") or not uri.isprintable() or " " in uri:
+            typed = "".join(part for part in f"s3{uri[2:]}" if part.isprintable() and part != " ")
+            raise ConfigError(
+                f"store {uri!r}: expected it in small letters, without spaces and line breaks. Type {typed}."
+            )
         self.bucket = parts.netloc
         self.prefix = parts.path.strip("/")
         self.uri = "s3://" + "/".join(filter(None, (self.bucket, self.prefix)))
@@ -357,7 +365,7 @@ def read_uri(uri: str) -> bytes:
         InputError: there is no such file or object; the message names it.
         StoreError: the store failed.
     """
-    if uri.startswith("s3://"):
+    if uri.lower().startswith("s3://"):
         folder, _, name = uri.rpartition("/")
         store = Store(folder)
         if not name or not store.exists(name):

@@ -446,6 +446,33 @@ def test_evaluate_prints_a_table_and_leaves_report_and_figures(endpoint: str, tm
     assert json.loads(again.stdout)["benchmark"]["num_rows"] == 2
 
 
+def test_a_password_in_an_endpoints_address_is_in_no_report_and_no_output(endpoint: str, tmp_path: Path) -> None:
+    address = endpoint.replace("http://", "http://me:canary@")
+    benchmark = write_rows(tmp_path / "rows.jsonl", [row("mine", n, chosen=f"MARK {n}") for n in range(2)])
+    output = tmp_path / "out"
+    results = [
+        invoke("evaluate", "--endpoint", address, "--benchmark", benchmark, "-o", str(output)),
+        invoke("judge", "--endpoint", address, *PAIR),
+    ]
+    for result in results:
+        assert result.exit_code == 0, result.output
+        assert "canary" not in result.output + result.stderr
+    written = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    assert any(endpoint.encode() in data for data in written.values()), "the address itself is there"
+    assert not [path for path, data in written.items() if b"canary" in data]
+    gone = invoke("judge", "--endpoint", "http://me:canary@127.0.0.1:9/v1", *PAIR)
+    assert (gone.exit_code, "canary" in gone.output + gone.stderr) == (4, False)
+
+
+@pytest.mark.parametrize("command", ["judge", "evaluate"])
+def test_an_endpoint_without_its_scheme_is_an_error_that_says_so(command: str, tmp_path: Path) -> None:
+    benchmark = write_rows(tmp_path / "rows.jsonl", [row("mine", 0)])
+    more = PAIR if command == "judge" else ("--benchmark", benchmark, "-o", str(tmp_path / "out"))
+    result = invoke(command, "--endpoint", "127.0.0.1:8000/v1", *more)
+    assert result.exit_code == 2
+    assert "does not begin with http:// or https://" in " ".join(result.stderr.split())
+
+
 def test_endpoint_that_is_not_there_is_an_engine_error() -> None:
     result = invoke("judge", "--endpoint", "http://127.0.0.1:9/v1", *PAIR)
     assert result.exit_code == 4

@@ -76,6 +76,19 @@ def test_a_stage_that_is_not_there_and_a_missing_package_are_found(monkeypatch: 
     assert "no_such_package" in wrong["import no_such_package"]
 
 
+def test_s3_variables_that_cannot_be_used_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary\n")
+    found = [finding for finding in doctor.examine("S3://bucket") if not finding.ok]
+    said = {finding.advice for finding in found if finding.name == "S3 settings"}
+    assert len(said) == 2
+    assert any("Type AWS_ENDPOINT_URL=http://localhost:9000, or https://." in advice for advice in said)
+    assert any("AWS_SECRET_ACCESS_KEY holds a line break" in advice for advice in said)
+    (store,) = [finding for finding in found if finding.name == "store"]
+    assert "Type s3://bucket." in store.advice
+    assert "canary" not in str(found)
+
+
 def test_version_that_is_not_the_tag_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "__version__", "9.9.9")
     found = doctor._image_version("cpu")

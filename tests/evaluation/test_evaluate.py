@@ -4,17 +4,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from starlette.responses import JSONResponse, Response
 
 from reasongenrm.config import EngineConfig, EvaluateConfig
 from reasongenrm.data.benchmarks import Benchmark, BenchmarkRow, load_benchmark, rows_digest
 from reasongenrm.errors import ConfigError, EngineError
-from reasongenrm.evaluation.evaluate import evaluate_alone, evaluate_rewardbench, judge_benchmark
+from reasongenrm.evaluation.evaluate import evaluate_alone, evaluate_rewardbench, evaluation_counts, judge_benchmark
 from reasongenrm.evaluation.metrics import Evaluation
 from reasongenrm.generation import Generation
+from reasongenrm.generation.endpoint import EndpointEngine
 from reasongenrm.records import Judgment, parse_records
 from reasongenrm.store.artifacts import ArtifactRef, Store, open_artifact, read_file
 from reasongenrm.store.stage import Stage
+from tests.endpoints import FakeEndpoint, completion
 from tests.judges import ScriptedEngine, benchmark_of
+from tests.server_words import FILTERED
 from tests.tiny import tiny_checkpoint
 
 Said = tuple[str | None, str, Literal["stop", "length"]]
@@ -113,6 +117,24 @@ def two_steps(request_id: str, sample: int) -> Said:
     if request_id.endswith("_first"):
         return f"Reason {sample}.", "", "stop"
     return None, "[[A]]", "stop"
+
+
+def test_what_an_endpoint_refused_has_no_verdict_and_is_counted(tmp_path: Path) -> None:
+    status, body = FILTERED["azure"]
+
+    def reply(asked: dict[str, Any], _: int) -> Response:
+        is_filtered = "What is 3 + 1?" in asked["messages"][-1]["content"]
+        return JSONResponse(body, status) if is_filtered else completion("[[A]]")
+
+    rows = benchmark(tmp_path, 10)
+    with FakeEndpoint(reply).running() as url:
+        engine = EndpointEngine(url, EngineConfig())
+        found, judgments = evaluate_alone(
+            engine, EvaluateConfig(num_bootstrap=100), rows, "verdict", name="m", model="m", folder=tmp_path
+        )
+    assert [(j.row_id, j.refused, j.verdict) for j in judgments if j.refused] == [(rows.rows[3].row_id, True, None)] * 2
+    counts = evaluation_counts(found)
+    assert (counts["num_unparsed"], counts["num_truncated"], counts["num_refused"]) == (2, 0, 2)
 
 
 def test_two_step_asks_for_the_reason_and_then_for_the_verdict_after_it(tmp_path: Path) -> None:

@@ -123,6 +123,44 @@ def test_wrong_settings_are_told_at_once_with_what_to_do(
     assert time.monotonic() - started < HANG_SECONDS
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        (
+            "AWS_ENDPOINT_URL_S3",
+            "10.0.0.1:9000",
+            r"not begin with http.*Type AWS_ENDPOINT_URL_S3=http://10\.0\.0\.1:9000",
+        ),
+        ("AWS_ENDPOINT_URL", "minio.example", r"Type AWS_ENDPOINT_URL=http://minio\.example, or https://\."),
+        ("AWS_ENDPOINT_URL", "localhost:9000\n", r"Type AWS_ENDPOINT_URL=http://localhost:9000, or https://\."),
+        ("AWS_ENDPOINT_URL_S3", "http://a:9000x", "its port is no number from 1 to 65535"),
+        (
+            "AWS_ENDPOINT_URL_S3",
+            "http://me:canary@a:9000",
+            "'http://a:9000' with a user or a password, which S3",
+        ),
+        ("AWS_ENDPOINT_URL_S3", "me:canary@a:9000", "'a:9000': it does not begin with http"),
+        ("AWS_SECRET_ACCESS_KEY", "canary\n", "AWS_SECRET_ACCESS_KEY holds a line break.*Set it again"),
+        ("AWS_ACCESS_KEY_ID", "canary ", "AWS_ACCESS_KEY_ID holds a line break, a space"),
+        ("AWS_SESSION_TOKEN", "can\u00e9ary", "AWS_SESSION_TOKEN holds .* another character that no key has"),
+    ],
+)
+def test_settings_that_no_client_can_use_say_what_to_type_and_show_no_key(
+    store: Store, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=message) as caught:
+        store.check()
+    assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", ["S3://bucket/prefix", "s3://bucket/prefix\n", "s3://bucket /prefix"])
+def test_an_s3_uri_is_typed_in_one_way(uri: str) -> None:
+    for use in (Store, lambda uri: read_uri(f"{uri}/name")):
+        with pytest.raises(ConfigError, match=r"Type s3://bucket/prefix"):
+            use(uri)
+
+
 def test_no_credentials_at_all_are_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)

@@ -164,7 +164,7 @@ def test_openrlhf_gets_its_reward(tmp_path: Path) -> None:
     service = LongerWins()
     with serving(trainer_app(service, key="secret")) as url:
         found = run(OPENRLHF, packages, f"{url}/openrlhf/get_reward".replace("http://", "http://:secret@"))
-    logs = {"judge_unread": [0.0], "judge_consistent": [1.0], "judge_cut": [0.0]}
+    logs = {"judge_consistent": [1.0], "judge_cut": [0.0]}
     assert found == {"reward": [0.9], "scores": [0.9], "extra_logs": logs}
     (request, _) = service.asked[0]
     assert isinstance(request, PointwiseRequest)
