@@ -1,6 +1,7 @@
 """Preference rows to judge prompts: the shape that is expected, what is dropped, and balanced labels."""
 
 import contextlib
+import csv
 import gzip
 import json
 from pathlib import Path
@@ -278,6 +279,22 @@ def test_files_of_every_kind_become_prompts(tmp_path, store):
     ref = prepare_pairs(store, PairsConfig(order="random"), str(path), MODEL)
     [prompt] = parse_records(read_file(ref, "prompts.jsonl"), JudgePrompt, "prompts.jsonl")
     assert {prompt.answer_a, prompt.answer_b} == {"good", "bad"}
+
+
+def test_same_pairs_in_any_form_give_the_same_prompts(tmp_path, store):
+    texts = [("Name a prime.", "7", "9"), ('Say "yes".', "Yes,\nof course", "No"), ("\u00dc?", "\u00dc.", "U")]
+    whole = [row((question, good), (question, bad)) for question, good, bad in texts]
+    trl = [{"prompt": question, "chosen": good, "rejected": bad} for question, good, bad in texts]
+    hh = [
+        {side: f"\n\nHuman: {text[0]}\n\nAssistant: {text[place]}" for side, place in (("chosen", 1), ("rejected", 2))}
+        for text in texts
+    ]
+    paths = [write_rows(tmp_path / f"{name}.jsonl", rows) for name, rows in (("m", whole), ("t", trl), ("h", hh))]
+    with (tmp_path / "t.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("prompt", "chosen", "rejected"), *texts])
+    made = [prepare_pairs(store, PairsConfig(), path, MODEL) for path in [*paths, str(tmp_path / "t.csv")]]
+    assert len({ref.key for ref in made}) == 4
+    assert len({read_file(ref, "prompts.jsonl") for ref in made}) == 1
 
 
 def test_hub_name_that_cannot_be_had_says_so(store):
