@@ -7,9 +7,54 @@ from typing import Any
 from reasongenrm.data.chat_families import FAMILIES as CHAT_FAMILIES
 from reasongenrm.demo.tiny import FAMILIES, Family, tiny_checkpoint, tiny_tokenizer
 
-__all__ = ["BY_NAME", "FAMILIES", "Family", "exact", "exact_model", "say", "tiny_checkpoint", "tiny_tokenizer"]
+__all__ = [
+    "ARCHITECTURES",
+    "BY_NAME",
+    "FAMILIES",
+    "Family",
+    "exact",
+    "exact_architecture",
+    "exact_model",
+    "say",
+    "tiny_checkpoint",
+    "tiny_tokenizer",
+]
 
 BY_NAME = {family.name: family for family in CHAT_FAMILIES}
+
+
+_SMALL = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8,
+}
+_WINDOWED = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 3}
+# Every architecture that an import accepts, in what sets its attention apart (EXACT of model_checks.py).
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {"rope_parameters": _LLAMA3_ROPE, "tie_word_embeddings": True},  # Llama 3.2
+    "mistral": {"sliding_window": 3},
+    "qwen2": {"use_sliding_window": True, **_WINDOWED},
+    "qwen3": {},
+    "phi3": {},
+    "gemma3_text": {**_WINDOWED, "query_pre_attn_scalar": 16},
+    "olmo2": {},
+    "smollm3": {"no_rope_layers": [1, 0]},
+}
 
 
 def say(model: Any, script: list[int]) -> None:
@@ -42,6 +87,20 @@ def exact_model(folder: Path) -> Any:
         for weight in model.parameters():
             if weight.ndim == 2:
                 weight.normal_(0, 0.3)
+    return model
+
+
+def exact_architecture(model_type: str) -> Any:
+    """A random model of two small layers of one of `ARCHITECTURES`, in float64 throughout (see `exact`)."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **_SMALL, **ARCHITECTURES[model_type])
+    model = exact(AutoModelForCausalLM.from_config(config))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(0 if weight.ndim == 2 else 1, 0.3)
     return model
 
 

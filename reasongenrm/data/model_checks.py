@@ -9,7 +9,7 @@ import logging
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,15 +25,24 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Architectures whose packed rows give the numbers of separate sequences: tests/packing/test_attention.py proves each.
-EXACT = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text", "olmo2", "granite", "smollm3")
+# Architectures whose packed rows give the numbers of separate sequences: proven for each in tests/packing, and for the
+# scorer's and the trainer's heads in tests/reasons and tests/training.
+EXACT = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text", "olmo2", "smollm3")
 # What is in the way of some that people ask for.
 _INEXACT = {
     "gemma2": "it caps attention's logits, which packed rows leave out",
     "gemma3": "it is the one that also reads images; the text models of Gemma 3 (270m, 1b) are gemma3_text",
+    "granite": "it scales its logits, which scoring leaves out",
     "gpt_oss": "its attention has sinks, which packed rows leave out",
     "llama4": "its layers attend in chunks, which packed rows do not keep to",
 }
+# Settings of a config.json of which any but these values is in the way, too.
+_INEXACT_SETTINGS = {
+    "attn_logit_softcapping": "it caps attention's logits, which packed rows leave out",
+    "final_logit_softcapping": "it caps its logits, which scoring leaves out",
+}
+_INEXACT_ROPES = ("dynamic", "longrope")
+_ROPE_REASON = "its angles depend on the longest sequence of a packed row"
 _BLOCK = 2**25  # numbers looked at together, so that memory stays bounded whatever a tensor's size
 _NAMED = 3  # names that a message shows
 # Loads a tokenizer.json in a process of its own: the library answers a file that it cannot read with an exception of
@@ -78,19 +87,30 @@ def check_weights(folder: ModelFolder, path: Path, where: str, *, scores: bool) 
         InputError: a weight is missing, has another shape, or is not finite; or it is a model of an architecture that
             transformers does not know, or that cannot be scored exactly.
     """
-    model_type = read_json(path / "config.json", where)["model_type"]
-    if model_type in EXACT:
-        num_rows = _check_names(folder, _empty_model(path, where), where)
-    elif not scores:
-        num_rows = None
-    else:
+    config = read_json(path / "config.json", where)
+    if scores:
+        _check_exact(config, where)
+    num_rows = _check_names(folder, _empty_model(path, where), where) if config["model_type"] in EXACT else None
+    _check_numbers(folder, where)
+    return num_rows
+
+
+def _check_exact(config: Mapping[str, Any], where: str) -> None:
+    """Refuse what would be scored or trained with other numbers than those of separate sequences."""
+    model_type = config["model_type"]
+    if model_type not in EXACT:
         reason = _INEXACT.get(model_type, "for others it is not proven that reasons scored together are scored exactly")
         raise InputError(
             f"{where}/config.json: model_type is {model_type!r}; expected one of {', '.join(EXACT)}: {reason}. Use a "
             "model of one of these architectures."
         )
-    _check_numbers(folder, where)
-    return num_rows
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kinds = [part.get("rope_type", part.get("type")) for part in (rope, *rope.values()) if isinstance(part, dict)]
+    found = [(name, config[name], why) for name, why in _INEXACT_SETTINGS.items() if config.get(name) is not None]
+    found += [("rope_type", kind, _ROPE_REASON) for kind in kinds if kind in _INEXACT_ROPES]
+    if found:
+        name, value, why = found[0]
+        raise InputError(f"{where}/config.json: {name} is {value!r}; expected none: {why}. Use a model without it.")
 
 
 def _check_names(folder: ModelFolder, model: "PreTrainedModel", where: str) -> int:

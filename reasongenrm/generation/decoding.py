@@ -188,12 +188,13 @@ def _read_prompts(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Fill an empty cache with the prompts, one row each: first what all begin with, once, then each one's own tokens.
 
-    In the cache a short prompt's padding lies between the two, and is masked.
+    In the cache a short prompt's padding lies between the two, and is masked. A model with sliding windows reads all
+    prompts whole, padded on the left: its window counts places in the cache, the masked ones between the two as well.
 
     Returns:
         Attention mask, shape (P, T); position of the last token, shape (P, 1); logits of the next token, shape (P, V).
     """
-    num_shared = _num_shared(prompts)
+    num_shared = 0 if model.config.to_dict().get("sliding_window") else _num_shared(prompts)
     longest = max(len(ids) for ids in prompts) - num_shared
     own_PT = torch.full((len(prompts), longest), pad_id)
     mask_PT = torch.zeros((len(prompts), longest), dtype=torch.long)

@@ -20,7 +20,7 @@ from reasongenrm.data.model_folder import check_folder
 from reasongenrm.errors import InputError
 from reasongenrm.generation.turns import Turns
 from reasongenrm.store.artifacts import Store, download
-from tests.tiny import FAMILIES, Family, tiny_checkpoint
+from tests.tiny import ARCHITECTURES, FAMILIES, Family, tiny_checkpoint
 
 WEIGHTS = "model.safetensors"
 LAST = "model.layers.1.mlp.down_proj.weight"
@@ -161,6 +161,7 @@ def test_config_that_describes_no_model_is_named(folder: Path) -> None:
     [
         ("gemma2", "it caps attention's logits"),
         ("gemma3", "also reads images; the text models of Gemma 3"),
+        ("granite", "it scales its logits"),
         ("gpt_oss", "its attention has sinks"),
         ("falcon", "for others it is not proven"),
     ],
@@ -172,6 +173,24 @@ def test_architecture_that_is_not_scored_exactly_is_refused_by_name(folder: Path
     ):
         weigh(folder)
     assert weigh(folder, scores=False) is None  # a teacher is not asked for probabilities
+
+
+def test_what_is_accepted_is_what_is_proven() -> None:
+    assert set(model_checks.EXACT) == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0; expected none: it caps its logits"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type is 'longrope'; expected none: its angles depend"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "dynamic"}}, "rope_type is 'dynamic'; expected none"),
+    ],
+)
+def test_setting_that_is_not_scored_exactly_is_named(folder: Path, settings: dict[str, Any], message: str) -> None:
+    change_json(folder / "config.json", **settings)
+    with pytest.raises(InputError, match=rf"the-model/config.json: {message}"):
+        weigh(folder)
 
 
 def test_teacher_s_numbers_are_looked_at_all_the_same(folder: Path) -> None:

@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache
 
 from reasongenrm.generation.decoding import GROWTH_TOKENS, DecodingPrompt, GrowingLayer, decode, pick_tokens
 from reasongenrm.generation.transformers import load_checkpoint
-from tests.tiny import exact, tiny_checkpoint
+from tests.tiny import ARCHITECTURES, exact, exact_architecture, tiny_checkpoint
 
 # Probabilities 0.5, 0.2, 0.3 in the order of the vocabulary.
 LOGITS_13 = torch.tensor([[math.log(0.5), math.log(0.2), math.log(0.3)]])
@@ -104,6 +104,24 @@ def test_prompts_that_begin_alike_are_continued_as_each_is_alone(
             assert step.tokens[rows] == one.tokens
             # Sums over at most 128 float64 in two layers: some hundred units of 2e-16.
             torch.testing.assert_close(step.logits_RV[rows], one.logits_RV, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("prompts", [([5, 6, 7, 8, 9, 10, 11, 12], [5, 6, 7, 8, 9, 20]), ([5, 6, 7, 8, 9], [30, 6])])
+def test_every_architecture_continues_prompts_together_as_each_alone(
+    model_type: str, prompts: tuple[list[int], ...]
+) -> None:
+    """Sliding windows of 3 tokens: padding between a shared beginning and the rest must not push it out of sight."""
+    model = exact_architecture(model_type).eval()
+    written = [list(prompt) for prompt in prompts]
+    together = [DecodingPrompt(prompt, frozenset(), 4, [1]) for prompt in prompts]
+    for step in decode(model, together, 3, 0.0, 1.0):
+        for row, token, logits_V in zip(step.rows, step.tokens, step.logits_RV, strict=True):
+            with torch.no_grad():
+                alone_V = model(torch.tensor([written[row]])).logits[0, -1]
+            assert (alone_V - logits_V).abs().max().item() < 1e-10
+            written[row].append(token)
+    assert [len(row) for row in written] == [len(prompt) + 4 for prompt in prompts]
 
 
 def states(num_rows: int, num_tokens: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

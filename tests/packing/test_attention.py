@@ -8,12 +8,11 @@ import pytest
 import torch
 from accelerate.utils import send_to_device
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from reasongenrm.packing.attention import Segments, _mask, packed_attention
 from reasongenrm.packing.kernels import prepare_for_packed_rows
 from reasongenrm.packing.trees import Branch, Tree, pack
-from tests.tiny import FAMILIES, Family, exact, exact_model, tiny_checkpoint
+from tests.tiny import ARCHITECTURES, FAMILIES, Family, exact_architecture, exact_model, tiny_checkpoint
 
 SHAPES = ((7, (3, 5, 1)), (1, (4,)), (1, (2, 3)), (9, (6,)), (12, (1, 8)))  # prefix, branches
 
@@ -76,49 +75,9 @@ def test_log_probabilities_and_gradients_are_those_of_separate_sequences(
     assert (gradient(model, found) - plain_gradient).norm() < 1e-10 * plain_gradient.norm()
 
 
-SMALL = {
-    "vocab_size": 128,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 5e5,
-    "factor": 32.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8,
-}
-WINDOWED = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 3}
-# Every architecture that an import accepts, in what sets its attention apart (model_checks.EXACT).
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "llama": {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": True},  # Llama 3.2
-    "mistral": {"sliding_window": 3},
-    "qwen2": {"use_sliding_window": True, **WINDOWED},
-    "qwen3": {},
-    "phi3": {},
-    "gemma3_text": {**WINDOWED, "query_pre_attn_scalar": 16},
-    "olmo2": {},
-    "granite": {"attention_multiplier": 0.3, "residual_multiplier": 0.5, "logits_scaling": 2.0},
-    "smollm3": {"no_rope_layers": [1, 0]},
-}
-
-
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_every_architecture_gives_the_numbers_of_separate_sequences(model_type: str, trees: list[Tree]) -> None:
-    config = AutoConfig.for_model(model_type, **SMALL, **ARCHITECTURES[model_type])
-    torch.manual_seed(0)
-    model = exact(AutoModelForCausalLM.from_config(config))
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.normal_(0 if weight.ndim == 2 else 1, 0.3)
+    model = exact_architecture(model_type)
     plain = separate(model, trees)
     plain_gradient = gradient(model, plain)
     prepare_for_packed_rows(model)

@@ -27,12 +27,13 @@ from reasongenrm.packing.kernels import prepare_for_packed_rows
 from reasongenrm.processes.workers import WorkerProcess
 from reasongenrm.reasons.candidates import Row, encode_candidates, plan_batches
 from reasongenrm.reasons.score import context_length, score_metrics, score_reasons
-from reasongenrm.reasons.score_batch import probability, reason_score, score_batch
+from reasongenrm.reasons.score_batch import _token_logprobs, probability, reason_score, score_batch
 from reasongenrm.reasons.score_replicas import ScorerReplicas
 from reasongenrm.records import JudgePrompt, Message, Reason, Record, ScoredReason, dump_records, parse_records
 from reasongenrm.store.artifacts import ArtifactRef, Store, read_file
 from reasongenrm.store.stage import Stage
-from tests.tiny import Family, exact, tiny_checkpoint, tiny_tokenizer
+from tests.tiny import ARCHITECTURES as TINY_ARCHITECTURES
+from tests.tiny import Family, exact, exact_architecture, tiny_checkpoint, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURES: list[tuple[Family, dict[str, Any]]] = [
@@ -185,6 +186,17 @@ def test_batched_scores_are_those_of_one_sequence_at_a_time(family: Family, chan
     for key, (p_reason, p_verdict) in plain.items():
         assert single[key].p_reason == pytest.approx(p_reason, rel=1e-4)
         assert single[key].p_verdict == pytest.approx(p_verdict, rel=1e-4)
+
+
+@pytest.mark.parametrize("model_type", TINY_ARCHITECTURES)
+def test_scorers_head_gives_the_models_own_log_probabilities(model_type: str) -> None:
+    model = exact_architecture(model_type).eval()
+    ids_1T = torch.arange(3, 13)[None]
+    with torch.inference_mode():
+        hidden_TD = model.get_decoder()(ids_1T).last_hidden_state[0]
+        expected_TV = model(ids_1T).logits[0].log_softmax(-1)
+        found_T = _token_logprobs(model, hidden_TD[:-1], ids_1T[0, 1:])
+    assert (found_T - expected_TV[:-1].gather(-1, ids_1T[0, 1:, None])[:, 0]).abs().max().item() < 1e-10
 
 
 def test_scores_do_not_depend_on_the_order_of_prompts_and_reasons() -> None:

@@ -28,7 +28,7 @@ from reasongenrm.training.packed import (
     _share,
     sum_by_branch,
 )
-from tests.tiny import exact_model, tiny_checkpoint, tiny_tokenizer
+from tests.tiny import ARCHITECTURES, exact_architecture, exact_model, tiny_checkpoint, tiny_tokenizer
 
 BETA = 0.3
 
@@ -137,6 +137,32 @@ def test_dpo_step_is_the_papers_loss_meaned_over_its_pairs(model: Any, limit: in
     loss = step_loss(lambda *given: PackedDPOTrainer.loss_and_sums(trainer, *given), model, batches)
     assert abs(loss.item() - expected.item()) < 1e-10
     assert (gradient(model, loss) - expected_gradient).norm() < 1e-10 * expected_gradient.norm()
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_trainers_first_loss_of_every_architecture_is_that_of_separate_sequences(
+    model_type: str, tmp_path: Path
+) -> None:
+    model, rows = exact_architecture(model_type).float(), sft_rows()
+    losses, count = [], 0
+    with torch.no_grad():
+        for row in rows:
+            is_trained = [label != IGNORED for label in row["labels"]]
+            losses.append(-logprob_sum(model, row["input_ids"], is_trained))
+            count += sum(is_trained[1:])
+    trainer = trainers.build_trainer(
+        SFTConfig(train_batch_size=6, max_steps=1, dtype="float32", logging_steps=1, save_steps=1),
+        lambda: model,
+        None,
+        tiny_tokenizer("chatml"),
+        rows,
+        stage="x",
+        output_dir=tmp_path,
+        num_processes=1,
+    )
+    trainer.train()
+    [loss] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert loss == pytest.approx((torch.stack(losses).sum() / count).item(), rel=1e-5)
 
 
 def test_what_is_logged_of_a_pair_is_worked_out_by_hand() -> None:
