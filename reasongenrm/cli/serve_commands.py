@@ -113,6 +113,7 @@ def judge_server(
 
     require("judge")
     from reasongenrm.evaluation.calibration import PlattScaling, load_calibration
+    from reasongenrm.http_client import parse_address
     from reasongenrm.judge.judge_app import ServerSettings, run_server
     from reasongenrm.judge.server.limits import Limits
     from reasongenrm.judge.service import JudgeSettings
@@ -142,7 +143,7 @@ def judge_server(
     )
     if limits.api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
         print_note(f"serving on {host} without a key: anybody who reaches it may use it; set JUDGE_API_KEY")
-    print_note(f"judge at http://{host}:{port} (docs: /docs), in front of {url} (Ctrl-C stops)")
+    print_note(f"judge at http://{host}:{port} (docs: /docs), in front of {parse_address(url)} (Ctrl-C stops)")
     server = ServerSettings(host=host, port=port, model_name=name, log_text=log_text, drain_seconds=drain_seconds)
     run_server(settings, limits, server)
 

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from reasongenrm.config import DeployConfig
 from reasongenrm.errors import ConfigError, StoreError
+from reasongenrm.http_client import without_login
 from reasongenrm.store.artifacts import ArtifactRef, Store, open_artifact
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # RFC 1123, a namespace
@@ -93,7 +94,7 @@ def _settings(config: DeployConfig) -> Iterator[str]:
     addresses = {key: getattr(config, key) for key in ("golden_endpoint", "model_registry", "prometheus")}
     for key, url in addresses.items():
         if url is not None and not _is_root(url):
-            yield f"{key} is '{url}': expected http(s)://host or http(s)://host:port"
+            yield f"{key} is '{without_login(url)}': expected http(s)://host or http(s)://host:port"
     # The longest name that KServe makes of ours, with the digits of the rollout revision: a host, or a Service.
     part = "transformer" if judge.enabled else "predictor"
     longest = f"{config.name}-{'0' * REVISION_DIGITS}-{part}-{config.namespace}"

@@ -52,7 +52,7 @@ class WebSettings:
 def make_app(settings: WebSettings) -> ASGIApp:
     """The page and its routes; a ConfigError if the judge's URL or key cannot be used."""
     judge = AsyncJudge(settings.judge_url, timeout=TIMEOUT_SECONDS, max_retries=NUM_RETRIES)
-    chat, shelf = ChatClient(judge.url), Shelf(settings.store)
+    chat, shelf = ChatClient(settings.judge_url.rstrip("/")), Shelf(settings.store)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

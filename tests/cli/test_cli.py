@@ -473,6 +473,13 @@ def test_an_endpoint_without_its_scheme_is_an_error_that_says_so(command: str, t
     assert "does not begin with http:// or https://" in " ".join(result.stderr.split())
 
 
+def test_a_judge_server_says_what_is_wrong_with_its_predictors_address_before_it_serves() -> None:
+    result = invoke("judge-server", "--predictor", "http://me:canary@127.0.0.1:port/v1")
+    assert result.exit_code == 2
+    assert "its port is no number from 1 to 65535" in " ".join(result.stderr.split())
+    assert "canary" not in result.output + result.stderr
+
+
 def test_endpoint_that_is_not_there_is_an_engine_error() -> None:
     result = invoke("judge", "--endpoint", "http://127.0.0.1:9/v1", *PAIR)
     assert result.exit_code == 4

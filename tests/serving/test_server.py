@@ -224,7 +224,7 @@ def test_generation_ends_with_the_context(checkpoint: Path) -> None:
         )
         assert error_of(response) == (400, "invalid_request_error", "messages", "context_length_exceeded")
         assert "maximum context length is 24 tokens" in response.text
-        engine = open_engine(f"{opened.base_url}/v1", EngineConfig())
+        engine = open_engine(f"{opened.base_url}/v1", EngineConfig(endpoint={"max_failed_fraction": 1}))
         request = GenerationRequest("q", ({"role": "user", "content": "long " * 30},))
         ((one,),) = engine.generate([request], Sampling(max_tokens=9))
         assert one.finish_reason == "length"
@@ -346,7 +346,7 @@ def test_full_line_is_refused_and_the_endpoint_engine_gets_through(checkpoint: P
         response = opened.post("/v1/chat/completions", json=QUESTION)
         assert error_of(response) == (429, "rate_limit_error", None, "rate_limit_exceeded")
         assert response.headers["retry-after"] == "2"
-        engine = open_engine(f"{opened.base_url}/v1", EngineConfig())
+        engine = open_engine(f"{opened.base_url}/v1", EngineConfig(endpoint={"max_failed_fraction": 1}))
         request = GenerationRequest("q", ({"role": "user", "content": "Which?"},), opening_role="reason")
         threading.Timer(0.5, goes_on.set).start()  # the engine is refused, too, before
         ((one,),) = engine.generate([request], Sampling(max_tokens=99))
