@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from reasongenrm.judge.api import PointwiseRequest
+from reasongenrm.judge.api import PairwiseRequest, PairwiseResponse, PointwiseRequest, PointwiseResponse
 from tests.endpoints import serving
 from tests.judges_service import FakeJudge, LongerWins, trainer_app
 from tests.waiting import HANG_SECONDS
@@ -135,6 +135,43 @@ print(json.dumps(rewards))
 """
 
 
+NEMO_GYM_UNREAD = """
+import importlib.util, json, sys
+
+import httpx
+
+path = f"{sys.argv[1]}/resources_servers/genrm_compare/utils.py"
+spec = importlib.util.spec_from_file_location("utils", path)
+utils = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(utils)
+
+body = {"input": "Name a prime.", "metadata": {"response_1": "seven", "response_2": "9"}}
+text = utils.extract_output_text(httpx.post(f"{sys.argv[2]}/nemo_gym/v1/responses", json=body).json())
+try:
+    print(json.dumps(utils.parse_genrm_output(text, 3.0, 3.5, raise_on_fail=True)))
+except utils.GenRMOutputParseError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+class NeverRead(LongerWins):
+    """A judge whose verdicts cannot be read."""
+
+    async def pairwise(self, request: PairwiseRequest, request_id: str) -> PairwiseResponse:
+        """No verdict in either order."""
+        return _unread(await super().pairwise(request, request_id), preferred=None, p_a=None)
+
+    async def pointwise(self, request: PointwiseRequest, request_id: str) -> PointwiseResponse:
+        """No verdict in either order."""
+        return _unread(await super().pointwise(request, request_id), score=None)
+
+
+def _unread(found: Any, **more: Any) -> Any:
+    nothing = {"preferred": None, "p_a": None}
+    judgments = [judgment.model_copy(update=nothing) for judgment in found.judgments]
+    return found.model_copy(update={"judgments": judgments, "consistent": None, **more})
+
+
 def install(folder: Path, *packages: str, python: str = "3.11") -> Path:
     """Packages alone, without what they depend on."""
     uv = Path(sys.executable).with_name("uv")
@@ -170,6 +207,9 @@ def test_openrlhf_gets_its_reward(tmp_path: Path) -> None:
     assert isinstance(request, PointwiseRequest)
     assert [turn.content for turn in request.turns()] == ["Name a prime."]
     assert (request.answer, request.reference) == ("seven", "9")
+    with serving(trainer_app(NeverRead())) as url:
+        found = run(OPENRLHF, packages, f"{url}/openrlhf/get_reward")
+    assert found == {"reward": None, "scores": None, "extra_logs": {}}, "no reward, and no number in its place"
 
 
 def test_verl_gets_its_score(tmp_path: Path) -> None:
@@ -181,6 +221,10 @@ def test_verl_gets_its_score(tmp_path: Path) -> None:
     with FakeJudge().running() as url:
         found = run(VERL, packages, url)
     assert (found["reward_score"], found["reward_extra_info"]["judge_consistent"]) == (0.9, 1.0)
+    unread = FakeJudge()
+    unread.service = NeverRead()
+    with unread.running() as url, pytest.raises(AssertionError, match="the judge gave no verdict in one order or both"):
+        run(VERL, packages, url)
 
 
 def test_nemo_gyms_genrm_compare_reads_the_scores(tmp_path: Path) -> None:
@@ -189,3 +233,6 @@ def test_nemo_gyms_genrm_compare_reads_the_scores(tmp_path: Path) -> None:
         rewards = run(NEMO_GYM, packages, url)
     # Pairs (0, 1), (1, 2), (2, 0); the longer one gets 1 + 4 * 0.9, the shorter one 1 + 4 * 0.1; then means.
     assert rewards == pytest.approx([3.0, 1.4, 4.6])
+    with serving(trainer_app(NeverRead())) as url:
+        said = run(NEMO_GYM_UNREAD, packages, url)
+    assert "No parseable JSON found in GenRM output: No verdict could be read" in said
