@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reasongenrm.data.chat import TEMPLATE_OPTIONS, detect_family, is_installed, named_family, told_family
+from reasongenrm.data.chat import (
+    TEMPLATE_OPTIONS,
+    detect_family,
+    encode_reason_example,
+    install_template,
+    is_installed,
+    named_family,
+    render,
+    told_family,
+)
 from reasongenrm.data.chat_families import FAMILIES, ChatFamily
 from reasongenrm.data.model_folder import ModelFolder, read_json
 from reasongenrm.errors import InputError
@@ -149,12 +158,13 @@ def check_tokenizer(path: Path, where: str, num_rows: int | None, chat_family: s
 
     Args:
         where: what messages call the folder.
-        num_rows: of the input embedding; None: not known.
+        num_rows: of the input embedding; None: of a teacher whose rows are not known, and that scores nothing.
         chat_family: of the config; None: told from the tokens.
 
     Raises:
         InputError: the tokenizer cannot be loaded, is of no supported family, has no chat template or one that cannot
-            be rendered from messages alone, or a token has no row in the embedding.
+            be rendered from messages alone, a token has no row in the embedding, or a piece of a conversation has other
+            tokens by itself than in its place.
     """
     tokenizer = _load_tokenizer(path, where)
     is_judge = is_installed(tokenizer)
@@ -171,6 +181,7 @@ def check_tokenizer(path: Path, where: str, num_rows: int | None, chat_family: s
     _check_template(tokenizer, family, where, is_named)
     if num_rows is not None:
         _check_ids(tokenizer, family, where, num_rows)
+        _check_pieces(tokenizer, family, where)
     return ModelChat(family, is_judge, is_named and told_family(tokenizer) != family)
 
 
@@ -306,6 +317,26 @@ def _check_ids(tokenizer: "PreTrainedTokenizerBase", family: ChatFamily, where: 
             f"{where}: {len(beyond)} tokens of the tokenizer have no row in the embedding ({named}), which has "
             f"{num_rows}: the tokenizer of another model, or tokens added without resize_token_embeddings. Copy the "
             "tokenizer that belongs to the weights."
+        )
+
+
+def _check_pieces(tokenizer: "PreTrainedTokenizerBase", family: ChatFamily, where: str) -> None:
+    """See that an example tokenised piece by piece, as it is trained and scored, is what the judge's template gives.
+
+    Gives the tokenizer that template.
+    """
+    install_template(tokenizer, family, "reason")
+    prompt, reason = "Which one?\n\nA or B?", "B is right.\n\n1. It is short: 2 < 3."
+    pieces = encode_reason_example(tokenizer, family, prompt, reason, "[[B]]").input_ids
+    turns = [("user", prompt), ("reason", reason), ("assistant", "[[B]]")]
+    whole = render(tokenizer, [{"role": role, "content": text} for role, text in turns], add_generation_prompt=False)
+    if pieces != whole:
+        place = next((at for at, pair in enumerate(zip(pieces, whole, strict=False)) if pair[0] != pair[1]), 0)
+        found, wanted = tokenizer.convert_ids_to_tokens([pieces[place], whole[place]])
+        raise InputError(
+            f"{where}: its tokenizer gives a text other tokens by itself than within a conversation ({found!r}, not "
+            f"{wanted!r}), as those of Llama 2 and Mistral do, which put a space before it: a reason cannot be scored "
+            "as it is generated. Use a model with a byte-level vocabulary, or Gemma 3."
         )
 
 

@@ -354,6 +354,25 @@ def test_family_that_the_vocabulary_tells_and_the_template_denies_is_named(folde
     assert (found.family.name, found.family.sequence_end, found.is_named) == ("chatml", "<|end_of_text|>", True)
 
 
+def test_tokenizer_that_puts_a_space_before_a_piece_is_refused(tmp_path: Path) -> None:
+    """As Llama 2's and Mistral's, to whose vocabulary ChatML's tokens have been added."""
+    from tokenizers import pre_tokenizers
+
+    path = tiny_checkpoint(tmp_path, "gemma3")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "</s>"]})
+    tokenizer.chat_template = (tiny_checkpoint(tmp_path / "chatml", "chatml") / "chat_template.jinja").read_text()
+    tokenizer.save_pretrained(path)
+    assert talk(path, 500, "chatml").family.sequence_end == "<eos>"
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.save_pretrained(path)
+    with pytest.raises(
+        InputError,
+        match=r"the-model: its tokenizer gives a text other tokens by itself .* \('\u2581.*Use a model with a b",
+    ):
+        talk(path, 500, "chatml")
+
+
 def test_named_family_whose_markup_the_template_has_not_is_an_error(tmp_path: Path) -> None:
     path = tiny_checkpoint(tmp_path, "phi4")
     with pytest.raises(
