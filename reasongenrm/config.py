@@ -272,6 +272,8 @@ class EvaluateConfig(Section):
     two_step: bool = False  # the reference's way: reason and verdict in two requests
     seed: int = 0
     engine: EngineConfig = EngineConfig()
+    # The benchmark's own names of columns, as `pairs.columns`; left out of the key where there are none.
+    columns: Annotated[dict[str, str], Field(exclude_if=lambda columns: not columns)] = {}
 
 
 class GateConfig(Section):

@@ -33,7 +33,9 @@ StyleOption = Annotated[
 
 
 def evaluate(
-    benchmark: Annotated[str, Option(metavar="URI", help="RewardBench or its schema: JSON Lines, s3:// or hub name.")],
+    benchmark: Annotated[
+        str, Option(metavar="URI", help="RewardBench or its schema (docs/data.md): a file, s3:// or hub name.")
+    ],
     model: Annotated[
         str | None, Option(metavar="URI", help="A checkpoint: a folder, or s3://... of the store.")
     ] = None,
@@ -79,7 +81,8 @@ def evaluate(
     if config is None:
         assignments = [f"evaluate.engine.kind={'vllm' if find_spec('vllm') else 'transformers'}", *assignments]
     settings = make_config(config, assignments, limit).evaluate
-    rows = load_benchmark(absolute(benchmark), settings.limit, settings.seed)
+    rows = load_benchmark(absolute(benchmark), settings.limit, settings.seed, settings.columns)
+    print_note(rows.said)
     configure_cpu_math()
     with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as opened:  # stdout is for the result
         folder = None

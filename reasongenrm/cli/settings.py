@@ -32,7 +32,9 @@ ColumnsOption = Annotated[
 ]
 BenchmarkOption = Annotated[
     str | None,
-    Option(metavar="URI", help="RewardBench or its schema: JSON Lines, s3:// or hub name; else the config's."),
+    Option(
+        metavar="URI", help="RewardBench or its schema (docs/data.md): a file, s3:// or hub name; else the config's."
+    ),
 ]
 ModelOption = Annotated[
     str | None, Option(metavar="URI", help="Base model: a folder, GGUF file, s3:// or hub name; else the config's.")

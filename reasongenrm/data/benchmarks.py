@@ -1,30 +1,44 @@
 """The benchmark's rows: where they come from, and whether they are valid.
 
-In goes a hub name, a local JSON Lines file or an s3:// URI in RewardBench's own schema (prompt, chosen, rejected,
-subset, id, and the two models' names); out come checked rows for `evaluation.py` to have judged and `metrics.py` to
-score. A benchmark with other subsets works too: it has subsets, but no sections.
+In goes a hub name, a local file or an s3:// URI in RewardBench's own schema (prompt, chosen, rejected, subset, id, and
+the two models' names); out come checked rows for `evaluation.py` to have judged and `metrics.py` to score. A benchmark
+with other subsets works too: it has subsets, but no sections. Turns are read as those of preferences are
+(preference_formats.py), and what holds no preference is dropped and counted by cause. docs/data.md says it for users.
 """
 
 import difflib
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-from reasongenrm.data.rows import hub_rows, parse_json_lines
+from reasongenrm.data.preference_formats import (
+    DropRowError,
+    NotOfShapeError,
+    ReadPair,
+    read_answers,
+    read_text,
+    read_turns,
+    value_named,
+)
+from reasongenrm.data.row_files import read_rows_of
+from reasongenrm.data.rows import BadRow, hub_rows, renamed_row
 from reasongenrm.data.sections import SECTION_OF, Coverage, coverage_of
-from reasongenrm.errors import InputError, validated
-from reasongenrm.records import JudgePrompt, Message, Order, Record, Verdict, dump_records
+from reasongenrm.errors import ConfigError, InputError
+from reasongenrm.records import Drops, JudgePrompt, Message, Order, Record, Verdict, dump_records
 from reasongenrm.store.artifacts import digest_bytes, is_hub_name, read_uri
 
 ORDERS: tuple[Order, Order] = ("chosen_first", "rejected_first")
 LABELS: dict[Order, Verdict] = {"chosen_first": "[[A]]", "rejected_first": "[[B]]"}
 HUB_SPLIT = "filtered"  # the split that RewardBench's scores are made from
 
-_SCHEMA = "prompt, chosen, rejected, subset (text) and id (text or a whole number), as in allenai/reward-bench"
+ONE_SUBSET = "all"  # of rows that name none
+COLUMNS = ("prompt", "chosen", "rejected", "subset", "id", "chosen_model", "rejected_model")
+_SCHEMA = (
+    "an object with prompt (text or turns), chosen and rejected (texts or turns), and perhaps subset and id, as in "
+    "allenai/reward-bench; docs/data.md has the forms. Fix or remove the row."
+)
 
 
 class BenchmarkRow(Record):
@@ -55,40 +69,6 @@ class BenchmarkRow(Record):
         )
 
 
-class _Turn(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-class _Fields(BaseModel):
-    """A row as it is read; further columns are left aside."""
-
-    model_config = ConfigDict(strict=True)
-
-    prompt: str | list[_Turn]
-    chosen: str
-    rejected: str
-    subset: str
-    id: int | Annotated[str, Field(min_length=1)]
-    chosen_model: str = ""
-    rejected_model: str = ""
-
-    @model_validator(mode="after")
-    def _can_be_judged(self) -> "_Fields":
-        last = self.prompt if isinstance(self.prompt, str) else self.prompt[-1].content if self.prompt else ""
-        if not self.subset.strip():
-            raise ValueError("subset is empty (rows without groups can share a name, such as 'all')")
-        if self.chosen == self.rejected:
-            raise ValueError(f"chosen and rejected are the same text ({self.chosen[:60]!r}): no judge can be right")
-        if not isinstance(self.prompt, str) and [turn.role for turn in self.prompt][-1:] != ["user"]:
-            raise ValueError("prompt does not end with a user turn, the one that is answered")
-        if not last.strip():
-            raise ValueError("prompt is empty")
-        return self
-
-
 @dataclass(frozen=True)
 class Benchmark:
     """Rows to judge, in file order, with where they came from."""
@@ -97,6 +77,7 @@ class Benchmark:
     rows: tuple[BenchmarkRow, ...]  # to judge, after `spread`; row ids are unique
     num_available_rows: int  # before `spread`
     digest: str  # "sha256:..." of all available rows, the same for any place they were read from
+    drops: Drops = field(default_factory=Drops)  # what was read, and what of it holds no preference
 
     @property
     def name(self) -> str:
@@ -108,6 +89,16 @@ class Benchmark:
         """Whether the subsets are RewardBench's, and so have sections."""
         return self.rows[0].subset in SECTION_OF
 
+    @property
+    def said(self) -> str:
+        """What was read, and what of it was dropped, in one line."""
+        subsets = f"{len(self.subsets())} subset{'s' * (len(self.subsets()) > 1)}"
+        kept = f"{self.uri}: {self.num_available_rows:,} benchmark rows in {subsets}"
+        return kept + "".join(
+            f", {count} dropped as {cause} (first: {self.drops.examples[cause]})"
+            for cause, count in sorted(self.drops.causes.items())
+        )
+
     def subsets(self) -> tuple[str, ...]:
         """Names of the subsets that have rows: in section order for RewardBench, else in file order."""
         present = dict.fromkeys(row.subset for row in self.rows)
@@ -118,26 +109,46 @@ class Benchmark:
         return coverage_of(row.subset for row in self.rows) if self.is_rewardbench else None
 
 
-def load_benchmark(uri: str, limit: int | None = None, seed: int = 0) -> Benchmark:
+def load_benchmark(
+    uri: str, limit: int | None = None, seed: int = 0, columns: Mapping[str, str] | None = None
+) -> Benchmark:
     """Read and check a benchmark.
 
     The form of `uri` alone says where to look: `owner/name` is a dataset on the hub (its split "filtered"), `s3://...`
     an object, and everything else, such as a name that ends in .jsonl, a local file.
 
     Args:
-        uri: a hub name, a local file, or an s3:// URI of a JSON Lines file.
+        uri: a hub name, a local file, or an s3:// URI; files as `row_files.read_rows_of` reads them.
         limit: the most rows, spread over the subsets (see `spread`).
         seed: of that choice.
+        columns: our names of columns -> the file's own, where they differ.
 
     Raises:
-        InputError: nothing is there, it is not JSON Lines, or a row does not fit the schema; names file and row.
+        InputError: nothing is there, or a row does not fit the schema; names file and row.
+        EmptyStageError: no row holds a preference.
+        ConfigError: `columns` has a name that is none of ours.
     """
-    if is_hub_name(uri):
-        raw = hub_rows(uri, HUB_SPLIT)
-    else:
-        raw = list(parse_json_lines(read_uri(uri), uri, f"an object with {_SCHEMA}"))
-    rows = _checked_rows(raw, uri)
-    return Benchmark(uri, tuple(spread(rows, limit, seed)), len(rows), rows_digest(rows))
+    raw = hub_rows(uri, HUB_SPLIT) if is_hub_name(uri) else read_rows_of(read_uri(uri), uri)
+    drops = Drops()
+    rows = _checked_rows(_renamed_rows(raw, columns or {}), uri, drops)
+    return Benchmark(uri, tuple(spread(rows, limit, seed)), len(rows), rows_digest(rows), drops)
+
+
+def _renamed_rows(raw: Sequence[tuple[str, Any]], columns: Mapping[str, str]) -> list[tuple[str, Any]]:
+    unknown = sorted(columns.keys() - set(COLUMNS))
+    if unknown:
+        raise ConfigError(
+            f"evaluate.columns: a benchmark has no column '{unknown[0]}'; expected OURS=YOURS, such as "
+            f"prompt=question, with one of ours: {', '.join(COLUMNS)}."
+        )
+    where, first = raw[0]
+    absent = [name for name in columns.values() if isinstance(first, Mapping) and name not in first]
+    if absent:
+        raise InputError(
+            f"{where}: no column '{absent[0]}', which evaluate.columns names; found {', '.join(map(str, first))}. "
+            "Correct the name."
+        )
+    return [(where, renamed_row(row, columns)) for where, row in raw]
 
 
 def rows_digest(rows: Iterable[BenchmarkRow]) -> str:
@@ -175,21 +186,42 @@ def _quotas(sizes: Mapping[str, int], limit: int) -> dict[str, int]:
     return quotas
 
 
-def _checked_rows(raw: Sequence[tuple[str, Any]], uri: str) -> list[BenchmarkRow]:
+def _checked_rows(raw: Sequence[tuple[str, Any]], uri: str, drops: Drops) -> list[BenchmarkRow]:
     """Check every row alone, then that ids are unique and the subsets go together."""
     rows: list[BenchmarkRow] = []
-    first_at: dict[str, str] = {}
-    for where, fields in raw:
-        row = _row(fields, where)
+    first_at: dict[str, tuple[str, str]] = {}  # row id -> where it was, and its subset
+    for number, (where, fields) in enumerate(raw, start=1):
+        drops.num_in += 1
+        try:
+            row = _row(fields, number)
+        except NotOfShapeError as wrong:
+            raise InputError(f"{where}: {wrong}; expected {_SCHEMA}") from wrong
+        except DropRowError as dropped:
+            drops.drop(str(dropped), where)
+            continue
         if row.row_id in first_at:
-            raise InputError(
-                f"{where}: id {row.row_id.removeprefix(row.subset + '/')!r} of subset '{row.subset}' was already at "
-                f"{first_at[row.row_id]}; expected an id once in its subset. Remove the copy or give it another id."
-            )
-        first_at[row.row_id] = where
+            raise InputError(f"{where}: {_clash(row, *first_at[row.row_id])}")
+        first_at[row.row_id] = where, row.subset
         rows.append(row)
-    _check_subsets(rows, [where for where, _ in raw], uri)
+    drops.num_out = len(rows)
+    drops.require_some(uri, "Give a benchmark whose rows have a better and a worse answer.")
+    _check_subsets(rows, [where for where, _ in first_at.values()], uri)
     return rows
+
+
+def _clash(row: BenchmarkRow, where: str, subset: str) -> str:
+    """Why two rows have one row id."""
+    row_id = row.row_id.removeprefix(f"{row.subset}/")
+    if row.subset == subset:
+        return (
+            f"id {row_id!r} of subset '{subset}' was already at {where}; expected an id once in its subset (a row "
+            "without one has its number in the file). Remove the copy or give it another id."
+        )
+    other = row.row_id.removeprefix(f"{subset}/")
+    return (
+        f"id {row_id!r} of subset '{row.subset}' and id {other!r} of subset '{subset}' at {where} are both called "
+        f"'{row.row_id}'; expected names that differ. Rename one of the subsets or ids, without a slash."
+    )
 
 
 def _check_subsets(rows: Sequence[BenchmarkRow], places: Sequence[str], uri: str) -> None:
@@ -213,12 +245,71 @@ def _meant(subset: str) -> str:
     return f"; '{close[0]}' meant?" if close else ""
 
 
-def _row(fields: Any, where: str) -> BenchmarkRow:
-    with validated(where, f"an object with {_SCHEMA}. Correct or remove the row."):
-        row = _Fields.model_validate(fields)
-    prompt = [_Turn(role="user", content=row.prompt)] if isinstance(row.prompt, str) else row.prompt
+def _row(fields: Any, number: int) -> BenchmarkRow:
+    """One row, the `number`th of its file.
+
+    Raises:
+        NotOfShapeError, DropRowError: see there.
+    """
+    if isinstance(fields, BadRow):
+        raise NotOfShapeError(fields.cause, fields.problem)
+    if not isinstance(fields, Mapping):
+        raise NotOfShapeError("not_an_object", f"found {value_named(fields)}, no object")
+    question, chosen, rejected = _preferred(fields)
+    if chosen == rejected:
+        raise DropRowError("equal_answers")
+    subset = _name(fields, "subset") or ONE_SUBSET
     return BenchmarkRow(
-        row_id=f"{row.subset}/{row.id}",
-        question=tuple(Message(role=turn.role, content=turn.content) for turn in prompt),
-        **row.model_dump(exclude={"id", "prompt"}),
+        row_id=f"{subset}/{_id(fields) or number}",
+        subset=subset,
+        question=question,
+        chosen=chosen,
+        rejected=rejected,
+        chosen_model=_name(fields, "chosen_model"),
+        rejected_model=_name(fields, "rejected_model"),
     )
+
+
+def _preferred(fields: Mapping[str, Any]) -> ReadPair:
+    """The question and both answers; without a prompt, of two whole conversations, as preferences have them."""
+    for column in ("chosen", "rejected"):
+        if column not in fields:
+            raise NotOfShapeError(
+                "missing_column", f"column '{column}' is missing, found {', '.join(map(str, fields))}"
+            )
+    if fields.get("prompt") is None:
+        try:
+            return read_answers(fields, None)
+        except NotOfShapeError as wrong:
+            raise NotOfShapeError(wrong.cause, f"there is no prompt, and {wrong}") from wrong
+    prompt = fields["prompt"]
+    # A text stays as it is, also one in the form of a transcript: the digests of stored evaluations hold it so.
+    question = (Message(role="user", content=prompt),) if isinstance(prompt, str) else read_turns(prompt, "prompt")
+    if [turn.role for turn in question][-1:] != ["user"]:
+        raise NotOfShapeError("wrong_turns", "'prompt' does not end with a user turn, the one that is answered")
+    if not question[-1].content.strip():
+        raise NotOfShapeError("wrong_value", "'prompt' is empty")
+    return ReadPair(question, *(_answer(fields[column], column, question) for column in ("chosen", "rejected")))
+
+
+def _answer(value: Any, column: str, question: tuple[Message, ...]) -> str:
+    """An answer: a text, or the assistant's turn behind the prompt, which may be repeated before it."""
+    if not isinstance(value, list | tuple | Mapping):
+        return read_text(value, column)
+    *before, last = read_turns(value, column) or (Message(role="user", content=""),)
+    if last.role != "assistant":
+        raise NotOfShapeError("wrong_turns", f"'{column}' does not end with an assistant's turn, the answer")
+    if before and tuple(before) != question:
+        raise DropRowError("questions_differ")
+    return last.content
+
+
+def _name(fields: Mapping[str, Any], column: str) -> str:
+    """A text that may be missing: "" then."""
+    value = fields.get(column)
+    return "" if value is None else read_text(value, column).strip() and value
+
+
+def _id(fields: Mapping[str, Any]) -> str:
+    value = fields.get("id")
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else _name(fields, "id")

@@ -23,7 +23,7 @@ from reasongenrm.data.preference_formats import (
 )
 from reasongenrm.data.prompts import judge_prompt
 from reasongenrm.data.row_files import read_rows_of
-from reasongenrm.data.rows import BadRow, hub_commit, hub_rows, take
+from reasongenrm.data.rows import BadRow, hub_commit, hub_rows, renamed_row, take
 from reasongenrm.errors import ConfigError, InputError
 from reasongenrm.records import Drops, JudgePrompt, PreferencePair, dump_records
 from reasongenrm.store.artifacts import ArtifactRef, Store, digest_bytes, download, is_hub_name, read_uri
@@ -85,7 +85,7 @@ def tell_format(rows: Sequence[tuple[str, Any]], config: PairsConfig) -> Prefere
     for place, raw in rows:
         if isinstance(raw, BadRow):
             continue
-        renamed = _renamed(raw, config)
+        renamed = renamed_row(raw, config.columns)
         for kind in kinds:
             if kind.tells(renamed):
                 _check_settings(kind, config)
@@ -100,9 +100,10 @@ def tell_format(rows: Sequence[tuple[str, Any]], config: PairsConfig) -> Prefere
             f"{where}: no column '{absent[0]}', which pairs.columns (--columns) names; found "
             f"{', '.join(map(str, row))}. Correct the name."
         )
+    nearest = _nearest(renamed_row(row, config.columns), kinds)
     known = f"columns {', '.join(map(str, row))}" if isinstance(row, Mapping) else f"a {type(row).__name__}, no object"
     raise InputError(
-        f"{where}: {known}; no format of preferences has these{_nearest(_renamed(row, config), kinds)}. The row: "
+        f"{where}: {known}; no format of preferences has these{nearest}. The row: "
         f"{_short(row)}. Say which column is which: `reasongenrm convert {_file_of(where)} --columns "
         "prompt=YOURS,chosen=YOURS,rejected=YOURS`. docs/data.md has the formats."
     )
@@ -126,13 +127,6 @@ def _check_settings(kind: PreferenceFormat, config: PairsConfig) -> None:
             f"pairs.{useless[0]} has no effect on rows of the format '{kind.title}'; expected it with {users}. "
             "Leave it out."
         )
-
-
-def _renamed(row: Any, config: PairsConfig) -> Any:
-    """A row with the columns' own names, as `pairs.columns` says; what the row lacks stays missing."""
-    if not isinstance(row, Mapping) or not config.columns:
-        return row
-    return {**row, **{ours: row[theirs] for ours, theirs in config.columns.items() if theirs in row}}
 
 
 def _file_of(where: str) -> str:
@@ -190,7 +184,7 @@ def parse_pairs(rows: Sequence[tuple[str, Any]], drops: Drops, config: PairsConf
         ConfigError: see `tell_format`.
     """
     kind = tell_format(rows, config)
-    renamed = [(where, _renamed(row, config)) for where, row in rows]
+    renamed = [(where, renamed_row(row, config.columns)) for where, row in rows]
     pairs: list[PreferencePair] = []
     for number, (where, row) in enumerate(kind.gather(renamed) if kind.gather else renamed):
         try:

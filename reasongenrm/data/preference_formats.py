@@ -108,7 +108,7 @@ def _checked(found: ReadPair) -> ReadPair | DropRowError:
 # What a column holds
 
 
-def _turns(value: Any, column: str) -> _Conversation:
+def read_turns(value: Any, column: str) -> _Conversation:
     """A list of turns: OpenAI's {"role", "content"} or ShareGPT's {"from", "value"}; an empty system turn is left out.
 
     Source of ShareGPT's names: hiyouga/LLaMA-Factory, data/README.md.
@@ -116,20 +116,20 @@ def _turns(value: Any, column: str) -> _Conversation:
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, list | tuple):
-        raise NotOfShapeError("wrong_value", f"'{column}' is {_named(value)}, no list of turns")
+        raise NotOfShapeError("wrong_value", f"'{column}' is {value_named(value)}, no list of turns")
     turns = [_turn(turn, f"{column}.{place}") for place, turn in enumerate(value)]
     return tuple(turn for turn in turns if turn.role != "system" or turn.content.strip())
 
 
 def _turn(turn: Any, where: str) -> Message:
     if not isinstance(turn, Mapping):
-        raise NotOfShapeError("wrong_value", f"'{where}' is {_named(turn)}, no turn")
+        raise NotOfShapeError("wrong_value", f"'{where}' is {value_named(turn)}, no turn")
     role = turn.get("role", turn.get("from"))
     if role in _TOOL_ROLES or turn.get("tool_calls") or turn.get("function_call"):
         raise DropRowError("tool_call")
     if not isinstance(role, str) or role not in _ROLES:
         roles = ", ".join(_ROLES)
-        raise NotOfShapeError("wrong_turns", f"'{where}' has the role {_named(role)}; known are {roles}")
+        raise NotOfShapeError("wrong_turns", f"'{where}' has the role {value_named(role)}; known are {roles}")
     return Message(role=_ROLES[role], content=_content(turn.get("content", turn.get("value")), where))
 
 
@@ -141,7 +141,7 @@ def _content(content: Any, where: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list | tuple):
-        raise NotOfShapeError("wrong_value", f"'{where}' has {_named(content)} as content, no text")
+        raise NotOfShapeError("wrong_value", f"'{where}' has {value_named(content)} as content, no text")
     texts = []
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
@@ -156,7 +156,7 @@ def _content(content: Any, where: str) -> str:
 def _prompt(value: Any, column: str) -> _Conversation:
     """A prompt: turns, a transcript that ends with "Assistant:", or the text of one user turn."""
     if not isinstance(value, str):
-        return _turns(value, column)
+        return read_turns(value, column)
     if _TRANSCRIPT.match(value.strip()) and value.strip().endswith("\n\nAssistant:"):
         return _transcript(value, column)[:-1]
     return (Message(role="user", content=value),)
@@ -167,16 +167,16 @@ def _transcript(text: Any, column: str) -> _Conversation:
 
     Source: Anthropic/hh-rlhf, its card.
     """
-    begin, *parts = _TRANSCRIPT.split(_text(text, column).strip())
+    begin, *parts = _TRANSCRIPT.split(read_text(text, column).strip())
     if begin or not parts:
         raise NotOfShapeError("wrong_value", f"'{column}' is no transcript that begins with 'Human:'")
     roles = ["user" if name == "Human" else "assistant" for name in parts[::2]]
     return tuple(Message(role=role, content=part.strip()) for role, part in zip(roles, parts[1::2], strict=True))
 
 
-def _text(value: Any, column: str) -> str:
+def read_text(value: Any, column: str) -> str:
     if not isinstance(value, str):
-        raise NotOfShapeError("wrong_value", f"'{column}' is {_named(value)}, no text")
+        raise NotOfShapeError("wrong_value", f"'{column}' is {value_named(value)}, no text")
     return value
 
 
@@ -187,11 +187,11 @@ def _number(value: Any, column: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise NotOfShapeError("wrong_value", f"'{column}' is {_named(value)}, no number")
+        raise NotOfShapeError("wrong_value", f"'{column}' is {value_named(value)}, no number")
     return number
 
 
-def _named(value: Any) -> str:
+def value_named(value: Any) -> str:
     """A value in few words."""
     if value is None:
         return "null"
@@ -236,16 +236,19 @@ def _is_whole(value: Any) -> bool:
     return _is_list(value) and _ROLES.get(str(role)) != "assistant"
 
 
-def _chosen_rejected(row: _Fields, prompt: str | None = "prompt") -> ReadPair:
+def read_answers(row: _Fields, prompt: str | None = "prompt") -> ReadPair:
     """`chosen` and `rejected` as they come: whole conversations, transcripts, or answers to the prompt."""
     columns = ("chosen", "rejected")
     if prompt is None or prompt not in row or _is_whole(row["chosen"]):
-        read = _transcript if isinstance(row["chosen"], str) else _turns
+        read = _transcript if isinstance(row["chosen"], str) else read_turns
         better, worse = (read(row[column], column) for column in columns)
         return _compared(better, worse, columns)
     asked = _prompt(row[prompt], prompt)
     better, worse = (
-        (*asked, *((Message(role="assistant", content=value),) if isinstance(value, str) else _turns(value, column)))
+        (
+            *asked,
+            *((Message(role="assistant", content=value),) if isinstance(value, str) else read_turns(value, column)),
+        )
         for column, value in ((column, row[column]) for column in columns)
     )
     return _compared(better, worse, columns)
@@ -253,23 +256,23 @@ def _chosen_rejected(row: _Fields, prompt: str | None = "prompt") -> ReadPair:
 
 def _message_lists(row: _Fields, _config: PairsConfig) -> Iterator[ReadPair | DropRowError]:
     """Source: Skywork/Skywork-Reward-Preference-80K-v0.2, its card; TRL calls it the implicit prompt."""
-    yield _chosen_rejected(row, None)
+    yield read_answers(row, None)
 
 
 def _explicit_prompt(row: _Fields, _config: PairsConfig) -> Iterator[ReadPair | DropRowError]:
     """Source: huggingface/trl, docs/source/dataset_formats.md, Preference."""
-    yield _chosen_rejected(row)
+    yield read_answers(row)
 
 
 def _sharegpt(row: _Fields, _config: PairsConfig) -> Iterator[ReadPair | DropRowError]:
     """Source: hiyouga/LLaMA-Factory, data/README.md, preference data in ShareGPT's format."""
-    yield _chosen_rejected(row, "conversations")
+    yield read_answers(row, "conversations")
 
 
 def _binarized(row: _Fields, config: PairsConfig) -> Iterator[ReadPair | DropRowError]:
     """Source: HuggingFaceH4/ultrafeedback_binarized, its card."""
     above = _number(row["score_chosen"], "score_chosen") - _number(row["score_rejected"], "score_rejected")
-    yield DropRowError("score_not_above") if above <= 0 else _beyond(above, _chosen_rejected(row), config)
+    yield DropRowError("score_not_above") if above <= 0 else _beyond(above, read_answers(row), config)
 
 
 def _beyond(above: float, found: ReadPair, config: PairsConfig) -> ReadPair | DropRowError:
@@ -287,14 +290,14 @@ def _by_preference(question: _Conversation, answers: tuple[str, str], toward_sec
 
 def _helpsteer3(row: _Fields, config: PairsConfig) -> Iterator[ReadPair | DropRowError]:
     """A preference from -3 (response 1 is much better) to 3. Source: nvidia/HelpSteer3, its card, preference."""
-    question = _asked(_turns(row["context"], "context"), "context")
-    answers = (_text(row["response1"], "response1"), _text(row["response2"], "response2"))
+    question = _asked(read_turns(row["context"], "context"), "context")
+    answers = (read_text(row["response1"], "response1"), read_text(row["response2"], "response2"))
     yield _by_preference(question, answers, _number(row["overall_preference"], "overall_preference"), config)
 
 
 def _helpsteer2_preference(row: _Fields, config: PairsConfig) -> Iterator[ReadPair | DropRowError]:
     """A preference from -3 (response 1 is much better) to 3. Source: nvidia/HelpSteer2, its card, preference."""
-    answers = (_text(row["response_1"], "response_1"), _text(row["response_2"], "response_2"))
+    answers = (read_text(row["response_1"], "response_1"), read_text(row["response_2"], "response_2"))
     strength = _number(row["preference_strength"], "preference_strength")
     yield _by_preference(_steerlm_prompt(row["prompt"]), answers, strength, config)
 
@@ -309,7 +312,7 @@ def _steerlm_prompt(value: Any) -> _Conversation:
 
     Source: NVIDIA/NeMo-Aligner, examples/nlp/data/steerlm/common.py.
     """
-    first, *marked = _STEERLM.split(_text(value, "prompt"))
+    first, *marked = _STEERLM.split(read_text(value, "prompt"))
     roles = ["user", *(name.lower() for name in marked[::2])]
     turns = zip(roles, (first, *marked[1::2]), strict=True)
     return _asked(tuple(Message(role=role, content=text) for role, text in turns), "prompt")
@@ -323,13 +326,15 @@ def _battle(row: _Fields, _config: PairsConfig) -> Iterator[ReadPair | DropRowEr
 
     A tie is "tie", "tie (bothbad)" or "both_bad".
     """
-    won = _text(row["winner"], "winner").strip().lower()
+    won = read_text(row["winner"], "winner").strip().lower()
     if won.startswith("tie") or won == "both_bad":
         raise DropRowError("tie")
     if won not in _WINNERS:
-        raise NotOfShapeError("wrong_value", f"'winner' is {_named(won)}; known are model_a, model_b, a, b and ties")
+        raise NotOfShapeError(
+            "wrong_value", f"'winner' is {value_named(won)}; known are model_a, model_b, a, b and ties"
+        )
     columns = ("conversation_a", "conversation_b") if _WINNERS[won] == "a" else ("conversation_b", "conversation_a")
-    yield _compared(_turns(row[columns[0]], columns[0]), _turns(row[columns[1]], columns[1]), columns)
+    yield _compared(read_turns(row[columns[0]], columns[0]), read_turns(row[columns[1]], columns[1]), columns)
 
 
 def _battle_in_columns(row: _Fields, _config: PairsConfig) -> Iterator[ReadPair | DropRowError]:
@@ -357,8 +362,8 @@ def _texts(value: Any, column: str) -> list[str]:
     if isinstance(value, str):
         value = _list_of(value)
     if not isinstance(value, list):
-        raise NotOfShapeError("wrong_value", f"'{column}' is {_named(value)}, no list of texts")
-    return ["" if text is None else _text(text, column) for text in value]
+        raise NotOfShapeError("wrong_value", f"'{column}' is {value_named(value)}, no list of texts")
+    return ["" if text is None else read_text(text, column) for text in value]
 
 
 def _list_of(text: str) -> list[Any]:
@@ -399,7 +404,7 @@ def _each(row: _Fields, column: str, text: str, score: str) -> list[tuple[float,
     return [
         (
             _number(answer.get(score), f"{column}.{place}.{score}"),
-            _text(answer.get(text), f"{column}.{place}.{text}"),
+            read_text(answer.get(text), f"{column}.{place}.{text}"),
         )
         for place, answer in enumerate(answers)
     ]
@@ -416,7 +421,7 @@ def _ultrafeedback(row: _Fields, config: PairsConfig) -> Iterator[ReadPair | Dro
 
     Source: openbmb/UltraFeedback, its card; argilla/ultrafeedback-binarized-preferences, its card, on the error.
     """
-    question = (Message(role="user", content=_text(row["instruction"], "instruction")),)
+    question = (Message(role="user", content=read_text(row["instruction"], "instruction")),)
     yield from _ranked(question, _each(row, "completions", "response", "fine-grained_score"), config, margin=True)
 
 
@@ -534,7 +539,7 @@ FORMATS: tuple[PreferenceFormat, ...] = (
         "HH-RLHF transcripts",
         ("chosen", "rejected"),
         '"chosen" and "rejected", each a transcript that begins with "Human:"',
-        lambda row, _config: iter([_chosen_rejected(row, None)]),
+        lambda row, _config: iter([read_answers(row, None)]),
         fits=lambda row: _is_transcript(row["chosen"]) and _is_transcript(row["rejected"]),
     ),
 )

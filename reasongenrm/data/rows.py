@@ -7,7 +7,7 @@ own cause: the reader of the rows decides whether it stops the work or is droppe
 import codecs
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from reasongenrm.errors import InputError
@@ -28,26 +28,6 @@ class BadRow(NamedTuple):
 
     cause: str
     problem: str
-
-
-def parse_json_lines(data: bytes, name: str, shape: str) -> Iterator[tuple[str, Any]]:
-    """The rows of a JSON Lines file, each with its place ("file line 3"); the first that cannot be read is an error.
-
-    Args:
-        shape: what a row should be, for messages.
-
-    Raises:
-        InputError: the file is empty, or a line is not JSON in UTF-8; names the file and the line.
-    """
-    expected = f"expected JSON Lines, one per line {shape}"
-    found = False
-    for where, row in read_json_lines(data, name):
-        if isinstance(row, BadRow):
-            raise InputError(f"{where}: {row.problem}; {expected}. Fix or remove the line.")
-        found = True
-        yield where, row
-    if not found:
-        raise InputError(f"{name}: the file is empty; {expected}. Check that it was written whole.")
 
 
 def read_json_lines(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
@@ -106,6 +86,17 @@ def is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def renamed_row(row: Any, columns: Mapping[str, str]) -> Any:
+    """A row with our names of columns; what the row lacks stays missing.
+
+    Args:
+        columns: ours -> the file's own.
+    """
+    if not isinstance(row, Mapping) or not columns:
+        return row
+    return {**row, **{ours: row[theirs] for ours, theirs in columns.items() if theirs in row}}
 
 
 def _depth(value: Any) -> int:

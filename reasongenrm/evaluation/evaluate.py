@@ -21,7 +21,7 @@ from reasongenrm.generation.verdicts import READER_VERSION, parse_verdict
 from reasongenrm.progress import Tracker, track
 from reasongenrm.records import CALIBRATION_FILE, Judgment, Order, dump_records, parse_records
 from reasongenrm.store.artifacts import ArtifactRef, Store, digest_bytes, download
-from reasongenrm.store.stage import Stage
+from reasongenrm.store.stage import Stage, say
 from reasongenrm.variants import VARIANTS, JudgeStyle
 
 KeepPart = Callable[[str, bytes], None]
@@ -141,7 +141,8 @@ def evaluate_rewardbench(
     if variant not in VARIANTS:
         raise ConfigError(f"evaluate_rewardbench: variant is '{variant}', expected one of {', '.join(VARIANTS)}.")
     style = VARIANTS[variant].style
-    benchmark = load_benchmark(benchmark_uri, config.limit, config.seed)
+    benchmark = load_benchmark(benchmark_uri, config.limit, config.seed, config.columns)
+    say(f"evaluate_rewardbench: {benchmark.said}")
     inputs: dict[str, ArtifactRef | str] = {"benchmark": benchmark.digest}
     extra: dict[str, Any] = {"variant": variant, "reader": READER_VERSION}
     if isinstance(judge, ArtifactRef):
@@ -215,8 +216,9 @@ def evaluation_files(evaluation: Evaluation, judgments: Sequence[Judgment], benc
 
 
 def evaluation_counts(evaluation: Evaluation) -> dict[str, int]:
-    """Rows in, judgments out; nothing is dropped, what has no verdict is counted."""
+    """Rows in, judgments out; what has no verdict is counted, and the benchmark's rows that were dropped before."""
     return {
+        **{f"num_dropped_{cause}": count for cause, count in evaluation.benchmark.dropped.items()},
         "num_in": evaluation.benchmark.num_rows,
         "num_out": evaluation.num_judgments,
         "num_unparsed": round(evaluation.unparsed_fraction * evaluation.num_judgments),

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic import Field
+
 from reasongenrm.config import EvaluateConfig
 from reasongenrm.data.benchmarks import LABELS, ORDERS, Benchmark, rows_digest
 from reasongenrm.data.sections import SECTION_OF, SECTIONS, Coverage, subset_weights
@@ -40,6 +42,7 @@ class BenchmarkInfo(Record):
     num_available_rows: int
     is_rewardbench: bool
     coverage: Coverage | None
+    dropped: dict[str, int] = Field(default_factory=dict)  # rows that hold no preference, by cause; not available
 
 
 class SubsetScore(Record):
@@ -246,6 +249,7 @@ def evaluate(
             num_available_rows=benchmark.num_available_rows,
             is_rewardbench=benchmark.is_rewardbench,
             coverage=benchmark.coverage(),
+            dropped=dict(sorted(benchmark.drops.causes.items())),
         ),
         **scored([weights[subset] for subset in subsets]),
         confidence=config.confidence,
@@ -318,6 +322,9 @@ def _by_subset(subsets: Iterable[str], results: Sequence[RowResult], values: Seq
 def _notes(benchmark: Benchmark, subsets: Sequence[SubsetScore]) -> tuple[str, ...]:
     coverage = benchmark.coverage()
     notes = list(coverage.sentences()) if coverage else []
+    if benchmark.drops.causes:
+        dropped = ", ".join(f"{count} {cause}" for cause, count in sorted(benchmark.drops.causes.items()))
+        notes.append(f"Rows of {benchmark.name} that hold no preference were left out: {dropped}.")
     if len(benchmark.rows) < benchmark.num_available_rows:
         notes.append(
             f"A limit chose {len(benchmark.rows):,} of the {benchmark.num_available_rows:,} rows in {benchmark.name}."

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from reasongenrm.config import PairsConfig
-from reasongenrm.data import pairs, preference_formats, row_files, rows
+from reasongenrm.data import benchmarks, pairs, preference_formats, row_files, rows
+from reasongenrm.data.benchmarks import load_benchmark
 from reasongenrm.data.pairs import as_messages, parse_pairs, tell_format
 from reasongenrm.data.preference_formats import FORMATS
 from reasongenrm.data.rows import read_json_lines
 from reasongenrm.records import Drops
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+PREFERENCES, _, BENCHMARKS = PAGE.partition("## Examples")[0].partition("## Benchmarks")
 EXAMPLES = dict(
     re.findall(r"^### ([^\n]+)\n(.*?)(?=^### |\Z)", PAGE.partition("## Examples")[2], re.DOTALL | re.MULTILINE)
 )
@@ -57,5 +59,17 @@ def test_every_cause_is_on_the_page() -> None:
     calls = r'(?:DropRowError|NotOfShapeError|BadRow|drops\.drop)\(\s*"([a-z0-9_]+)"'
     causes = {cause for text in sources for cause in re.findall(calls, text)}
     assert {"tie", "not_utf8", "missing_column", "prompt_too_long", "cell_count"} <= causes
-    listed = set(re.findall(r"`([a-z0-9_]+)`", "".join(re.findall(r"^\| (`[^|]+) \|", PAGE, re.MULTILINE))))
+    listed = set(re.findall(r"`([a-z0-9_]+)`", "".join(re.findall(r"^\| (`[^|]+) \|", PREFERENCES, re.MULTILINE))))
     assert listed == causes
+
+
+def test_benchmark_of_the_page_is_read_as_it_says(tmp_path: Path) -> None:
+    [block] = re.findall(r"```json\n(.*?)```", BENCHMARKS, re.DOTALL)
+    (tmp_path / "rows.jsonl").write_text(block, encoding="utf-8")
+    benchmark = load_benchmark(str(tmp_path / "rows.jsonl"))
+    assert benchmark.drops.num_in == 3
+    ids = " and ".join(f"`{row.row_id}`" for row in benchmark.rows)
+    dropped = ", ".join(f"{count} `{cause}`" for cause, count in benchmark.drops.causes.items())
+    assert f"\n{len(benchmark.rows)} rows, {ids}, {dropped}.\n" in BENCHMARKS
+    named = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`[^|]+) \|", BENCHMARKS, re.MULTILINE)))
+    assert tuple(named) == benchmarks.COLUMNS

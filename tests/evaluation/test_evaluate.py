@@ -10,14 +10,14 @@ from reasongenrm.config import EngineConfig, EvaluateConfig
 from reasongenrm.data.benchmarks import Benchmark, BenchmarkRow, load_benchmark, rows_digest
 from reasongenrm.errors import ConfigError, EngineError
 from reasongenrm.evaluation.evaluate import evaluate_alone, evaluate_rewardbench, evaluation_counts, judge_benchmark
-from reasongenrm.evaluation.metrics import Evaluation
+from reasongenrm.evaluation.metrics import Evaluation, evaluate
 from reasongenrm.generation import Generation
 from reasongenrm.generation.endpoint import EndpointEngine
 from reasongenrm.records import Judgment, parse_records
 from reasongenrm.store.artifacts import ArtifactRef, Store, open_artifact, read_file
 from reasongenrm.store.stage import Stage
 from tests.endpoints import FakeEndpoint, completion
-from tests.judges import ScriptedEngine, benchmark_of
+from tests.judges import ScriptedEngine, benchmark_of, row, write_rows
 from tests.server_words import FILTERED
 from tests.tiny import tiny_checkpoint
 
@@ -232,6 +232,22 @@ def test_stage_evaluates_a_real_tiny_model_and_is_reused(store: Store, tmp_path:
 def test_unknown_variant_is_refused(store: Store, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="variant is 'rlhf', expected one of base, genrm, sft, dpo"):
         evaluate_rewardbench(store, EvaluateConfig(), "rlhf", "http://127.0.0.1:1/v1", benchmark(tmp_path).uri)
+
+
+def test_rows_that_hold_no_preference_are_in_the_counts_and_the_notes(tmp_path: Path) -> None:
+    rows = load_benchmark(
+        write_rows(tmp_path / "b.jsonl", [row("sums", 0), row("sums", 1), row("sums", 2, rejected="2 + 1 = 3.")])
+    )
+    judgments = judge_benchmark(ScriptedEngine(right), rows.rows, EvaluateConfig(), "verdict")
+    found = evaluate(judgments, rows, EvaluateConfig(num_bootstrap=50), variant="sft", model="m", style="verdict")
+    assert evaluation_counts(found) == {
+        "num_in": 2,
+        "num_out": 4,
+        "num_unparsed": 0,
+        "num_truncated": 0,
+        "num_dropped_equal_answers": 1,
+    }
+    assert "Rows of b.jsonl that hold no preference were left out: 1 equal_answers." in found.notes
 
 
 def test_judge_outside_a_run_leaves_its_files_and_goes_on_after_a_crash(tmp_path: Path) -> None:
