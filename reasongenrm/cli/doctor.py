@@ -217,7 +217,7 @@ def _extra(extra: str, why: str, *, needed: bool = True) -> Finding:
 
 def _s3_settings(*, needed: bool) -> list[Finding]:
     """What is wrong with the variables of an s3:// store; a store in a folder does not read them."""
-    from reasongenrm.store.s3 import wrong_settings
+    from reasongenrm.store.s3_settings import wrong_settings
 
     return [Finding("S3 settings", False, "cannot be used", problem, needed) for problem in wrong_settings()]
 

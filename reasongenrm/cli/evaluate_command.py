@@ -22,7 +22,6 @@ from reasongenrm.cli.settings import (
     make_config,
 )
 from reasongenrm.errors import ConfigError
-from reasongenrm.http_client import parse_address
 
 StyleOption = Annotated[
     Literal["plain", "verdict", "reason"] | None,
@@ -70,6 +69,7 @@ def evaluate(
     from reasongenrm.evaluation.report import build_report
     from reasongenrm.evaluation.report_page import render_html
     from reasongenrm.generation import open_engine
+    from reasongenrm.http_client import parse_address
     from reasongenrm.processes.cpu_math import configure_cpu_math
     from reasongenrm.processes.extras import require
 

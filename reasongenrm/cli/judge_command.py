@@ -13,7 +13,6 @@ from reasongenrm.cli.console import out, print_json, print_line, print_note
 from reasongenrm.cli.evaluate_command import StyleOption
 from reasongenrm.cli.settings import EndpointOption, JsonOption, ServedModelOption
 from reasongenrm.errors import ConfigError
-from reasongenrm.http_client import parse_address
 
 TIMEOUT_SECONDS = 600.0  # of one generation of --endpoint: a small server on a laptop writes some ten tokens per second
 
@@ -57,6 +56,7 @@ def judge(
     """
     from reasongenrm import Judge
     from reasongenrm.cli.views import judgment_panel
+    from reasongenrm.http_client import parse_address
     from reasongenrm.judge.api import PairwiseRequest
 
     given = {"rubric": rubric, "votes": votes, "max_tokens": max_tokens}

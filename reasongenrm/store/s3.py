@@ -4,7 +4,6 @@
 """
 
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,13 +27,12 @@ from botocore.exceptions import (
 )
 
 from reasongenrm.errors import ConfigError, StoreError
-from reasongenrm.http_client import parse_address, without_login
+from reasongenrm.http_client import without_login
+from reasongenrm.store.s3_settings import wrong_settings
 
 STORE_DIR = "REASONGENRM_STORE_DIR"  # set by the embedded store alone, to tell a full disk from other failures
 MIB = 1 << 20
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
-_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-_HOST_AND_PORT = re.compile(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?(/\S*)?")
 _RESERVED_FRACTION = 0.02  # SeaweedFS stops writing at 1 % free; the other per cent is for what it has just written
 _PART_BYTES = 16 * MIB  # S3 allows 10,000 parts; s3transfer enlarges them by itself beyond 156 GiB
 
@@ -51,34 +49,6 @@ def make_client() -> Any:
         raise ConfigError(problem)
     settings = ((name, value) for name, value in os.environ.items() if name.upper().startswith(("AWS_", *_PROXIES)))
     return _client_of(tuple(sorted(settings)))
-
-
-def wrong_settings() -> list[str]:
-    """What the AWS variables hold that no client can use, each with what to type instead."""
-    found = []
-    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
-        url = os.environ.get(name)
-        if not url:
-            continue
-        try:
-            address = parse_address(url, "http://127.0.0.1:9000")
-        except ConfigError as error:
-            typed = f" Type {name}=http://{url.strip()}, or https://." if _HOST_AND_PORT.fullmatch(url.strip()) else ""
-            found.append(f"{name} is {error}{typed}")
-            continue
-        if address.headers:
-            found.append(
-                f"{name} is '{address}' with a user or a password, which S3 does not take. Leave them out, and set "
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
-            )
-    for name in _KEYS:
-        key = os.environ.get(name, "")
-        if not (key.isascii() and key.isprintable() and " " not in key):
-            found.append(
-                f"{name} holds a line break, a space or another character that no key has; expected the key alone. Set "
-                f"it again without what was copied along with it, such as {name}=$(tr -d '[:space:]' < FILE)."
-            )
-    return found
 
 
 @lru_cache(maxsize=4)
