@@ -13,6 +13,7 @@ from reasongenrm.errors import ReasonGenRMError
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+_WIDER_THAN_ANY = 100_000  # characters; a row has several addresses of up to 1,024 each
 
 
 def plain_table(columns: Iterable[str], rows: Iterable[Iterable[str | Text]]) -> Table:
@@ -27,7 +28,7 @@ def plain_table(columns: Iterable[str], rows: Iterable[Iterable[str | Text]]) ->
 
 def print_table(table: Table) -> None:
     """A table whole, also where the lines of a narrow terminal or of a log are shorter."""
-    needed = table.__rich_measure__(out, out.options.update(width=1000)).maximum
+    needed = table.__rich_measure__(out, out.options.update(width=_WIDER_THAN_ANY)).maximum
     # A console of its own: to set the width of `out` would keep it for all that follows.
     Console(highlight=False, width=max(out.width, needed)).print(table)
 

@@ -109,9 +109,9 @@ def _fetched(model: str, store: str, folder: Path) -> Path:
     """A checkpoint's local folder; a model in the store is copied into `folder`."""
     if not model.lower().startswith("s3://"):
         return Path(model).expanduser()
-    from reasongenrm.runs.local import open_store
+    from reasongenrm.runs.local import existing_store
     from reasongenrm.store.artifacts import download
 
     print_note(f"fetching {model}")
-    with open_store(store):
+    with existing_store(store):
         return download(model, folder)

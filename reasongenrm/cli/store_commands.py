@@ -1,7 +1,7 @@
 """models and runs: what a store holds, and where it came from."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.text import Text
 from rich.tree import Tree
@@ -13,37 +13,61 @@ from reasongenrm.cli.settings import DEFAULT_STORE, HostOption, JsonOption, Name
 from reasongenrm.errors import InputError
 
 if TYPE_CHECKING:
+    from reasongenrm.runs.inventory import StoredModel
     from reasongenrm.store.artifacts import Manifest
     from reasongenrm.store.run_records import RunRecord
 
-MODEL_STAGES = ("import_model", "train_sft", "train_dpo")
+LineageOption = Annotated[bool, Option("--lineage", help="Also show what each model was made from, step by step.")]
 
 
-def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
-    """List the models in a store, each with what it was made from.
+def models(store: StoreOption = DEFAULT_STORE, lineage: LineageOption = False, as_json: JsonOption = False) -> None:
+    """List the models in a store: accuracy and consistency of the newest evaluation, and who serves them.
 
     [bold]Examples[/bold]
 
       reasongenrm models
 
+      reasongenrm models --lineage
+
       reasongenrm models --store s3://my-bucket/judges --json
     """
-    from reasongenrm.runs.local import open_store
+    from reasongenrm.runs.inventory import stored_models
+    from reasongenrm.runs.local import existing_store
     from reasongenrm.store.artifacts import list_artifacts
+    from reasongenrm.store.served import served_now
 
-    with open_store(store) as opened:
+    with existing_store(store) as opened:
         artifacts = list_artifacts(opened)
-    found = [manifest for manifest in artifacts if manifest.stage in MODEL_STAGES]
+        found = stored_models(artifacts, served_now(opened))
     if as_json:
-        print_json([{**manifest.model_dump(mode="json"), "uri": manifest.uri} for manifest in found])
+        print_json([_model_json(model) for model in found])
         return
     if not found:
         print_note(f"no models in {store} yet; `reasongenrm run` or `reasongenrm train` makes some")
-    by_digest = {manifest.digest: manifest for manifest in artifacts}
-    for manifest in found:
-        tree = Tree(Text(describe(manifest), style="bold"))
-        _add_inputs(tree, (manifest,), by_digest)
-        out.print(tree, soft_wrap=True)
+        return
+    columns = ("variant", "base", "accuracy", "consistent", "made", "served as", "model")
+    print_table(plain_table(columns, map(_model_cells, found)))
+    if lineage:
+        by_digest = {manifest.digest: manifest for manifest in artifacts}
+        for model in found:
+            tree = Tree(Text(describe(model.manifest), style="bold"))
+            _add_inputs(tree, (model.manifest,), by_digest)
+            out.print()
+            out.print(tree, soft_wrap=True)
+
+
+def _model_cells(model: "StoredModel") -> tuple[str, ...]:
+    figures = model.evaluations[0].metrics if model.evaluations else {}
+    accuracy, consistent = (_percent(figures.get(name)) for name in ("accuracy", "consistent_fraction"))
+    made = _minute(model.manifest.created_at)
+    return model.variant, model.base, accuracy, consistent, made, ", ".join(model.served_as), model.manifest.uri
+
+
+def _model_json(model: "StoredModel") -> dict[str, Any]:
+    evaluations = [{"uri": found.uri, "metrics": found.metrics} for found in model.evaluations]
+    told = {"variant": model.variant, "base": model.base, "base_revision": model.base_revision}
+    others = {"uri": model.manifest.uri, **told, "evaluations": evaluations, "served_as": list(model.served_as)}
+    return {**model.manifest.model_dump(mode="json"), **others}
 
 
 def _add_inputs(tree: Tree, path: "tuple[Manifest, ...]", by_digest: Mapping[str, "Manifest"]) -> None:
@@ -75,7 +99,7 @@ def runs(
     namespace: NamespaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the runs of a store, or with --host those of a cluster; or show one.
+    """List the runs of a store, or with --host those of a cluster; or show one with its steps.
 
     A run on this machine that was killed stays "running"; start it again with the same arguments and it goes on.
 
@@ -90,10 +114,10 @@ def runs(
     if host is not None:
         show_runs(host, namespace, run_id, as_json)
         return
-    from reasongenrm.runs.local import open_store
+    from reasongenrm.runs.local import existing_store
     from reasongenrm.store.run_records import list_runs
 
-    with open_store(store) as opened:
+    with existing_store(store) as opened:
         found = list_runs(opened)
     if run_id is not None:
         known = ", ".join(run.run_id for run in found) or "none"
@@ -107,16 +131,28 @@ def runs(
     elif run_id is not None:
         out.print(_run_tree(found[0]), soft_wrap=True)
     else:
-        columns = ("run", "state", "tasks", "winner", "gate", "preferences", "benchmark", "model")
-        print_table(plain_table(columns, map(_run_cells, found)))
+        columns = ("run", "state", "started", "winner", "accuracy", "consistent", "gate", "base", "preferences")
+        print_table(plain_table((*columns, "benchmark"), map(_run_cells, found)))
 
 
 def _run_cells(run: "RunRecord") -> tuple[str, ...]:
     decision = run.decision.metrics if run.decision else {}
+    winner = str(decision.get("winner", ""))
+    evaluation = run.evaluations().get(winner)
+    figures = evaluation.metrics if evaluation else {}
+    accuracy, consistent = (_percent(figures.get(name)) for name in ("accuracy", "consistent_fraction"))
     gate = {True: "passed", False: "not passed"}.get(decision.get("passed", ""), "")
-    uris = (run.inputs.preferences_uri, run.inputs.benchmark_uri, run.inputs.model_uri)
-    names = (uri.rstrip("/").rpartition("/")[2] for uri in uris)
-    return run.run_id, run.state, str(len(run.tasks)), str(decision.get("winner", "")), gate, *names
+    uris = (run.inputs.model_uri, run.inputs.preferences_uri, run.inputs.benchmark_uri)
+    return run.run_id, run.state, _minute(run.started_at), winner, accuracy, consistent, gate, *uris
+
+
+def _percent(fraction: float | None) -> str:
+    return "" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def _minute(time: str) -> str:
+    """A time of ISO 8601 to the minute."""
+    return time[:16].replace("T", " ")
 
 
 def _run_tree(run: "RunRecord") -> Tree:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool
 
+from reasongenrm.judge.notebook import judgment_html
 from reasongenrm.records import Letter, Record
 
 MAX_TEXT_CHARS = 1_000_000  # of one text; what exceeds the model's context is refused or cut with better words
@@ -146,6 +147,10 @@ class _Answered(Record):
     cuts: list[Cut]
     usage: Usage
     latency_seconds: float
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return judgment_html(self)
 
 
 class PairwiseResponse(_Answered):

@@ -77,6 +77,23 @@ def open_store(store: str) -> Iterator[Store]:
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
+@contextmanager
+def existing_store(store: str) -> Iterator[Store]:
+    """Open a store to read what is in it, as `open_store` does; makes none.
+
+    Raises:
+        StoreError: there is no such folder, or no store in it; and as `open_store` does.
+    """
+    folder = local_folder(store) / "store"
+    if not store.startswith("s3://") and not folder.is_dir():
+        raise StoreError(
+            f"{store}: there is no store here (no folder {folder}). Give --store the folder that `reasongenrm run` "
+            "made, or s3://bucket/prefix."
+        )
+    with open_store(store) as opened:
+        yield opened
+
+
 def local_folder(store: str) -> Path:
     """Where a store's logs, scratch and reports go: the folder itself, or ./.reasongenrm for an s3:// store."""
     return (Path(".reasongenrm") if store.lower().startswith("s3://") else Path(store).expanduser()).resolve()

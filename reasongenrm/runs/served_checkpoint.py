@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from reasongenrm.config import ModelConfig
-from reasongenrm.runs.local import local_folder, open_store
+from reasongenrm.runs.local import existing_store, local_folder, open_store
 from reasongenrm.serving.started import ServedCheckpoint
 from reasongenrm.store.artifacts import download
 
@@ -28,7 +28,7 @@ def find_checkpoint(model: str | None, store: str, fallback: Callable[[], Path])
         return ServedCheckpoint(_import_gguf(model or str(fallback()), store), is_trained=False)
     if model.lower().startswith("s3://"):
         # Not a temporary folder: vLLM takes this process over, so nobody could remove it.
-        with open_store(store):
+        with existing_store(store):
             return ServedCheckpoint(_fetch(model, local_folder(store) / "served"))
     return ServedCheckpoint(Path(model).expanduser())
 

@@ -54,6 +54,15 @@ def served_judge(store: Store, namespace: str, name: str) -> ServedJudge | None:
     return _parse(store, current) if store.exists(current) else None
 
 
+def served_now(store: Store) -> list[ServedJudge]:
+    """The judge that each name serves now, by name.
+
+    Raises:
+        StoreError: a record cannot be read.
+    """
+    return [_parse(store, found) for found in store.list("served/") if found.count("/") == 2]
+
+
 def served_history(store: Store, namespace: str, name: str) -> list[ServedJudge]:
     """Every judge that was served under this name, oldest first; the last one is served now.
 
