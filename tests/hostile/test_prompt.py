@@ -65,7 +65,9 @@ def test_no_control_token_comes_from_the_texts_and_the_model_reads_all_of_them(c
         ids = tokenize(tokenizer, prompt)
         assert markup(tokenizer, ids) == markup(tokenizer, tokenize(tokenizer, harmless))
         end = form.turn_end + form.between_turns + form.opening("reason")
-        assert tokenizer.decode(ids) == form.sequence_start + form.opening("user") + prompt + end
+        # Gemma's vocabulary spells a space as U+2581 and reads one that a text has as a space.
+        read = prompt.replace("\u2581", " ") if family == "gemma3" else prompt
+        assert tokenizer.decode(ids) == form.sequence_start + form.opening("user") + read + end
 
 
 @every_case
