@@ -3,7 +3,7 @@
 A new variant is an entry here, its config section, and its steps in the pipeline.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator
@@ -26,6 +26,7 @@ class Variant:
     trained_from: str | None = None  # the variant whose weights its training starts from; None: it is not trained
     trained_on: Literal["examples", "preferences"] | None = None  # what its training reads
     is_candidate: bool = False  # whether the gate considers it, unless a config says otherwise
+    meaning: str = field(kw_only=True)  # in one line, for those who read a report for the first time
 
     @property
     def opening_role(self) -> OpeningRole:
@@ -36,11 +37,22 @@ class Variant:
 VARIANTS: dict[str, Variant] = {
     variant.name: variant
     for variant in (
-        Variant(BASE, "base", "plain"),
-        Variant("genrm", "GenRM", "verdict", BASE, "examples"),
+        Variant(BASE, "base", "plain", meaning="the model as it came, asked in plain chat; not trained"),
+        Variant(
+            *("genrm", "GenRM", "verdict", BASE, "examples"),
+            meaning="base, trained to write the verdict at once, without a reason",
+        ),
         # The product is a judge with reasons.
-        Variant("sft", "ReasonGenRM-sft", "reason", BASE, "examples", is_candidate=True),
-        Variant("dpo", "ReasonGenRM-dpo", "reason", "sft", "preferences", is_candidate=True),
+        Variant(
+            *("sft", "ReasonGenRM-sft", "reason", BASE, "examples"),
+            is_candidate=True,
+            meaning="base, trained to write a reason, then the verdict, on the teacher's best reasons",
+        ),
+        Variant(
+            *("dpo", "ReasonGenRM-dpo", "reason", "sft", "preferences"),
+            is_candidate=True,
+            meaning="sft, trained further to prefer the better of its own reasons (DPO)",
+        ),
     )
 }
 

@@ -222,6 +222,9 @@ def _beats(
             f"{100 * value:+.1f}" for value in (difference.accuracy, difference.interval.low, difference.interval.high)
         )
         text += f" ({points} points, {_confidence(theirs)} interval {low} to {high}, paired by row)"
+    if theirs.unparsed_fraction:
+        unread = _percent(theirs.unparsed_fraction)
+        text += f"; that one gave no verdict in {unread} of its judgments, which count one half"
     return Check(name=name, passed=beats, text=text)
 
 

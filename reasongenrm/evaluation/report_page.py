@@ -62,10 +62,13 @@ class Plot:
 def render_html(report: Report) -> str:
     """The page."""
     subject = report.subject
+    base = next((evaluation for evaluation in report.evaluations if evaluation.variant == BASE), None)
     return _template().render(
         report=report,
         subject=subject,
         benchmark=subject.benchmark,
+        known=[VARIANTS[evaluation.variant] for evaluation in report.evaluations if evaluation.variant in VARIANTS],
+        base_unread=base.unparsed_fraction if base else 0.0,
         sections=[section.section for section in subject.sections],
         section_weights=SECTIONS,
         # A benchmark without sections has its subsets under one heading.

@@ -123,6 +123,16 @@ def test_difference_to_base_is_told_and_an_unclear_one_remarked_on(evaluation: E
     )
 
 
+def test_gain_over_a_base_without_verdicts_says_so(evaluation: Evaluation) -> None:
+    evaluations = variants(
+        evaluation, {"base": {"accuracy": 0.5, "unparsed_fraction": 0.958}, "sft": {"accuracy": 0.8}}
+    )
+    told = decide(GateConfig(candidates=("sft",)), evaluations, {}).candidates[0].checks[-1].text
+    assert told == (
+        "80.0 % is above the base model's 50.0 %; that one gave no verdict in 95.8 % of its judgments, which count one half"
+    )
+
+
 def test_notes_of_the_benchmark_are_among_the_remarks(tmp_path: Path) -> None:
     partial = evaluated(benchmark_of(tmp_path, {"hep-go": 164}), oracle, variant="sft")
     decision = decide(GateConfig(candidates=("sft",), beat_base=False), {"sft": partial}, {})

@@ -134,6 +134,29 @@ def test_page_says_who_won_on_what_and_lays_the_four_side_by_side(tmp_path: Path
     assert "dropped: other" not in text
 
 
+def test_names_are_explained_in_a_line_each(tmp_path: Path) -> None:
+    text = Outline(render_html(full_report(tmp_path, {"sums": 12}))).text
+    for line in (
+        "base the model as it came, asked in plain chat; not trained",
+        "GenRM base, trained to write the verdict at once, without a reason",
+        "ReasonGenRM-sft base, trained to write a reason, then the verdict, on the teacher's best reasons",
+        "ReasonGenRM-dpo sft, trained further to prefer the better of its own reasons (DPO)",
+        "the gate the checks that a judge must pass to be served; the best that passes them all is the winner",
+    ):
+        assert line in text
+
+
+def test_gain_over_a_base_without_verdicts_says_so(tmp_path: Path) -> None:
+    report = full_report(tmp_path, {"sums": 12})
+    assert "which count one half" not in Outline(render_html(report)).text  # this base has a verdict every time
+    base, *others = report.evaluations
+    assert base.variant == "base"
+    silent_base = base.model_copy(update={"unparsed_fraction": 0.958})
+    text = Outline(render_html(report.model_copy(update={"evaluations": (silent_base, *others)}))).text
+    said = "base gave no verdict in 95.8\N{NO-BREAK SPACE}% of its judgments, which count one half"
+    assert " ".join(said.split()) in text
+
+
 def test_whole_benchmark_is_not_called_partial(tmp_path: Path) -> None:
     text = Outline(render_html(full_report(tmp_path, OFFICIAL_ROWS, "so?"))).text
     assert "artial" not in text
