@@ -9,6 +9,7 @@ WHATWG HTML, section 9.2 "Server-sent events".
 
 import base64
 import email.utils
+import json
 import logging
 import random
 import re
@@ -113,6 +114,23 @@ def parse_address(text: str, example: str = "http://127.0.0.1:8000/v1") -> Addre
 def without_login(text: str) -> str:
     """A URL, or what was meant as one, without all that may be a user and a password."""
     return re.sub(r"^\s*([A-Za-z][A-Za-z0-9+.-]*://)?.*@", r"\1", text, flags=re.DOTALL)
+
+
+def words_of(text: str) -> str:
+    """What a reply says for people: the innermost message of JSON in one of the servers' shapes, else the text as it
+    is; on one line, without the full stop at its end."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    while isinstance(found, dict | list) and found:
+        if isinstance(found, list):  # FastAPI's list of mistakes
+            found = found[0]
+            continue
+        found = next((found[name] for name in ("error", "message", "detail", "msg") if found.get(name)), None)
+        if isinstance(found, str):
+            return words_of(found)
+    return " ".join(text.split()).rstrip(".")
 
 
 def bearer(key: str, name: str) -> dict[str, str]:

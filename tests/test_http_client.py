@@ -16,6 +16,7 @@ from reasongenrm.http_client import (
     parse_address,
     read_events,
     retry_after_seconds,
+    words_of,
 )
 
 
@@ -32,6 +33,24 @@ def test_retry_after_may_be_a_date_and_one_that_is_past_is_now() -> None:
     ahead = retry_after_seconds(email.utils.formatdate(time.time() + 3600, usegmt=True))
     assert ahead is not None
     assert 3000 < ahead <= 3600
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        ('{"error": {"message": "Too long.", "code": 400}}', "Too long"),
+        ('{"error": "Unauthorized"}', "Unauthorized"),
+        ('{"object": "error", "message": "no such model"}', "no such model"),
+        ('{"detail": [{"loc": ["body"], "msg": "Field required"}]}', "Field required"),
+        ('{"error": {"message": "{\\"detail\\": \\"Not Found.\\"}"}}', "Not Found"),  # JSON within JSON
+        ('{"code": 7}', '{"code": 7}'),
+        ("<html>\nno </html>", "<html> no </html>"),
+        ("[" * 100_000, "[" * 100_000),
+        ("", ""),
+    ],
+)
+def test_a_reply_is_told_by_its_innermost_words(reply: str, words: str) -> None:
+    assert words_of(reply) == words
 
 
 def test_key_is_a_header_and_one_that_no_header_carries_is_not_printed() -> None:

@@ -34,6 +34,7 @@ from reasongenrm.http_client import (
     read_events,
     retry_after_seconds,
     without_login,
+    words_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,8 @@ class EndpointError(EngineError, AttemptError):
         request_id: str | None = None,
         retry_after_seconds: float | None = None,
     ) -> None:
-        super().__init__(f"{where}: {found.rstrip('.')}. {advice or self.advice}")
+        found = found.rstrip(".")
+        super().__init__(f"{where}: {found}. {advice or self.advice}")
         self.found, self.said, self.brief = found, said, f"{where}: {found}"
         self.status, self.code, self.param, self.request_id = status, code, param, request_id
         self.retry_after_seconds = retry_after_seconds
@@ -411,7 +413,9 @@ class OpenAIClient:
             advice = f"Set {self._key_name} to a key that this endpoint takes."
         elif status == 404:
             advice = "Check the model's name, and that the URL ends with the API's version (/v1)."
-        words = _excerpt(str(said["message"]).encode() if said.get("message") else raw)
+        words = _excerpt(
+            words_of(str(said["message"]) if said.get("message") else raw.decode("utf-8", "replace")).encode()
+        )
         found = f"HTTP {status}: {words}" if status else words
         said = {"request_id": headers.get("X-Request-ID"), **said}
         named = {name: said[name] for name in ("code", "param", "request_id") if isinstance(said.get(name), str)}

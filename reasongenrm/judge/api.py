@@ -239,12 +239,16 @@ class BatchRequest(Record):
 
 
 class ErrorDetail(Record):
-    """What went wrong, in words that say what to do; `code` is for programs, `param` the field that is at fault."""
+    """What went wrong, in words that say what to do; `code` is for programs, `param` the field that is at fault.
+
+    `num_chars_over`: about how many characters question and answers have too many, where that is the fault and known.
+    """
 
     message: str
     code: str
     param: str | None = None
     request_id: str | None = None
+    num_chars_over: int | None = None
 
 
 class ErrorResponse(Record):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 VERDICTS = ("[[A]]", "[[B]]")
 CUT_STEP = 0.7  # how much is kept at each try at most, where only the predictor knows what fits
+_SEND_LESS = 'Send less, or set when_too_long to "truncate" to have their middle left out'
 LEAST_CUT_STEP = 0.05  # and at least, whatever the predictor said
 
 
@@ -92,9 +93,9 @@ class PairJudge:
         if pair.num_chars > self._settings.max_chars:
             if not may_cut:
                 raise TooLongError(
-                    f"question and answers have {pair.num_chars} characters; this judge takes "
-                    f"{self._settings.max_chars}. "
-                    'Send less, or "when_too_long": "truncate" to have their middle left out.'
+                    f"question and answers have {pair.num_chars:,} characters; this judge takes "
+                    f"{self._settings.max_chars:,}. {_SEND_LESS}.",
+                    pair.num_chars - self._settings.max_chars,
                 )
             pair = pair.cut_to(self._settings.max_chars)
         whole, max_chars = pair, pair.num_chars
@@ -104,11 +105,13 @@ class PairJudge:
             except ContextExceededError as error:
                 max_chars = int(max_chars * min(CUT_STEP, max(LEAST_CUT_STEP, error.fitting_fraction)))
                 if not may_cut or max_chars < MIN_CHARS:
-                    advice = "Send less" if may_cut else 'Send less or "when_too_long": "truncate"'
+                    advice = "Send less" if may_cut else _SEND_LESS
+                    over = math.ceil(whole.num_chars * (1 - error.fitting_fraction)) or None
                     raise TooLongError(
-                        f"question and answers ({whole.num_chars} characters), rubric ({len(whole.rubric or '')}) and "
-                        f"the judge's own words do not fit into the model's context: {error.found}. {advice}, or a "
-                        "smaller max_tokens."
+                        f"question and answers ({whole.num_chars:,} characters), rubric ({len(whole.rubric or ''):,}) "
+                        f"and the judge's own words do not fit into the model's context: {error.found}. {advice}, or "
+                        "ask for a smaller max_tokens.",
+                        over,
                     ) from error
                 pair = whole.cut_to(max_chars)
 

@@ -8,6 +8,7 @@ class JudgeError(EngineError):
 
     status = 500  # of the HTTP answer
     code = "internal"  # for programs; does not change
+    num_chars_over: int | None = None  # of texts that are too long
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_seconds: int | None = None) -> None:
         super().__init__(message)
@@ -16,9 +17,17 @@ class JudgeError(EngineError):
 
 
 class TooLongError(JudgeError):
-    """The texts do not fit into the model's context, and were not to be cut."""
+    """The texts do not fit into the model's context, and were not to be cut.
+
+    Args:
+        num_chars_over: about how many characters too many they have; None: the predictor does not tell.
+    """
 
     status, code = 422, "too_long"
+
+    def __init__(self, message: str, num_chars_over: int | None = None) -> None:
+        super().__init__(message)
+        self.num_chars_over = num_chars_over
 
 
 class TooFewTokensError(JudgeError):

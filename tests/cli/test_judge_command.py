@@ -10,12 +10,13 @@ from starlette.responses import Response
 from typer.testing import CliRunner, Result
 
 from reasongenrm import Judge
-from reasongenrm.cli import app
+from reasongenrm.cli import app, judge_command
 from reasongenrm.errors import EmptyStageError, InputError
 from reasongenrm.judge.api import PairwiseRequest
 from reasongenrm.judge.client import client_http
 from reasongenrm.judge.client.client_errors import JudgeUnavailableError
 from reasongenrm.judge.client.pair_files import judge_file
+from tests.endpoints import FakeEndpoint, completion, serving
 from tests.judges_service import FakeJudge, refused
 
 PAIR = ("--question", "Name a prime.", "--answer-a", "[bold]seven[/bold]", "--answer-b", "9")
@@ -82,6 +83,45 @@ def test_json_is_the_services_answer_and_nothing_else() -> None:
     assert (asked.rubric, asked.votes) == ("brevity", 2)
 
 
+def test_without_an_address_the_judge_of_make_serve_is_asked(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (
+        judge_command.DEFAULT_JUDGE == "http://127.0.0.1:8080"
+    )  # as `reasongenrm serve --judge-port` and `web --judge`
+    monkeypatch.setattr(judge_command, "DEFAULT_JUDGE", url)
+    found = invoke(*PAIR)
+    assert found.exit_code == 0, found.output
+    assert f"fake at {url}" in found.stdout
+
+
+def test_an_empty_answer_and_equal_ones_are_said(url: str) -> None:
+    one = invoke("--url", url, "--question", "q", "--answer-a", "", "--answer-b", "b")
+    assert one.exit_code == 0, one.output
+    assert "--answer-a is empty: the other answer is compared with no answer at all" in " ".join(one.stderr.split())
+    same = invoke("--url", url, "--question", "q", "--answer-a", "b", "--answer-b", "b")
+    assert "both answers are the same text: a tie" in same.stderr
+
+
+def test_a_url_and_an_endpoint_give_json_of_one_shape(url: str) -> None:
+    def shape(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: shape(inner) for name, inner in value.items()}
+        return [shape(inner) for inner in value] if isinstance(value, list) else None
+
+    served = json.loads(invoke("--url", url, *PAIR, "--json").stdout)
+    with serving(FakeEndpoint(lambda *_: completion("[[A]]", reasoning="One is better.")).app) as endpoint:
+        direct = json.loads(invoke("--endpoint", f"{endpoint}/v1", *PAIR, "--json").stdout)
+    assert shape(direct) == shape(served)
+
+
+def test_what_is_too_long_can_be_cut(url: str) -> None:
+    fake = FakeJudge()
+    with fake.running() as url:
+        assert invoke("--url", url, *PAIR, "--when-too-long", "truncate").exit_code == 0
+    (asked,) = fake.requests
+    assert isinstance(asked, PairwiseRequest)
+    assert asked.when_too_long == "truncate"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -93,7 +133,9 @@ def test_json_is_the_services_answer_and_nothing_else() -> None:
         (("--url", "http://127.0.0.1:9", "--file", "x"), "and --output, the file for the judgments"),
         (("--endpoint", "http://127.0.0.1:9/v1", "--file", "x", "-o", "y"), "--file needs --url, a judge service"),
         (("--url", "http://127.0.0.1:9/v1", *PAIR), "without /v1"),
-        (PAIR, "give the judge as one of --url URL (a judge service) and --endpoint URL"),
+        (("--question", " ", "--answer-a", "a", "--answer-b", "b"), "--question is empty"),
+        (("--question", "q", "--answer-a", "", "--answer-b", ""), "--answer-a and --answer-b are empty"),
+        ((*PAIR, "--rubric", "x" * 20_001), "judge: rubric: String should have at most 20000 characters"),
     ],
 )
 def test_options_that_say_nothing_together_are_refused(arguments: tuple[str, ...], words: str) -> None:

@@ -129,7 +129,8 @@ def test_gain_over_a_base_without_verdicts_says_so(evaluation: Evaluation) -> No
     )
     told = decide(GateConfig(candidates=("sft",)), evaluations, {}).candidates[0].checks[-1].text
     assert told == (
-        "80.0 % is above the base model's 50.0 %; that one gave no verdict in 95.8 % of its judgments, which count one half"
+        "80.0 % is above the base model's 50.0 %; that one gave no verdict in 95.8 % of its judgments, which count one "
+        "half"
     )
 
 

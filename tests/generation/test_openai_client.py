@@ -56,7 +56,7 @@ def complete(reply: Any, **options: Any) -> Any:
             "HTTP 401: Incorrect",
         ),
         (JSONResponse({"error": "Unauthorized"}, 401), EndpointRefusedError, "HTTP 401: Unauthorized"),  # vLLM's
-        (JSONResponse({"detail": "Not Found"}, 404), EndpointRefusedError, 'HTTP 404: {"detail":"Not Found"}'),
+        (JSONResponse({"detail": "Not Found"}, 404), EndpointRefusedError, "HTTP 404: Not Found"),
         (refusal(400, "temperature is\n too hot", **VLLM), EndpointRefusedError, "HTTP 400: temperature is too hot"),
         (refusal(429, "slow down", {"Retry-After": "7"}), EndpointBusyError, "HTTP 429: slow down"),
         (refusal(500, "the GPU fell off"), EndpointFailedError, "HTTP 500: the GPU fell off"),

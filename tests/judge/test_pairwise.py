@@ -291,12 +291,15 @@ def test_too_long_for_the_judge_is_refused_with_numbers_and_what_to_do() -> None
     ):
         ask(url, pair("x" * 40, "y" * 10), max_chars=50)
     assert (caught.value.status, caught.value.code, endpoint.bodies) == (422, "too_long", [])
+    assert caught.value.num_chars_over == 4
 
 
 def test_too_long_for_the_model_is_refused_with_the_predictors_words() -> None:
-    words = r'5014 characters.*maximum context length is 2000 tokens.*"truncate"'
-    with FakeEndpoint(limited(2000)).running() as url, pytest.raises(TooLongError, match=words):
+    words = r'5,014 characters.*maximum context length is 2000 tokens.*"truncate"'
+    with FakeEndpoint(limited(2000)).running() as url, pytest.raises(TooLongError, match=words) as caught:
         ask(url, pair("x" * 5000, "y" * 10))
+    assert caught.value.num_chars_over == 3121  # 5014 of which 2000 / 5295 would fit
+    assert ".." not in str(caught.value)
 
 
 def test_truncation_cuts_until_it_fits_and_says_how_much() -> None:

@@ -9,15 +9,15 @@
        |- JudgeBusyError          429, after all retries
        `- JudgeUnavailableError   no connection, a time-out, or a 5xx, after all retries
 
-Each has `status` (HTTP; None if there was no reply), `code` (for programs), `param` (the field at fault) and
-`request_id` (as in the server's log).
+Each has `status` (HTTP; None if there was no reply), `code` (for programs), `param` (the field at fault), `request_id`
+(as in the server's log) and `num_chars_over` (about how many characters too many there are, where that is known).
 """
 
 import httpx
 from pydantic import ValidationError
 
 from reasongenrm.errors import EngineError
-from reasongenrm.http_client import without_login
+from reasongenrm.http_client import without_login, words_of
 from reasongenrm.judge.api import ErrorDetail, ErrorResponse
 
 EXCERPT_CHARS = 300  # of a reply, in messages
@@ -34,9 +34,11 @@ class JudgeClientError(EngineError):
         status: int | None = None,
         param: str | None = None,
         request_id: str | None = None,
+        num_chars_over: int | None = None,
     ) -> None:
         super().__init__(message)
         self.code, self.status, self.param, self.request_id = code, status, param, request_id
+        self.num_chars_over = num_chars_over
 
 
 class JudgeKeyError(JudgeClientError):
@@ -65,7 +67,6 @@ class JudgeUnavailableError(JudgeClientError):
 
 _ADVICE = {
     JudgeKeyError: "Give the judge's key as api_key or in JUDGE_API_KEY; it is not the predictor's.",
-    JudgeTooLongError: 'Shorten them, or ask with when_too_long="truncate", which cuts the middle out and says so.',
     JudgeBusyError: "Lower the concurrency, or give the judge more replicas.",
     JudgeUnavailableError: "Look at the judge's log and at its predictor.",
 }
@@ -97,7 +98,14 @@ def error_of_detail(where: str, detail: ErrorDetail, status: int | None, request
         message += f" {_ADVICE[kind]}"
     if request_id:
         message += f" Request {request_id}."
-    return kind(message, code=detail.code, status=status, param=detail.param, request_id=request_id)
+    return kind(
+        message,
+        code=detail.code,
+        status=status,
+        param=detail.param,
+        request_id=request_id,
+        num_chars_over=detail.num_chars_over,
+    )
 
 
 def _kind(status: int | None, code: str) -> type[JudgeClientError]:
@@ -120,4 +128,4 @@ def _detail(response: httpx.Response) -> ErrorDetail | None:
 
 
 def _excerpt(response: httpx.Response) -> str:
-    return " ".join(response.text.split())[:EXCERPT_CHARS] or "no text"
+    return words_of(response.text)[:EXCERPT_CHARS] or "no text"

@@ -188,7 +188,7 @@ def _raise_for_status(where: str, response: httpx.Response) -> None:
 
 
 def _unavailable(where: str, what: str, request_id: str | None = None) -> JudgeUnavailableError:
-    message = f"{where}: {what}. Is the judge running (`reasongenrm judge-server`), and is this its address?"
+    message = f"{where}: {what}. Is the judge running (`reasongenrm serve --judge`), and is this its address?"
     return JudgeUnavailableError(message, code="unavailable", request_id=request_id)
 
 

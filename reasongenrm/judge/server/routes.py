@@ -132,7 +132,10 @@ def detail_of(error: Exception, of_request: str) -> ErrorDetail:
     """An error as part of an answer; what is no `JudgeError` is for the log, not for the client."""
     if not isinstance(error, JudgeError):
         return ErrorDetail(message=FAILED, code="internal", request_id=of_request)
-    return ErrorDetail(message=str(error), code=error.code, param=error.param, request_id=of_request)
+    over = error.num_chars_over
+    return ErrorDetail(
+        message=str(error), code=error.code, param=error.param, request_id=of_request, num_chars_over=over
+    )
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -142,7 +145,8 @@ def add_error_handlers(app: FastAPI) -> None:
     async def judge_error(request: Request, error: JudgeError) -> Response:
         after = error.retry_after_seconds
         headers = None if after is None else {"Retry-After": str(after)}
-        return error_response(request, error.status, error.code, str(error), param=error.param, headers=headers)
+        body = error_body(detail_of(error, request_id(request)))
+        return Response(body, error.status, headers, media_type="application/json")
 
     @app.exception_handler(RequestValidationError)
     async def not_as_described(request: Request, error: RequestValidationError) -> Response:

@@ -251,7 +251,7 @@ def test_leaving_a_stream_early_tells_the_judge() -> None:
     ("body", "kind", "words"),
     [
         ('event: error\ndata: {"message": "gone", "code": "predictor_unavailable"}\n\n', JudgeUnavailableError, "gone"),
-        ('event: error\ndata: {"message": "long", "code": "too_long"}\n\n', JudgeTooLongError, "when_too_long"),
+        ('event: error\ndata: {"message": "long", "code": "too_long"}\n\n', JudgeTooLongError, "long.$"),
         (": ping\n\n", JudgeUnavailableError, "without a result"),
         ("event: reason\ndata: {}\n\n", NotAJudgeError, "'reason' is wrong"),
     ],
