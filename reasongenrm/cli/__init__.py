@@ -17,6 +17,7 @@ from reasongenrm.cli import doctor, run
 from reasongenrm.cli import evaluate_command as evaluate
 from reasongenrm.cli import judge_command as judge
 from reasongenrm.cli import plan_command as plan
+from reasongenrm.cli import publish_command as publish
 from reasongenrm.cli import rollback_command as rollback
 from reasongenrm.cli import serve_commands as servers
 from reasongenrm.cli import stage_commands as stages
@@ -86,7 +87,7 @@ _PANELS = {
     ),
     "A cluster": (cluster.submit, cluster.logs, cluster.cancel, rollback.rollback, compile_pipeline),
     "Judging": (evaluate.evaluate, judge.judge, servers.serve, servers.judge_server, servers.web),
-    "The store": (stored.models, stored.runs),
+    "The store": (stored.models, stored.runs, publish.publish),
     "Tools": (doctor.doctor,),
 }
 for _panel, _commands in _PANELS.items():

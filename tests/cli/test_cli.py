@@ -90,8 +90,9 @@ def test_command_imports_only_the_heavy_packages_that_it_uses(arguments: str, us
 def test_commands_are_those_of_the_documentation() -> None:
     stages = ["prepare", "distill", "sample", "score", "train"]
     cluster = ["submit", "logs", "cancel", "rollback", "compile"]
-    others = ["run", "plan", "convert", "evaluate", "judge", "judge-server", "serve", "web", "models", "runs", "doctor"]
-    assert sorted([*stages, *cluster, *others]) == COMMANDS
+    others = ["run", "plan", "convert", "evaluate", "judge", "judge-server", "serve", "web", "doctor"]
+    store = ["models", "runs", "publish"]
+    assert sorted([*stages, *cluster, *others, *store]) == COMMANDS
 
 
 @pytest.mark.parametrize("name", COMMANDS)
