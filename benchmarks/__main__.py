@@ -2,7 +2,8 @@
 
     python -m benchmarks [sft dpo scoring equality] [--shape NAME] [--scoring-shape NAME] [--budget 20] [--output DIR]
     torchrun --nproc-per-node 8 -m benchmarks ...          the same on several GPUs
-    python -m benchmarks generation|stages|judge-load|evaluate-cost ...  the other benchmarks; each has its own --help
+    python -m benchmarks NAME ...                          the other benchmarks, each with its own --help: generation,
+                                                           stages, judge-load, evaluate-cost, list-scores, intervals
 
 See benchmarks/README.md and docs/speed.md.
 """
@@ -15,7 +16,9 @@ from reasongenrm.errors import ReasonGenRMError
 OTHERS = {
     "evaluate-cost": "evaluate_cost",
     "generation": "generation",
+    "intervals": "interval_coverage",
     "judge-load": "judge_load",
+    "list-scores": "list_scores",
     "stages": "stages",
 }
 

@@ -249,7 +249,7 @@ class Bench:
         ]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         _, weights = self._model(model)
-        config = EvaluateConfig(max_tokens=NEW_TOKENS, num_bootstrap=100, engine=_engine())
+        config = EvaluateConfig(max_tokens=NEW_TOKENS, engine=_engine())
         with self._timed() as seconds:
             evaluated = evaluate_rewardbench(self._fresh(), config, "sft", weights, str(path))
         judged = parse_records(read_file(evaluated, "judgments.jsonl"), Judgment, "judgments.jsonl")

@@ -267,7 +267,6 @@ class EvaluateConfig(Section):
     votes: PositiveInt = 1  # 1: greedy; more: majority of the samples at `vote_temperature`
     vote_temperature: Annotated[float, Field(gt=0)] = 1.0
     limit: PositiveInt | None = None  # rows, spread over the subsets in proportion
-    num_bootstrap: PositiveInt = 10000
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     two_step: bool = False  # the reference's way: reason and verdict in two requests
     seed: int = 0

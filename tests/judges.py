@@ -85,7 +85,7 @@ def judged(benchmark: Benchmark, judge: Judge, votes: int = 1) -> list[Judgment]
 
 def evaluated(benchmark: Benchmark, judge: Judge, variant: str = "dpo", **changes: Any) -> Evaluation:
     """The figures of a judge, with few resamples."""
-    config = EvaluateConfig(num_bootstrap=500, **changes)
+    config = EvaluateConfig(**changes)
     judgments = judged(benchmark, judge, config.votes)
     return evaluate(judgments, benchmark, config, variant=variant, model=f"the {variant} model", style="reason")
 

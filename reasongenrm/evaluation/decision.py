@@ -12,7 +12,7 @@ from pydantic import Field
 
 from reasongenrm.config import GateConfig
 from reasongenrm.errors import ConfigError, InputError
-from reasongenrm.evaluation.bootstrap import Interval
+from reasongenrm.evaluation.intervals import Interval
 from reasongenrm.evaluation.metrics import Difference, Evaluation
 from reasongenrm.records import Record
 from reasongenrm.variants import BASE, VARIANTS, variant_label

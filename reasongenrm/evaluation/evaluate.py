@@ -14,6 +14,7 @@ from typing import Any, Literal
 from reasongenrm.config import EvaluateConfig
 from reasongenrm.data.benchmarks import ORDERS, Benchmark, BenchmarkRow, load_benchmark
 from reasongenrm.errors import ConfigError
+from reasongenrm.evaluation.intervals import INTERVALS_VERSION
 from reasongenrm.evaluation.judging import judge_request, judge_sampling
 from reasongenrm.evaluation.metrics import Evaluation, evaluate
 from reasongenrm.generation import Engine, Generation, GenerationRequest, Sampling, open_engine
@@ -144,7 +145,7 @@ def evaluate_rewardbench(
     benchmark = load_benchmark(benchmark_uri, config.limit, config.seed, config.columns)
     say(f"evaluate_rewardbench: {benchmark.said}")
     inputs: dict[str, ArtifactRef | str] = {"benchmark": benchmark.digest}
-    extra: dict[str, Any] = {"variant": variant, "reader": READER_VERSION}
+    extra: dict[str, Any] = {"variant": variant, "reader": READER_VERSION, "intervals": INTERVALS_VERSION}
     if isinstance(judge, ArtifactRef):
         inputs["model"] = judge
     else:

@@ -131,7 +131,7 @@ def differences_to_base(
 
 def _difference(ours: list[RowResult], theirs: list[RowResult], settings: Evaluation) -> Difference:
     """Ours minus theirs, with the intervals of the evaluation that they are held against."""
-    return paired_difference(ours, theirs, confidence=settings.confidence, num_bootstrap=settings.num_bootstrap, seed=0)
+    return paired_difference(ours, theirs, confidence=settings.confidence)
 
 
 def read_evaluation(ref: ArtifactRef | str) -> Evaluation:

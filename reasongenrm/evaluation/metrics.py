@@ -4,25 +4,25 @@ Pure functions over records: `evaluate` turns one judge's judgments into an `Eva
 two judges on the same rows. `evaluate.py` has the judging itself.
 """
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from reasongenrm.config import EvaluateConfig
 from reasongenrm.data.benchmarks import LABELS, ORDERS, Benchmark, rows_digest
 from reasongenrm.data.sections import SECTION_OF, SECTIONS, Coverage, subset_weights
 from reasongenrm.errors import InputError
-from reasongenrm.evaluation.bootstrap import Interval, bootstrap_means, percentile_interval, tidy
 from reasongenrm.evaluation.calibration import Calibration, fit
+from reasongenrm.evaluation.intervals import Interval, mean_interval, tidy
 from reasongenrm.records import Judgment, Order, Record, Verdict
 from reasongenrm.variants import JudgeStyle
 
-# With fewer rows than this, resampling within a subset understates its spread: the variance comes out by a factor (n -
-# 1) / n.
-SMALL_SUBSET = 10
+ACCURACY_BOUNDS = (0.0, 1.0)  # of a row
+DIFFERENCE_BOUNDS = (-1.0, 1.0)
 
 # Two numbers are fitted, five times over: 20 judgments are 10 rows in both orders, 16 judgments a fit.
 MIN_CALIBRATION_JUDGMENTS = 20
@@ -81,7 +81,6 @@ class Evaluation(Record):
     accuracy: float
     interval: Interval
     confidence: float
-    num_bootstrap: int
     row_accuracy: float  # plain mean over all rows, whatever their subset
     sections: tuple[SectionScore, ...]
     subsets: tuple[SubsetScore, ...]
@@ -97,15 +96,25 @@ class Evaluation(Record):
     mean_prompt_tokens: float
     mean_output_tokens: float
     mean_seconds: float  # wall time a judgment, each in its batch or among its concurrent requests
-    # What a reader must know to read the figures (a partial benchmark, subsets too small for their interval).
+    # What a reader must know to read the figures (a partial benchmark, a limit).
     notes: tuple[str, ...]
     # Of the judge's P([[A]]), with figures before and after, those after from rows held out of the fit; None if the
     # engine gave no probabilities, or of fewer than MIN_CALIBRATION_JUDGMENTS.
     calibration: Calibration | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_resamples(cls, data: Any) -> Any:
+        """The judge that is served may have an evaluation from when intervals were resampled; the gate reads it."""
+        return (
+            {name: value for name, value in data.items() if name != "num_bootstrap"}
+            if "num_bootstrap" in data
+            else data
+        )
+
 
 class Difference(Record):
-    """Accuracy of one judge minus that of another on the same rows, with its paired bootstrap interval."""
+    """Accuracy of one judge minus that of another on the same rows, with its paired interval."""
 
     accuracy: float
     interval: Interval
@@ -114,6 +123,18 @@ class Difference(Record):
     def is_clear(self) -> bool:
         """Whether the interval leaves 0 out."""
         return self.interval.low > 0 or self.interval.high < 0
+
+
+class McNemar(Record):
+    """Two judges on the same rows: on how many the first is more often right, or less often, than the second.
+
+    `p_value`: two-sided, in (0, 1]: how probable a split at least as uneven is if both were equally likely to be ahead
+    on a row on which they differ; 1 without such a row.
+    """
+
+    num_better: int
+    num_worse: int
+    p_value: float
 
 
 @dataclass(frozen=True)
@@ -181,12 +202,11 @@ def evaluate(
 ) -> Evaluation:
     """Figures of one judge on one benchmark.
 
-    Intervals are percentile bootstraps over rows, drawn within each subset, so that a section's mix of subsets stays as
-    it is.
+    Intervals are over rows within each subset (`mean_interval`): a section's mix of subsets stays as it is.
 
     Args:
         judgments: both orders and all votes of every row of the benchmark.
-        config: votes, confidence, num_bootstrap and seed are used.
+        config: votes, two_step and confidence are used.
         model: the checkpoint's URI or the endpoint's model name.
         model_digest: of the checkpoint, for its calibration.
 
@@ -203,12 +223,11 @@ def evaluate(
     subsets = benchmark.subsets()
     weights = subset_weights(subsets)
     values = _by_subset(subsets, results, [result.accuracy for result in results])
-    resampled_RS = bootstrap_means([values[s] for s in subsets], config.num_bootstrap, config.seed)
     means = [_mean(values[subset]) for subset in subsets]
 
     def scored(shares: Sequence[float]) -> dict[str, Any]:
         point = sum(share * mean for share, mean in zip(shares, means, strict=True))
-        interval = percentile_interval(resampled_RS @ list(shares), config.confidence)
+        interval = mean_interval([values[s] for s in subsets], shares, config.confidence, ACCURACY_BOUNDS)
         return {"accuracy": tidy(point), "interval": interval}
 
     sections = []
@@ -253,7 +272,6 @@ def evaluate(
         ),
         **scored([weights[subset] for subset in subsets]),
         confidence=config.confidence,
-        num_bootstrap=config.num_bootstrap,
         row_accuracy=tidy(_mean(result.accuracy for result in results)),
         sections=tuple(sections),
         subsets=tuple(subset_scores),
@@ -269,7 +287,7 @@ def evaluate(
         mean_prompt_tokens=_mean(judgment.num_prompt_tokens for judgment in judgments),
         mean_output_tokens=_mean(judgment.num_output_tokens for judgment in judgments),
         mean_seconds=_mean(judgment.seconds for judgment in judgments),
-        notes=_notes(benchmark, subset_scores),
+        notes=_notes(benchmark),
         calibration=calibrate(judgments, model_digest),
     )
 
@@ -289,27 +307,51 @@ def calibrate(judgments: Iterable[Judgment], model_digest: str | None) -> Calibr
     return found.model_copy(update={"model_digest": model_digest})
 
 
-def paired_difference(
-    ours: Sequence[RowResult], theirs: Sequence[RowResult], *, confidence: float, num_bootstrap: int, seed: int
-) -> Difference:
+def paired_difference(ours: Sequence[RowResult], theirs: Sequence[RowResult], *, confidence: float) -> Difference:
     """Overall accuracy of `ours` minus `theirs`, row by row: rows that are hard for both cancel out.
 
     Raises:
         InputError: the two did not judge the same rows.
     """
+    differences = _row_differences(ours, theirs)
+    present = {result.subset for result in ours}
+    subsets = [s for s in SECTION_OF if s in present] or sorted(present)
+    values = _by_subset(subsets, ours, differences)
+    weights = [subset_weights(subsets)[subset] for subset in subsets]
+    interval = mean_interval([values[s] for s in subsets], weights, confidence, DIFFERENCE_BOUNDS)
+    point = sum(weight * _mean(values[subset]) for weight, subset in zip(weights, subsets, strict=True))
+    return Difference(accuracy=tidy(point), interval=interval)
+
+
+def mcnemar(ours: Sequence[RowResult], theirs: Sequence[RowResult]) -> McNemar:
+    """Exact McNemar test of two judges on the same rows, each row of equal weight.
+
+    A row judged in both orders is right by halves: the judge of the higher accuracy has it. With one order a row this
+    is McNemar's test; with halves it is the sign test of the differences, its other name.
+
+    Raises:
+        InputError: the two did not judge the same rows.
+
+    Source: McNemar, Note on the Sampling Error of the Difference between Correlated Proportions or Percentages,
+    Psychometrika 12 (1947); exact, by the binomial distribution of the rows on which they differ.
+    """
+    differences = _row_differences(ours, theirs)
+    num_better, num_worse = sum(one > 0 for one in differences), sum(one < 0 for one in differences)
+    num_differing = num_better + num_worse
+    tail = sum(math.comb(num_differing, k) for k in range(min(num_better, num_worse) + 1))
+    p_value = min(1.0, 2 * tail / 2**num_differing)
+    return McNemar(num_better=num_better, num_worse=num_worse, p_value=p_value)
+
+
+def _row_differences(ours: Sequence[RowResult], theirs: Sequence[RowResult]) -> list[float]:
+    """Accuracy of `ours` minus `theirs`, in the order of `ours`."""
     other = {result.row_id: result for result in theirs}
     if other.keys() != {result.row_id for result in ours}:
         raise InputError(
             f"the judges were given different rows ({len(ours)} and {len(other)}); expected the same benchmark, limit "
             "and seed. Evaluate both on one benchmark."
         )
-    present = {result.subset for result in ours}
-    subsets = [s for s in SECTION_OF if s in present] or sorted(present)
-    values = _by_subset(subsets, ours, [result.accuracy - other[result.row_id].accuracy for result in ours])
-    weights = [subset_weights(subsets)[subset] for subset in subsets]
-    means_R = bootstrap_means([values[s] for s in subsets], num_bootstrap, seed) @ weights
-    point = sum(weight * _mean(values[subset]) for weight, subset in zip(weights, subsets, strict=True))
-    return Difference(accuracy=tidy(point), interval=percentile_interval(means_R, confidence))
+    return [result.accuracy - other[result.row_id].accuracy for result in ours]
 
 
 def _by_subset(subsets: Iterable[str], results: Sequence[RowResult], values: Sequence[float]) -> dict[str, list[float]]:
@@ -319,7 +361,7 @@ def _by_subset(subsets: Iterable[str], results: Sequence[RowResult], values: Seq
     return found
 
 
-def _notes(benchmark: Benchmark, subsets: Sequence[SubsetScore]) -> tuple[str, ...]:
+def _notes(benchmark: Benchmark) -> tuple[str, ...]:
     coverage = benchmark.coverage()
     notes = list(coverage.sentences()) if coverage else []
     if benchmark.drops.causes:
@@ -328,12 +370,6 @@ def _notes(benchmark: Benchmark, subsets: Sequence[SubsetScore]) -> tuple[str, .
     if len(benchmark.rows) < benchmark.num_available_rows:
         notes.append(
             f"A limit chose {len(benchmark.rows):,} of the {benchmark.num_available_rows:,} rows in {benchmark.name}."
-        )
-    small = [score.subset for score in subsets if score.num_rows < SMALL_SUBSET]
-    if small:
-        notes.append(
-            f"{len(small)} of {len(subsets)} subsets have fewer than {SMALL_SUBSET} rows: intervals come from "
-            "resampling within subsets and are too narrow there."
         )
     return tuple(notes)
 

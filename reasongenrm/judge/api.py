@@ -186,8 +186,10 @@ class ListwiseResponse(_Answered):
     """A ranking.
 
     Attributes:
-        ranking: indices of the answers, best first.
-        scores: per answer, in the order given: mean probability of being the better one, over its comparisons.
+        ranking: indices of the answers, best first: by `scores`, equal ones as given.
+        scores: per answer, in the order given, in [0, 1], 0.5 in the mean: the probability that it is better than
+            another answer of the list, in the mean over all of them, whether compared or not. From strengths fitted to
+            all comparisons (Bradley-Terry), so that it matters who the opponents were.
         comparisons: what was judged.
         complete: False if `max_comparisons` ended the tournament before the ranking was sure.
     """

@@ -1,7 +1,9 @@
-"""Several answers ranked by merge sort over pairwise judgments.
+"""Several answers ranked by pairwise judgments: merge sort chooses the pairs, Bradley-Terry scores the answers.
 
-Merge sort needs at most n*ceil(log2(n)) - 2**ceil(log2(n)) + 1 comparisons (Knuth, The Art of Computer Programming 3,
-5.2.4), and every pair at most once. Rounds are the same whatever the timing, so a bound cuts off the same comparisons.
+The scores are the ranking: an answer that met only strong ones is not taken for a weak one. Merge sort needs at most
+n*ceil(log2(n)) - 2**ceil(log2(n)) + 1 comparisons (Knuth, The Art of Computer Programming 3, 5.2.4), compares every two
+neighbours of its order, and no pair twice. Rounds are the same whatever the timing, so a bound cuts off the same
+comparisons.
 """
 
 from collections.abc import Callable, Coroutine, Generator, Sequence
@@ -9,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reasongenrm.judge.api import Comparison, Usage
+from reasongenrm.judge.bradley_terry import expected_scores
 from reasongenrm.judge.pairwise import PairResult
 from reasongenrm.processes.gathering import gather_or_cancel
 
@@ -30,13 +33,12 @@ class Ranking:
 async def rank(num_answers: int, compare: Compare, max_comparisons: int | None = None) -> Ranking:
     """Rank answers 0 .. num_answers - 1.
 
-    A comparison without a probability counts by its verdict: 1, 0, or 0.5 for a tie or none. At 0.5 the answer given
-    first stays first.
+    A comparison without a probability counts by its verdict: 1, 0, or 0.5 for a tie. One without a verdict leaves the
+    answer given first ahead in sorting and says nothing about the scores. Answers with equal scores stay as given.
 
     Args:
         compare: judges the answers with these two indices; `p_a` is the first one's.
-        max_comparisons: asked for at most. After that the scores decide what was not compared, so that the ranking
-            still goes with every comparison that was made in merging its runs.
+        max_comparisons: asked for at most. It ends the sort early; the scores are of what was compared until then.
     """
     results: dict[tuple[int, int], PairResult] = {}
     # Halved again and again, down to one answer or none: the bound of merge sort holds for balanced halves only.
@@ -46,7 +48,7 @@ async def rank(num_answers: int, compare: Compare, max_comparisons: int | None =
         for leaf in range(num_leaves)
     ]
     complete = True
-    while len(runs) > 1:
+    while complete and len(runs) > 1:
         merges = [_merge(left, right) for left, right in zip(runs[::2], runs[1::2], strict=True)]
         runs = [[] for _ in merges]
         firsts_are_ahead: dict[int, bool | None] = dict.fromkeys(range(len(merges)))  # None starts a merge
@@ -63,13 +65,15 @@ async def rank(num_answers: int, compare: Compare, max_comparisons: int | None =
                 complete = False
             judged = await gather_or_cancel(compare(*pair) for pair in pairs)
             results |= dict(zip(pairs, judged, strict=True))
-            scores = _scores(num_answers, results)
+            if not complete:
+                break
             firsts_are_ahead = {
-                number: _p_first(results[first, second]) >= 0.5
-                if (first, second) in results
-                else scores[first] >= scores[second]
-                for number, (first, second) in asked.items()
+                number: p_first is None or p_first >= 0.5
+                for number, p_first in ((number, _p_first(results[pair])) for number, pair in asked.items())
             }
+    outcomes = [(*pair, p_first) for pair, result in results.items() if (p_first := _p_first(result)) is not None]
+    scores = expected_scores(num_answers, outcomes, is_whole=complete)
+    order = sorted(range(num_answers), key=lambda index: -scores[index])
     comparisons = [
         Comparison(
             first=first,
@@ -86,7 +90,7 @@ async def rank(num_answers: int, compare: Compare, max_comparisons: int | None =
         prompt_tokens=sum(each.prompt_tokens for each in used),
         completion_tokens=sum(each.completion_tokens for each in used),
     )
-    return Ranking(runs[0], _scores(num_answers, results), comparisons, complete, usage)
+    return Ranking(order, scores, comparisons, complete, usage)
 
 
 def _merge(left: Sequence[int], right: Sequence[int]) -> Merge:
@@ -104,17 +108,6 @@ def _merge(left: Sequence[int], right: Sequence[int]) -> Merge:
     return [*merged, *left[i:], *right[j:]]
 
 
-def _p_first(result: PairResult) -> float:
-    if result.p_a is not None:
-        return result.p_a
-    return {"A": 1.0, "B": 0.0}.get(result.preferred or "tie", 0.5)
-
-
-def _scores(num_answers: int, results: dict[tuple[int, int], PairResult]) -> list[float]:
-    """Mean probability of being the better one; 0.5 for an answer that met no other."""
-    shares: list[list[float]] = [[] for _ in range(num_answers)]
-    for (first, second), result in results.items():
-        p_first = _p_first(result)
-        shares[first].append(p_first)
-        shares[second].append(1.0 - p_first)
-    return [sum(own) / len(own) if own else 0.5 for own in shares]
+def _p_first(result: PairResult) -> float | None:
+    """P(first better); None without a verdict."""
+    return {"A": 1.0, "B": 0.0, "tie": 0.5, None: None}[result.preferred] if result.p_a is None else result.p_a

@@ -358,14 +358,15 @@ def test_evaluate_prints_a_table_and_leaves_report_and_figures(endpoint: str, tm
     benchmark = write_rows(tmp_path / "rows.jsonl", rows)
     output = tmp_path / "out"
     arguments = ("evaluate", "--endpoint", endpoint, "--benchmark", benchmark, "-o", str(output), "--name", "finder")
-    result = invoke(*arguments, "--set", "evaluate.num_bootstrap=100")
+    result = invoke(*arguments)
     assert result.exit_code == 0, result.output
-    assert re.search(r"finder +100\.0 +100\.0-100\.0 +100\.0 +0\.0 +5 ", result.stdout)
+    # 6 rows, all right: Wilson's 6 / (6 + 1.96^2) to 1.
+    assert re.search(r"finder +100\.0 +61\.0-100\.0 +100\.0 +0\.0 +5 ", result.stdout)
     assert f"report: {output / 'report.html'}" in result.stderr
     assert "finder" in (output / "report.html").read_text()
     assert json.loads((output / "evaluation.json").read_text())["accuracy"] == 1.0
     assert json.loads((output / "report.json").read_text())["evaluations"][0]["variant"] == "finder"
-    again = invoke(*arguments, "--set", "evaluate.num_bootstrap=100", "--limit", "2", "--json")
+    again = invoke(*arguments, "--limit", "2", "--json")
     assert json.loads(again.stdout)["benchmark"]["num_rows"] == 2
 
 

@@ -73,7 +73,7 @@ class World:
         self.store, self.fake, self.endpoint, self.kserve = store, fake, endpoint, kserve
         self.cluster = Cluster.connect()
         benchmark = benchmark_of(folder, {"sums": 4, "more": 4})
-        settings = EvaluateConfig(num_bootstrap=100, max_tokens=50)
+        settings = EvaluateConfig(max_tokens=50)
         with Stage(store, "evaluate_rewardbench", settings, {}, {"variant": "dpo"}) as stage:
             for name, data in evaluation_files(
                 evaluated(benchmark, judge), judged(benchmark, judge), benchmark

@@ -7,8 +7,8 @@ import pytest
 
 from reasongenrm.config import GateConfig
 from reasongenrm.errors import ConfigError, InputError
-from reasongenrm.evaluation.bootstrap import Interval
 from reasongenrm.evaluation.decision import Champion, Decision, decide, decision_markdown
+from reasongenrm.evaluation.intervals import Interval
 from reasongenrm.evaluation.metrics import Difference, Evaluation
 from tests.judges import benchmark_of, evaluated, oracle
 

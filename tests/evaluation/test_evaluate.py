@@ -130,7 +130,7 @@ def test_what_an_endpoint_refused_has_no_verdict_and_is_counted(tmp_path: Path) 
     with FakeEndpoint(reply).running() as url:
         engine = EndpointEngine(url, EngineConfig())
         found, judgments = evaluate_alone(
-            engine, EvaluateConfig(num_bootstrap=100), rows, "verdict", name="m", model="m", folder=tmp_path
+            engine, EvaluateConfig(), rows, "verdict", name="m", model="m", folder=tmp_path
         )
     assert [(j.row_id, j.refused, j.verdict) for j in judgments if j.refused] == [(rows.rows[3].row_id, True, None)] * 2
     counts = evaluation_counts(found)
@@ -202,7 +202,6 @@ def import_tiny(store: Store, folder: Path) -> ArtifactRef:
 def test_stage_evaluates_a_real_tiny_model_and_is_reused(store: Store, tmp_path: Path, two_step: bool) -> None:
     config = EvaluateConfig(
         max_tokens=6,
-        num_bootstrap=50,
         limit=3,
         two_step=two_step,
         engine=EngineConfig(kind="transformers", batch_size=4),
@@ -239,7 +238,7 @@ def test_rows_that_hold_no_preference_are_in_the_counts_and_the_notes(tmp_path: 
         write_rows(tmp_path / "b.jsonl", [row("sums", 0), row("sums", 1), row("sums", 2, rejected="2 + 1 = 3.")])
     )
     judgments = judge_benchmark(ScriptedEngine(right), rows.rows, EvaluateConfig(), "verdict")
-    found = evaluate(judgments, rows, EvaluateConfig(num_bootstrap=50), variant="sft", model="m", style="verdict")
+    found = evaluate(judgments, rows, EvaluateConfig(), variant="sft", model="m", style="verdict")
     assert evaluation_counts(found) == {
         "num_in": 2,
         "num_out": 4,
@@ -252,7 +251,7 @@ def test_rows_that_hold_no_preference_are_in_the_counts_and_the_notes(tmp_path: 
 
 def test_judge_outside_a_run_leaves_its_files_and_goes_on_after_a_crash(tmp_path: Path) -> None:
     rows = benchmark(tmp_path, 6)
-    config = EvaluateConfig(num_bootstrap=50)
+    config = EvaluateConfig()
     folder = tmp_path / "out"
 
     def alone(engine: ScriptedEngine, model: str = "http://judge/v1") -> tuple[Evaluation, list[Judgment]]:

@@ -157,7 +157,7 @@ def test_judge_that_is_served_now_must_be_beaten_row_by_row(store: Store, tmp_pa
 
 
 def test_judge_that_is_served_already_passes_again(store: Store, tmp_path: Path) -> None:
-    benchmark = benchmark_of(tmp_path, {"sums": 5})
+    benchmark = benchmark_of(tmp_path, {"sums": 10})
     trained = training_of(store, "sft")
     evaluations = {
         "base": evaluation_of(store, "base", benchmark, contrarian),

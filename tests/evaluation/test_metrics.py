@@ -1,3 +1,4 @@
+import json
 import math
 from collections.abc import Sequence
 from itertools import product
@@ -10,15 +11,16 @@ from hypothesis import strategies as st
 from reasongenrm.config import EvaluateConfig
 from reasongenrm.data.benchmarks import Benchmark, BenchmarkRow
 from reasongenrm.errors import InputError
-from reasongenrm.evaluation.bootstrap import Interval
 from reasongenrm.evaluation.calibration import Calibration
 from reasongenrm.evaluation.evaluate import evaluation_files, evaluation_metrics
 from reasongenrm.evaluation.metrics import (
     Evaluation,
+    McNemar,
     RowResult,
     calibrate,
     evaluate,
     majority,
+    mcnemar,
     order_accuracy,
     paired_difference,
     row_results,
@@ -43,7 +45,10 @@ def scripted(*verdicts: tuple[Verdict | None, Verdict | None]) -> Judge:
 def test_oracle_scores_one_and_is_consistent(tmp_path: Path) -> None:
     evaluation = evaluated(benchmark_of(tmp_path, {"hep-go": 3, "donotanswer": 2}), oracle)
     assert evaluation.accuracy == evaluation.row_accuracy == 1
-    assert evaluation.interval == Interval(low=1, high=1)
+    # Rows weigh alike within a section, and sections 1/2 each: the weightiest row is one of 2 of donotanswer's. As many
+    # rows as 2 / (1/2) = 4, all right: Wilson's 4 / (4 + 1.96^2) to 1.
+    assert evaluation.interval.low == pytest.approx(4 / (4 + 1.959964**2), abs=1e-6)
+    assert evaluation.interval.high == 1
     assert [section.accuracy for section in evaluation.sections] == [1, 1]
     assert evaluation.consistent_accuracy == evaluation.consistent_fraction == 1
     assert (evaluation.flip_fraction, evaluation.undecided_fraction, evaluation.share_a) == (0, 0, 0.5)
@@ -109,17 +114,14 @@ def test_tokens_seconds_and_truncation_are_means_over_judgments(tmp_path: Path) 
     benchmark = benchmark_of(tmp_path, {"sums": 1})
     first, second = judged(benchmark, oracle)
     judgments = [first, second.model_copy(update={"num_output_tokens": 30, "seconds": 1.5, "truncated": True})]
-    evaluation = evaluate(
-        judgments, benchmark, EvaluateConfig(num_bootstrap=10), variant="sft", model="m", style="reason"
-    )
+    evaluation = evaluate(judgments, benchmark, EvaluateConfig(), variant="sft", model="m", style="reason")
     assert (evaluation.mean_prompt_tokens, evaluation.mean_output_tokens, evaluation.mean_seconds) == (100, 20, 1)
     assert (evaluation.truncated_fraction, evaluation.num_judgments) == (0.5, 2)
 
 
-def test_partial_benchmark_and_small_subsets_are_said_in_the_notes(tmp_path: Path) -> None:
+def test_a_partial_benchmark_is_said_in_the_notes(tmp_path: Path) -> None:
     notes = " ".join(evaluated(benchmark_of(tmp_path, {"hep-go": 164, "donotanswer": 2}), oracle).notes)
     assert notes.startswith("Partial benchmark: 166 of RewardBench's 2,985 rows")
-    assert "1 of 2 subsets have fewer than 10 rows" in notes
     assert evaluated(benchmark_of(tmp_path, {"sums": 10}), oracle).notes == ()
 
 
@@ -178,7 +180,7 @@ def probable(judgments: list[Judgment], of_label: float) -> list[Judgment]:
 
 def test_probabilities_are_calibrated_on_rows_that_were_held_out(tmp_path: Path) -> None:
     benchmark = benchmark_of(tmp_path, {"hep-go": 20})
-    config = EvaluateConfig(num_bootstrap=50)
+    config = EvaluateConfig()
     # Right in 15 rows of 20 and always sure of it at 0.99: three quarters is what it should say.
     right, wrong = probable(judged(benchmark, oracle), 0.99), probable(judged(benchmark, contrarian), 0.01)
     judgments = [*right[:30], *wrong[30:]]
@@ -210,6 +212,8 @@ def test_few_or_unknown_probabilities_are_not_calibrated(tmp_path: Path) -> None
 def test_evaluation_survives_its_json(tmp_path: Path) -> None:
     evaluation = evaluated(benchmark_of(tmp_path, {"hep-go": 2, "donotanswer": 1}), always_a)
     assert Evaluation.model_validate_json(evaluation.model_dump_json()) == evaluation
+    resampled = {**evaluation.model_dump(mode="json"), "num_bootstrap": 10000}  # as a judge served before has it
+    assert Evaluation.model_validate_json(json.dumps(resampled)) == evaluation
 
 
 def test_interval_is_narrower_with_less_confidence(tmp_path: Path) -> None:
@@ -227,23 +231,57 @@ def results(*accuracies: tuple[Verdict | None, Verdict | None]) -> list[RowResul
 
 
 def test_paired_difference_is_taken_row_by_row() -> None:
-    # Rows: 1 - 0.5, 0.5 - 0.5, 0 - 0: mean 1/6; the third row is wrong for both and adds no spread.
+    # Rows: 1 - 0.5, 0.5 - 0.5, 0 - 0: mean 1/6. Variance of the mean (1/9 + 1/36 + 1/36) / 2 / 3 = 1/36, k = 3.8415 / 3
+    # = 1.2805: (1/6 -+ 1.96 sqrt(1/36 + 1.2805 / 3)) / 2.2805 = -0.5064 to 0.6526.
     ours, theirs = results((A, B), (A, A), (B, A)), results((A, A), (B, B), (B, A))
-    difference = paired_difference(ours, theirs, confidence=0.95, num_bootstrap=2000, seed=0)
+    difference = paired_difference(ours, theirs, confidence=0.95)
     assert difference.accuracy == pytest.approx(1 / 6)
-    assert difference.interval == Interval(low=0, high=0.5)
+    assert (difference.interval.low, difference.interval.high) == pytest.approx((-0.5064, 0.6526), abs=2e-4)
     assert not difference.is_clear
 
 
 def test_difference_of_every_row_is_clear() -> None:
     ours, theirs = results(*[(A, B)] * 9), results(*[(A, A)] * 9)
-    difference = paired_difference(ours, theirs, confidence=0.95, num_bootstrap=100, seed=0)
-    assert (difference.accuracy, difference.interval, difference.is_clear) == (0.5, Interval(low=0.5, high=0.5), True)
+    difference = paired_difference(ours, theirs, confidence=0.95)
+    assert (difference.accuracy, difference.is_clear) == (0.5, True)
+    assert 0 < difference.interval.low < 0.5 < difference.interval.high < 1
+
+
+def test_two_judges_without_a_difference_may_yet_differ() -> None:
+    # Tango's interval for 60 rows without one on which they differ: -+ 3.8415 / (60 + 3.8415) = 0.0602.
+    both = results(*[(A, B)] * 60)
+    difference = paired_difference(both, both, confidence=0.95)
+    assert (difference.interval.low, difference.interval.high) == pytest.approx((-0.0602, 0.0602), abs=1e-4)
+    assert (difference.accuracy, difference.is_clear) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("num_better", "num_worse", "p_value"),
+    [
+        (0, 0, 1.0),
+        (1, 0, 1.0),  # 2 * 1 / 2
+        (5, 0, 0.0625),  # 2 * 1 / 32
+        (2, 10, 158 / 4096),  # 2 * (1 + 12 + 66) / 2^12
+        (3, 3, 1.0),  # 2 * (1 + 6 + 15 + 20) / 64 is more than 1
+    ],
+)
+def test_mcnemar_is_exact_over_the_rows_on_which_judges_differ(num_better: int, num_worse: int, p_value: float) -> None:
+    right, half, wrong = (A, B), (A, A), (B, A)
+    same = [right, half, wrong]
+    ours = results(*same, *[right] * num_better, *[wrong] * num_worse)
+    theirs = results(*same, *[half] * num_better, *[right] * num_worse)
+    assert mcnemar(ours, theirs) == McNemar(num_better=num_better, num_worse=num_worse, p_value=p_value)
+    assert mcnemar(theirs, ours).p_value == p_value
+
+
+def test_mcnemar_of_different_rows_is_refused() -> None:
+    with pytest.raises(InputError, match="different rows"):
+        mcnemar(results((A, B), (A, B)), results((A, B)))
 
 
 def test_judges_of_different_rows_are_not_compared() -> None:
     with pytest.raises(InputError, match=r"different rows \(2 and 1\); expected the same benchmark, limit and seed"):
-        paired_difference(results((A, B), (A, B)), results((A, B)), confidence=0.95, num_bootstrap=10, seed=0)
+        paired_difference(results((A, B), (A, B)), results((A, B)), confidence=0.95)
 
 
 def rows_in_subsets(subsets: Sequence[str]) -> Benchmark:
@@ -266,7 +304,7 @@ Table = list[tuple[str, tuple[Verdict | None, Verdict | None]]]
 
 
 def figures(benchmark: Benchmark, judgments: Sequence[Judgment]) -> Evaluation:
-    config = EvaluateConfig(num_bootstrap=20)
+    config = EvaluateConfig()
     return evaluate(judgments, benchmark, config, variant="dpo", model="m", style="reason")
 
 

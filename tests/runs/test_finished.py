@@ -17,7 +17,7 @@ from tests.tiny import tiny_checkpoint
 
 def finished(store: Store, folder: Path, of_label: float | None) -> tuple[RunRecord, ArtifactRef]:
     """What a run leaves whose winner gave the label so much probability; None: none was known."""
-    config = EvaluateConfig(num_bootstrap=50)
+    config = EvaluateConfig()
     with Stage(store, "train_sft", config, {"examples": "sha256:0"}, {"variant": "sft"}) as stage:
         stage.add_folder(tiny_checkpoint(folder / "model", "chatml", opening_role="reason"))
         model = stage.finish({"num_in": 1, "num_out": 1})

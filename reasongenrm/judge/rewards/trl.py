@@ -32,8 +32,9 @@ Chat = str | Sequence[Mapping[str, Any]]
 class JudgeReward:
     """A reward in [0, 1] by the judge.
 
-    mode "group": the completions of one prompt are ranked against each other; the reward is the mean probability of
-        being the better one, so a group's rewards are about 0.5 in the mean. A completion that is alone gets None.
+    mode "group": the completions of one prompt are ranked against each other; the reward is the score of
+        `api.ListwiseResponse`, the probability of being better than another one of the group (0.5 in the group's mean).
+        A completion that is alone gets None.
     mode "reference": P(better than the row's reference answer), from the data's column `reference_column`; a row whose
         reference is None gets None.
     mode "anchor": P(better than the server's anchor).
