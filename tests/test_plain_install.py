@@ -109,6 +109,7 @@ print(json.dumps(ended))
 def test_every_other_command_says_which_extra_it_wants(environment: dict[str, str], tmp_path: Path) -> None:
     data, model = ("--preferences", str(tmp_path / "p.jsonl")), ("--model", str(tmp_path))
     (tmp_path / "p.jsonl").write_text("{}")
+    (tmp_path / ".reasongenrm" / "store").mkdir(parents=True)
     run_of = (*data, "--benchmark", "b.jsonl", *model)
     wanted = {
         "run": (run_of, "pipeline"),

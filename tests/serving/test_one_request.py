@@ -112,7 +112,7 @@ def test_budget_closes_the_reason_and_the_answer_is_free(checkpoint: Path) -> No
 def test_logprobs_are_the_unheld_models_and_have_both_letters_however_improbable(checkpoint: Path) -> None:
     model = load(checkpoint, f"Hm.{CLOSED}Sorry, I can not say which is better.")
     with client(model) as opened:
-        got = choice_of(opened, logprobs=True, top_logprobs=1, max_tokens=60)
+        got = choice_of(opened, logprobs=True, top_logprobs=3, max_tokens=60)
     tokens = got["logprobs"]["content"]
     assert "".join(token["token"] for token in tokens) == got["message"]["content"]
     num_vocabulary = len(model.turns.tokenizer.get_vocab())
