@@ -153,7 +153,8 @@ def test_a_plan_needs_no_extra(environment: dict[str, str], tmp_path: Path) -> N
 def test_an_endpoint_is_evaluated(environment: dict[str, str], tmp_path: Path) -> None:
     endpoint = FakeEndpoint(lambda _body, _number: completion("The first is right.\n\n[[A]]"))
     with serving(endpoint.app) as url:
-        asked = ("--endpoint", f"{url}/v1", "--benchmark", str(DEMO / "benchmark.jsonl"), "--limit", "2", "--json")
+        judged = ("--endpoint", f"{url}/v1", "--benchmark", str(DEMO / "benchmark.jsonl"))
+        asked = (*judged, "--limit", "2", "--format", "json")
         ran = run(environment, tmp_path, "-m", "reasongenrm", "evaluate", *asked)
     assert ran.returncode == 0, ran.stderr
     evaluation = json.loads(ran.stdout)

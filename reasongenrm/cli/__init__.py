@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from reasongenrm.cli import cluster_commands as cluster
+from reasongenrm.cli import compare_command as compare
 from reasongenrm.cli import convert_command as convert
 from reasongenrm.cli import doctor, run
 from reasongenrm.cli import evaluate_command as evaluate
@@ -86,7 +87,7 @@ _PANELS = {
         stages.train,
     ),
     "A cluster": (cluster.submit, cluster.logs, cluster.cancel, rollback.rollback, compile_pipeline),
-    "Judging": (evaluate.evaluate, judge.judge, servers.serve, servers.judge_server, servers.web),
+    "Judging": (evaluate.evaluate, compare.compare, judge.judge, servers.serve, servers.judge_server, servers.web),
     "The store": (stored.models, stored.runs, publish.publish),
     "Tools": (doctor.doctor,),
 }

@@ -9,18 +9,18 @@ from typing import Annotated, Literal
 
 from typer import Option
 
-from reasongenrm.cli.console import print_json, print_note, print_table
+from reasongenrm.cli.console import print_note, print_table
 from reasongenrm.cli.settings import (
     DEFAULT_STORE,
     ConfigOption,
     EndpointOption,
-    JsonOption,
     ServedModelOption,
     SetOption,
     StoreOption,
     absolute,
     make_config,
 )
+from reasongenrm.cli.table_formats import FormatOption, print_as
 from reasongenrm.errors import ConfigError
 
 StyleOption = Annotated[
@@ -50,7 +50,7 @@ def evaluate(
     config: ConfigOption = None,
     limit: Annotated[int | None, Option(min=1, help="The most rows, spread over the subsets.")] = None,
     assignments: SetOption = [],
-    as_json: JsonOption = False,
+    kind: FormatOption = "table",
 ) -> None:
     """Have a judge judge a benchmark in both orders, print its figures and write a report.
 
@@ -62,9 +62,9 @@ def evaluate(
 
       reasongenrm evaluate --model ./my-judge --benchmark rows.jsonl --limit 100 -o report
     """
-    from reasongenrm.cli.views import evaluations_table
+    from reasongenrm.cli.views import evaluation_cells, evaluations_table
     from reasongenrm.data.benchmarks import load_benchmark
-    from reasongenrm.evaluation.evaluate import evaluate_alone
+    from reasongenrm.evaluation.evaluate import evaluate_alone, evaluation_metrics
     from reasongenrm.evaluation.judge_style import style_of
     from reasongenrm.evaluation.report import build_report
     from reasongenrm.evaluation.report_page import render_html
@@ -98,10 +98,11 @@ def evaluate(
     report = build_report({name: evaluation}, {name: judgments}, rows.rows)
     (output / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (output / "report.html").write_text(render_html(report), encoding="utf-8")
-    if as_json:
-        print_json(evaluation.model_dump(mode="json"))
-    else:
+    if kind == "table":
         print_table(evaluations_table([evaluation]))
+    else:
+        columns, cells = evaluation_cells([evaluation])
+        print_as(kind, columns, cells, [evaluation_metrics(evaluation)], evaluation.model_dump(mode="json"))
     print_note(f"report: {(output / 'report.html').resolve()}")
 
 

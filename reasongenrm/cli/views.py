@@ -30,33 +30,46 @@ _BAR_CHARS = 40
 
 
 def evaluations_table(evaluations: "Sequence[Evaluation]") -> Table:
-    """Judges side by side: accuracy with its interval, sections, and what a served judge lives or dies by."""
-    from reasongenrm.variants import variant_label
-
+    """Judges side by side, under the benchmark's name; the best one is bold."""
     first = evaluations[0]
     coverage = first.benchmark.coverage
     partial = "partial benchmark, " if coverage and coverage.is_partial else ""
     title = f"{first.benchmark.name}: {partial}{first.benchmark.num_rows:,} rows, both orders"
-    sections = [section.section for section in first.sections]
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("judge", no_wrap=True)
-    interval = f"{first.confidence:.0%} interval"
-    for column in ("accuracy", interval, *sections, "consistent", "unparsed", "tokens", "seconds"):
+    (judge, *others), rows = evaluation_cells(evaluations)
+    table.add_column(judge, no_wrap=True)
+    for column in others:
         table.add_column(Text("\n".join(column.split())), justify="right", no_wrap=True)
     best = max(evaluation.accuracy for evaluation in evaluations)
+    for evaluation, cells in zip(evaluations, rows, strict=True):
+        table.add_row(*cells, style="bold" if evaluation.accuracy == best else "")
+    return table
+
+
+def evaluation_cells(evaluations: "Sequence[Evaluation]") -> tuple[list[str], list[list[str]]]:
+    """Headings and a row per judge: accuracy with its interval, sections, and what a served judge lives or dies by."""
+    from reasongenrm.variants import variant_label
+
+    first = evaluations[0]
+    sections = [section.section for section in first.sections]
+    interval = f"{first.confidence:.0%} interval"
+    columns = ["judge", "accuracy", interval, *sections, "consistent", "unparsed", "tokens", "seconds"]
+    rows = []
     for evaluation in evaluations:
         by_section = {section.section: section.accuracy for section in evaluation.sections}
-        cells = [
-            percent(evaluation.accuracy),
-            f"{percent(evaluation.interval.low)}-{percent(evaluation.interval.high)}",
-            *(percent(by_section[section]) for section in sections),
-            percent(evaluation.consistent_fraction),
-            percent(evaluation.unparsed_fraction),
-            f"{evaluation.mean_output_tokens:.0f}",
-            f"{evaluation.mean_seconds:.2f}",
-        ]
-        table.add_row(variant_label(evaluation.variant), *cells, style="bold" if evaluation.accuracy == best else "")
-    return table
+        rows.append(
+            [
+                variant_label(evaluation.variant),
+                percent(evaluation.accuracy),
+                f"{percent(evaluation.interval.low)}-{percent(evaluation.interval.high)}",
+                *(percent(by_section[section]) for section in sections),
+                percent(evaluation.consistent_fraction),
+                percent(evaluation.unparsed_fraction),
+                f"{evaluation.mean_output_tokens:.0f}",
+                f"{evaluation.mean_seconds:.2f}",
+            ]
+        )
+    return columns, rows
 
 
 def percent(fraction: float) -> str:

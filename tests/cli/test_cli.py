@@ -1,5 +1,7 @@
 """The command line: light, documented, with errors that say what to do and exit codes that say what went wrong."""
 
+import csv
+import io
 import json
 import os
 import re
@@ -90,7 +92,7 @@ def test_command_imports_only_the_heavy_packages_that_it_uses(arguments: str, us
 def test_commands_are_those_of_the_documentation() -> None:
     stages = ["prepare", "distill", "sample", "score", "train"]
     cluster = ["submit", "logs", "cancel", "rollback", "compile"]
-    others = ["run", "plan", "convert", "evaluate", "judge", "judge-server", "serve", "web", "doctor"]
+    others = ["run", "plan", "convert", "evaluate", "compare", "judge", "judge-server", "serve", "web", "doctor"]
     store = ["models", "runs", "publish"]
     assert sorted([*stages, *cluster, *others, *store]) == COMMANDS
 
@@ -366,8 +368,12 @@ def test_evaluate_prints_a_table_and_leaves_report_and_figures(endpoint: str, tm
     assert "finder" in (output / "report.html").read_text()
     assert json.loads((output / "evaluation.json").read_text())["accuracy"] == 1.0
     assert json.loads((output / "report.json").read_text())["evaluations"][0]["variant"] == "finder"
-    again = invoke(*arguments, "--limit", "2", "--json")
+    again = invoke(*arguments, "--limit", "2", "--format", "json")
     assert json.loads(again.stdout)["benchmark"]["num_rows"] == 2
+    assert invoke(*arguments, "--format", "md").stdout.startswith("| judge | accuracy | 95% interval | consistent |")
+    [figures] = csv.DictReader(io.StringIO(invoke(*arguments, "--format", "csv").stdout))
+    assert (figures["variant"], figures["accuracy"]) == ("finder", "1.0")
+    assert float(figures["accuracy_low"]) == pytest.approx(6 / (6 + 1.959964**2), abs=1e-6)
 
 
 def test_a_password_in_an_endpoints_address_is_in_no_report_and_no_output(endpoint: str, tmp_path: Path) -> None:
