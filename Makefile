@@ -31,10 +31,10 @@ CLI_DOCS = COLUMNS=120 $(BIN)/python -m typer reasongenrm.cli utils docs --name 
 
 .PHONY: bench help install serve web system demo run-demo test test-slow test-container lint format compile docs lock clean images model-image lock-images image-wheels kind-up kind-e2e kind-down manifests crds
 
-help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-
-install: .venv/.installed ## set up .venv (every other target does it first)
+# "##" marks what users need, "##-" what those who change the code do.
+help: ##- list the targets
+	@echo "To use it:"; awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "To change it:"; awk -F ':.*##- ' '/^[a-z0-9-]+:.*##- / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/.installed: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
@@ -60,6 +60,8 @@ serve: install ## serve a judge: the demo's winner, else SmolLM2 untrained (MODE
 web: install ## a web page for the judge of `make serve`
 	@exec $(BIN)/reasongenrm web --store $(STORE)
 
+install: .venv/.installed ## set up .venv (every other target does it first)
+
 system:
 	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
 	  && apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } \
@@ -69,13 +71,13 @@ system:
 test: install system ## all tests but the slow ones
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations=20 -m "not slow and not gpu and not cluster and not container"
 
-test-slow: install system ## the slow tests: the whole pipeline killed and resumed, and others
+test-slow: install system ##- the slow tests: the whole pipeline killed and resumed, and others
 	$(BIN)/python -m pytest -q -m "slow" --timeout 1800
 
-bench: install ## measure speed against TRL and one-at-a-time scoring at random weights (BENCH="sft dpo --shape cpu")
+bench: install ##- measure speed against TRL and one-at-a-time scoring at random weights (BENCH="sft dpo --shape cpu")
 	$(BIN)/python -m benchmarks $(BENCH)
 
-lint: install ## ruff, mypy, the layers of imports, the compiled pipeline and docs/cli.md against the code, plain English
+lint: install ##- ruff, mypy, the layers of imports, the compiled pipeline and docs/cli.md against the code, plain English
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -93,19 +95,19 @@ kind-e2e: install ## the whole pipeline on it with a tiny model, to a verdict fr
 kind-down: install ## remove it
 	@manifests/kind/down.sh
 
-format: install ## let ruff rewrite what it can
+format: install ##- let ruff rewrite what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-compile: install ## rewrite pipelines/compiled/
+compile: install ##- rewrite pipelines/compiled/
 	$(BIN)/reasongenrm compile
 
-docs: install ## rewrite docs/cli.md, the tree of docs/architecture.md, and the computed figures of the pages
+docs: install ##- rewrite docs/cli.md, the tree of docs/architecture.md, and the computed figures of the pages
 	$(CLI_DOCS) > docs/cli.md
 	$(BIN)/python docs/tree.py
 	$(BIN)/python docs/recompute.py
 
-lock: install ## pin the newest version of every dependency in requirements.lock
+lock: install ##- pin the newest version of every dependency in requirements.lock
 	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
 	  $(if $(FIND_LINKS),--find-links $(FIND_LINKS)) pyproject.toml --extra train --extra pipeline --extra local --extra cluster --extra serve --extra judge --extra web --extra deepspeed --extra mlflow --extra dev -o requirements.lock
 	sed -i 's/^\(torch==[0-9.]*\)+cpu$$/\1/' requirements.lock # the machine's own build, CPU or CUDA, satisfies the plain version
@@ -116,22 +118,22 @@ images: install ## build and check the images (IMAGES="cpu train vllm" REGISTRY=
 model-image: install ## build the image of a checkpoint for deploy.model_image (MODEL=s3://... REPOSITORY= PUSH=1; images/model.sh)
 	PYTHON=$(BIN)/python MODEL=$(if $(filter-out file,$(origin MODEL)),$(MODEL)) REPOSITORY=$(REPOSITORY) images/model.sh
 
-lock-images: install ## pin the newest version of every dependency of the images
+lock-images: install ##- pin the newest version of every dependency of the images
 	$(BIN)/python images/lock.py $(BIN)/uv
 
-image-wheels: install ## download what the images install into images/wheels, for a build without a network (IMAGES=)
+image-wheels: install ##- download what the images install into images/wheels, for a build without a network (IMAGES=)
 	for name in $(or $(IMAGES),cpu train vllm); do $(BIN)/python -m pip download --quiet --no-deps --require-hashes \
 	  -r images/$$name/requirements.lock -d images/wheels; done
 	$(BIN)/python -m pip download --quiet --no-deps --require-hashes -r images/build.lock -d images/wheels
 
-test-container: install ## build the cpu image from local parts and run a component in it (root, Debian's docker.io and debootstrap)
+test-container: install ##- build the cpu image from local parts and run a component in it (root, Debian's docker.io and debootstrap)
 	$(BIN)/python -m pytest -q -m container --timeout 1800
 
-manifests: install ## render and check every overlay and addon of manifests/
+manifests: install ##- render and check every overlay and addon of manifests/
 	$(BIN)/python -m pytest -q tests/manifests/test_overlays.py tests/manifests/test_rights.py tests/manifests/test_example.py \
 	  tests/manifests/test_third_party.py tests/kube/test_schemas.py
 
-crds: ## download the CRDs for `make manifests` into build/crds (network)
+crds: ##- download the CRDs for `make manifests` into build/crds (network)
 	bash manifests/crds.sh build/crds
 
 clean: ## remove .venv and caches (the store, .reasongenrm, stays)

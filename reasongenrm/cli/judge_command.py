@@ -55,7 +55,7 @@ def judge(
 
     [bold]Examples[/bold]
 
-      reasongenrm judge --question "Name a prime." --answer-a "7" --answer-b "9"
+      reasongenrm judge --question "Name three tools. Answer with JSON." --answer-a "Saws." --answer-b '["saws"]'
 
       reasongenrm judge --url http://judge.example:8080 --file pairs.jsonl -o judged.jsonl
 

@@ -92,6 +92,9 @@ def judge_server(
     calibration: Annotated[Path | None, Option(metavar="FOLDER", help="With a judge_calibration.json.")] = None,
     calibration_temperature: Annotated[float | None, Option(min=0.001, help="Instead of a folder.")] = None,
     calibration_bias: Annotated[float, Option(help="Goes with --calibration-temperature.")] = 0.0,
+    about: Annotated[
+        str | None, Option(metavar="TEXT", help="What this judge is, for the people who use it; /v1/models has it.")
+    ] = None,
     log_text: Annotated[bool, Option("--log-text", help="Log questions, answers and reasons too.")] = False,
     predictor_host: Annotated[str | None, Option("--predictor_host", hidden=True, help="As KServe says it.")] = None,
     predictor_protocol: Annotated[  # noqa: ARG001
@@ -144,7 +147,7 @@ def judge_server(
     if limits.api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
         print_note(f"serving on {host} without a key: anybody who reaches it may use it; set JUDGE_API_KEY")
     print_note(f"judge at http://{host}:{port} (docs: /docs), in front of {parse_address(url)} (Ctrl-C stops)")
-    server = ServerSettings(host=host, port=port, model_name=name, log_text=log_text, drain_seconds=drain_seconds)
+    server = ServerSettings(host, port, name, log_text=log_text, about=about, drain_seconds=drain_seconds)
     run_server(settings, limits, server)
 
 

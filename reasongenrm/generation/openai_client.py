@@ -160,10 +160,12 @@ PASSING = (EndpointAwayError, EndpointFailedError, EndpointBusyError, EndpointTi
 
 @dataclass(frozen=True)
 class ModelCard:
-    """A model that a server lists; `max_model_len` is its context in tokens, if told."""
+    """A model that a server lists; `max_model_len` is its context in tokens, `about` a judge's words on what it is, if
+    told."""
 
     name: Annotated[str, Field(validation_alias="id")]
     max_model_len: int | None = None
+    about: str | None = None
 
 
 class _Cards(TypedDict):

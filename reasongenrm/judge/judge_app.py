@@ -42,6 +42,7 @@ class ServerSettings:
     port: int = 8080
     model_name: str = "reasongenrm"  # in KServe's protocols
     log_text: bool = False  # let the log have the users' text
+    about: str | None = None  # what the judge is, in words for people, such as whether it was trained to judge
     drain_seconds: float = 0.0  # after SIGTERM, answer on for so long: see `run_server`
 
 
@@ -73,7 +74,7 @@ def create_app(judge: JudgeSettings, limits: Limits, server: ServerSettings) -> 
     )
     add_error_handlers(app)
     app.include_router(judge_router(service, server.log_text))
-    app.include_router(kserve_router(server.model_name, service))
+    app.include_router(kserve_router(server.model_name, service, server.about))
     app.include_router(openrlhf_router(service))
     app.include_router(nemo_gym_router(service))
 

@@ -109,7 +109,7 @@ def serve_with_judge(
     address = f"http://127.0.0.1:{port}"
     predictor = ["serve", "--model", str(folder), "--name", name, "--port", str(port)]
     judge = ["judge-server", "--predictor", f"{address}/v1", "--host", host, "--port", str(judge_port), "--name", name]
-    judge += ["--style", style_of(folder)]
+    judge += ["--style", style_of(folder), "--about", about(checkpoint)]
     if max_model_len is not None:
         predictor += ["--max-model-len", str(max_model_len)]
     if not checkpoint.is_trained:
@@ -129,6 +129,18 @@ def serve_with_judge(
             say(_ready(address, local))
             wait_for_stop(serving, judging)
     say("stopped")
+
+
+def about(checkpoint: ServedCheckpoint) -> str:
+    """What the judge is, for the people who use it."""
+    if not checkpoint.is_trained:
+        return "not trained to judge: its verdicts are near chance"
+    asked = {
+        "plain": "asked in plain chat; nothing says that it was trained to judge",
+        "verdict": "trained to write its verdict at once",
+        "reason": "trained to write a reason, then its verdict",
+    }
+    return f"checkpoint {checkpoint.folder.resolve().name}, {asked[style_of(checkpoint.folder)]}"
 
 
 def _ready(predictor: str, judge: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from reasongenrm.errors import ReasonGenRMError, validated
 from reasongenrm.evaluation.metrics import BenchmarkInfo, Evaluation
+from reasongenrm.runs.inventory import stored_models
 from reasongenrm.runs.local import open_store
 from reasongenrm.store.artifacts import Manifest, Store, list_artifacts, read_file
 from reasongenrm.store.run_records import RunRecord, list_runs
@@ -26,10 +27,18 @@ MAX_KEPT_REPORTS = 16  # in memory; one has up to a few MB
 
 @dataclass(frozen=True)
 class Entry:
-    """One judge on one benchmark. `run_ids`: newest first; `report`: the digest, 64 hex digits, of a report that shows
-    it."""
+    """One judge on one benchmark.
+
+    Attributes:
+        model_digest: of its checkpoint; None: an endpoint was asked.
+        base: what all training started from, as its folder, file or hub name calls it; None: the store does not know.
+        run_ids: newest first.
+        report: the digest, 64 hex digits, of a report that shows it.
+    """
 
     evaluation: Evaluation
+    model_digest: str | None
+    base: str | None
     created_at: str
     run_ids: tuple[str, ...]
     report: str | None
@@ -114,9 +123,15 @@ class Shelf:
         runs = list_runs(store)
         reports = [manifest for manifest in artifacts if manifest.stage == "select_winner"]
         self._reports = {_hex(manifest.digest): manifest for manifest in reports}
+        bases = {model.manifest.digest: _name(model.base) for model in stored_models(artifacts, ())}
         entries = [
             Entry(
-                self._evaluation(manifest), manifest.created_at, _runs_of(manifest, runs), _report_of(manifest, reports)
+                self._evaluation(manifest),
+                manifest.inputs.get("model"),
+                bases.get(manifest.inputs.get("model", "")),
+                manifest.created_at,
+                _runs_of(manifest, runs),
+                _report_of(manifest, reports),
             )
             for manifest in artifacts
             if manifest.stage == "evaluate_rewardbench"
@@ -130,6 +145,11 @@ class Shelf:
             with validated(f"{manifest.uri}/evaluation.json", expected, ReasonGenRMError):
                 self._evaluations[manifest.digest] = Evaluation.model_validate_json(data)
         return self._evaluations[manifest.digest]
+
+
+def _name(source: str) -> str | None:
+    """The last part of a model's address: a folder's, a file's or a hub model's own name."""
+    return source.rstrip("/").rpartition("/")[2].removesuffix(".gguf") or None
 
 
 def _hex(digest: str) -> str:

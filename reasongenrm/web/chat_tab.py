@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from reasongenrm.web.chatting import ChatClient, text_of
+from reasongenrm.web.chatting import ChatClient, as_typed, text_of, typed
 from reasongenrm.web.guard import TooManyError, Visitors
 from reasongenrm.web.markup import QUIET, show_notice
 from reasongenrm.web.words import TOO_MANY
@@ -45,13 +45,19 @@ def chat_tab(chat: ChatClient, visitors: Visitors) -> None:
             yield {notice: ""}
             return
         history = [*({**said, "content": text_of(said["content"])} for said in history)]
-        asked = [*history, {"role": "user", "content": message}]
+        shown_history = [*history, {"role": "user", "content": as_typed(message)}]
+        asked = [
+            said | {"content": typed(said["content"])} if said["role"] == "user" else said for said in shown_history
+        ]
         try:
             with visitors.one_more(request.client.host if request.client else ""):
-                yield {talk: asked, text: "", notice: "", stop: gr.Button(interactive=True)}
+                yield {talk: shown_history, text: "", notice: "", stop: gr.Button(interactive=True)}
                 async with aclosing(chat.reply(asked)) as replies:
                     async for reply in replies:
-                        shown = {talk: [*asked, *reply.messages()], stop: gr.Button(interactive=not reply.ended)}
+                        shown = {
+                            talk: [*shown_history, *reply.messages()],
+                            stop: gr.Button(interactive=not reply.ended),
+                        }
                         if reply.notice:
                             shown[notice] = show_notice(reply.notice)
                             if not reply.messages():  # what was typed goes back, to be sent again

@@ -4,8 +4,10 @@ Messages are gradio's: {"role", "content", "metadata"}; a reason is a message of
 metadata, and is shown to the visitor but never sent back to the model.
 """
 
+import html
 import logging
 import os
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from reasongenrm.generation.openai_client import (
     ContextExceededError,
     EndpointError,
     EndpointTimeoutError,
+    ModelCard,
     OpenAIClient,
     WrongReplyError,
 )
@@ -23,13 +26,14 @@ from reasongenrm.judge.api import ErrorDetail
 from reasongenrm.judge.client.client_errors import JudgeClientError, NotAJudgeError, error_of_detail
 from reasongenrm.judge.client.client_http import KEY_VARIABLE
 from reasongenrm.web.pace import paced
-from reasongenrm.web.words import Notice, notice_of
+from reasongenrm.web.words import CHAT_TOO_LONG, Notice, notice_of
 
 logger = logging.getLogger(__name__)
 REASON_TITLE = "Reason"
 MAX_TOKENS = 1024  # reason and answer of one turn
 TIMEOUT_SECONDS = 120.0  # between two parts of a stream
 CONNECT_SECONDS = 5.0
+_MARKUP = re.compile(r"[ -/:-@\[-`{-~\n\t]")  # ASCII punctuation and white space
 
 
 @dataclass
@@ -61,7 +65,7 @@ class ChatClient:
     """Asks the judge for chat completions. An async context manager: the connections live as long as it does."""
 
     def __init__(self, judge_url: str) -> None:
-        self._model: str | None = None
+        self._card: ModelCard | None = None
         self._client = OpenAIClient(
             f"{judge_url}/v1",
             key=os.environ.get(KEY_VARIABLE, ""),
@@ -93,27 +97,38 @@ class ChatClient:
                     yield reply
         except EndpointError as error:
             logger.warning("a chat failed: %s", error)
-            reply.notice = notice_of(self._as_client_error(error))
+            is_long = isinstance(error, ContextExceededError)
+            reply.notice = CHAT_TOO_LONG if is_long else notice_of(self._as_client_error(error))
         reply.ended = True
         yield reply
 
     async def _parts(self, messages: list[dict[str, str]]) -> AsyncIterator[Completion]:
-        if self._model is None:
-            cards = await self._client.models()
-            if not cards:
-                raise WrongReplyError(self._client.base_url, "lists no model")
-            self._model = cards[0].name
-        body = {"model": self._model, "messages": messages, "max_tokens": MAX_TOKENS}
+        body = {"model": (await self._listed()).name, "messages": messages, "max_tokens": MAX_TOKENS}
         async with aclosing(self._client.stream(body)) as parts:
             async for part in parts:
                 yield part
 
+    async def card(self) -> ModelCard | None:
+        """The judge's model, as it is listed now; None if nothing is."""
+        self._card = None  # another judge may have taken its place
+        try:
+            return await self._listed()
+        except EndpointError as error:
+            logger.warning("the judge does not say what it is: %s", error)
+            return None
+
+    async def _listed(self) -> ModelCard:
+        if self._card is None:
+            cards = await self._client.models()
+            if not cards:
+                raise WrongReplyError(self._client.base_url, "lists no model")
+            self._card = cards[0]
+        return self._card
+
     def _as_client_error(self, error: EndpointError) -> JudgeClientError:
         """The same failure as the judge's client tells it."""
         code = error.code
-        if isinstance(error, ContextExceededError):
-            code = "too_long"
-        elif isinstance(error, EndpointTimeoutError):
+        if isinstance(error, EndpointTimeoutError):
             code = "predictor_timeout"
         is_unknown = code is None and error.status is not None and (error.status < 400 or error.status == 404)
         if isinstance(error, WrongReplyError) or is_unknown:
@@ -129,6 +144,16 @@ def plain(history: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         for message in history
         if not (message.get("metadata") or {}).get("title") and (text := text_of(message["content"]))
     ]
+
+
+def as_typed(text: str) -> str:
+    """A text that the page's Markdown shows letter for letter: what Markdown or HTML could read is a character code."""
+    return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", text)
+
+
+def typed(shown: str) -> str:
+    """What `as_typed` was given."""
+    return html.unescape(shown)
 
 
 def text_of(content: Any) -> str:

@@ -12,13 +12,21 @@ from reasongenrm.judge.client.client import AsyncJudge
 from reasongenrm.web.guard import TooManyError, Visitors
 from reasongenrm.web.judge_pair_view import ORDERS, Asked, Seen, judge_pair
 from reasongenrm.web.markup import QUIET, read, show_notice, show_order, show_verdict, show_waiting
-from reasongenrm.web.words import STOPPED, TOO_MANY
+from reasongenrm.web.words import CUT_LABEL, MORE_LABEL, STOPPED, TOO_MANY
 
 NUM_EARLIER = 2  # exchanges before the question that the page has fields for
+ABOUT_EXAMPLES = (
+    "The first five are of the kind that the judge of `make demo` was trained for, and all that it can judge. "
+    "The others need a judge of a larger model."
+)
 MAX_VOTES = 8  # of the API's 16: two orders of them are what a visitor waits for
-# After the first lines are there: before, the page is too short to scroll.
+# After the first lines are there: before, the page is too short to scroll. A phone has no room for the button, too.
 _TO_VERDICT = (
-    "() => { setTimeout(() => document.getElementById('rg-judge').scrollIntoView({behavior: 'smooth'}), 500) }"
+    "() => { setTimeout(() => document.getElementById(innerWidth > 640 ? 'rg-judge' : 'rg-verdict')"
+    ".scrollIntoView({behavior: 'smooth'}), 500) }"
+)
+_PHONE_TO_VERDICT = (
+    "() => { if (innerWidth <= 640) document.getElementById('rg-verdict').scrollIntoView({behavior: 'smooth'}) }"
 )
 
 
@@ -41,18 +49,18 @@ def _fields() -> list[Any]:
     with gr.Row():
         answer_a = gr.Textbox(label="Answer A", lines=6, max_lines=16, min_width=280)
         answer_b = gr.Textbox(label="Answer B", lines=6, max_lines=16, min_width=280)
-    with gr.Accordion("Rubric, votes, long texts", open=False):
+    with gr.Accordion(MORE_LABEL, open=False):
         rubric = gr.Textbox(label="Rubric", placeholder="What to judge by; empty: the judge decides", lines=2)
         counted = "1 is the judge's surest reason; more are sampled and counted"
         votes = gr.Slider(1, MAX_VOTES, value=1, step=1, label="Votes in each order", info=counted)
-        cut = gr.Checkbox(label="Cut the middle out of what is too long, instead of refusing it")
+        cut = gr.Checkbox(label=CUT_LABEL)
     return [question, answer_a, answer_b, rubric, votes, cut, system, *earlier]
 
 
 def judge_tab(judge: AsyncJudge, visitors: Visitors) -> None:
     """Build the tab's content."""
     titles = [example["title"] for example in examples()]
-    chosen = gr.Dropdown(label="Examples", choices=titles, value=None, interactive=True)
+    chosen = gr.Dropdown(label="Examples", info=ABOUT_EXAMPLES, choices=titles, value=None, interactive=True)
     fields = _fields()
     with gr.Row():
         start = gr.Button("Judge", variant="primary", elem_id="rg-judge", scale=1)
@@ -80,6 +88,7 @@ def judge_tab(judge: AsyncJudge, visitors: Visitors) -> None:
 
     start.click(None, js=_TO_VERDICT)
     under_way = start.click(run, fields, [verdict, given, swapped, stop], **QUIET)
+    under_way.then(None, js=_PHONE_TO_VERDICT)
     stop.click(stopped, None, [verdict, stop], cancels=[under_way], **QUIET)
     chosen.input(_example, chosen, fields, **QUIET)
 

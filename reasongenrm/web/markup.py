@@ -6,6 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
+from reasongenrm.generation.openai_client import ModelCard
 from reasongenrm.judge.api import CallerOrder, OrderJudgment, PairwiseResponse
 from reasongenrm.variants import VARIANTS
 from reasongenrm.web.board import Board
@@ -28,6 +29,11 @@ def render(template: str, **values: object) -> str:
 def show_notice(notice: Notice) -> str:
     """An error, or another thing to know, in the verdict's place."""
     return render("notice.html.j2", notice=notice)
+
+
+def show_judge(card: ModelCard) -> str:
+    """Which judge it is, and what it says of itself."""
+    return render("judge.html.j2", card=card)
 
 
 def show_waiting(num_generations: int, num_ended: int) -> str:

@@ -8,8 +8,8 @@ from reasongenrm.web.chat_tab import chat_tab
 from reasongenrm.web.chatting import ChatClient
 from reasongenrm.web.guard import Visitors
 from reasongenrm.web.judge_tab import judge_tab
-from reasongenrm.web.markup import QUIET, render, show_board, show_notice
-from reasongenrm.web.words import NOT_READY
+from reasongenrm.web.markup import QUIET, render, show_board, show_judge, show_notice
+from reasongenrm.web.words import NOT_READY, READING
 
 TITLE = "ReasonGenRM"
 MOST_RUNNING = 16  # judgments and chats in progress on the whole page
@@ -48,7 +48,8 @@ def make_page(judge: AsyncJudge, chat: ChatClient, shelf: Shelf, visitors: Visit
                 _board_tab(shelf, root_path, tab)
 
         async def look() -> str:
-            return "" if await judge.ready() else show_notice(NOT_READY)
+            card = await chat.card() if await judge.ready() else None
+            return show_notice(NOT_READY) if card is None else show_judge(card)
 
         page.load(look, None, state, **QUIET)
     page.queue(default_concurrency_limit=MOST_RUNNING, max_size=MOST_WAITING, api_open=False)
@@ -58,6 +59,6 @@ def make_page(judge: AsyncJudge, chat: ChatClient, shelf: Shelf, visitors: Visit
 def _board_tab(shelf: Shelf, root_path: str, tab: gr.Tab) -> None:
     gr.HTML(render("board_head.html.j2"), elem_classes="rg-flat")
     refresh = gr.Button("Refresh", elem_id="rg-refresh", size="sm", scale=0)
-    table = gr.HTML(elem_id="rg-board", elem_classes="rg-flat")
+    table = gr.HTML(show_notice(READING), elem_id="rg-board", elem_classes="rg-flat")
     one_at_a_time = QUIET | {"show_progress": "minimal", "concurrency_limit": 1}
     gr.on([tab.select, refresh.click], lambda: show_board(shelf.board(), root_path), None, table, **one_at_a_time)

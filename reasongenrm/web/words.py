@@ -15,6 +15,8 @@ from reasongenrm.judge.client.client_errors import (
 )
 
 _WHERE = re.compile(r"^\S+: (HTTP \d+: )?")  # the client's messages begin with the judge's address
+MORE_LABEL = "Rubric, votes, long texts"
+CUT_LABEL = "Cut the middle out of what is too long, instead of refusing it"
 ORDER_NAMES = {"given": "A read first", "swapped": "B read first"}
 
 
@@ -27,6 +29,10 @@ class Notice:
     is_error: bool = True
 
 
+READING = Notice("Reading the store", "A folder's server takes a few seconds to start.", is_error=False)
+CHAT_TOO_LONG = Notice(
+    "The conversation is too long", "It does not fit into the model's context. Clear it, or send a shorter message."
+)
 STOPPED = Notice("Stopped", "The judge was told to stop. What it had written so far stays below.", is_error=False)
 NO_QUESTION = Notice("The question is missing", "Write what the two answers reply to, or choose an example.")
 NO_ANSWERS = Notice("The answers are missing", "Write answer A and answer B, or choose an example.")
@@ -49,10 +55,6 @@ _TOLD: dict[type[JudgeClientError], tuple[str, str]] = {
         "The judge refused this page's key",
         "The operator of this page must set JUDGE_API_KEY to the judge's key.",
     ),
-    JudgeTooLongError: (
-        "Too long for this judge",
-        "Question and answers do not fit into the model's context. Shorten them, or tick 'Cut what is too long'.",
-    ),
     JudgeUnavailableError: (
         "The judge does not answer",
         "It is starting, restarting or down. Try again in a minute; nothing you wrote is lost.",
@@ -68,7 +70,12 @@ def notice_of(error: JudgeClientError) -> Notice:
     """What a visitor is told about a request that failed. Addresses, keys and server internals stay in the log."""
     if type(error) is JudgeRequestError:
         return Notice("The judge refused this request", _WHERE.sub("", str(error), count=1))
-    title, text = _TOLD[type(error)]
+    if isinstance(error, JudgeTooLongError):
+        over = f"about {error.num_chars_over:,} characters" if error.num_chars_over else "somewhat"
+        title, text = "Too long for this judge", f"Question and answers are {over} too long for it. Shorten them, or "
+        text += f"open '{MORE_LABEL}' and tick '{CUT_LABEL}'."
+    else:
+        title, text = _TOLD[type(error)]
     if error.code == "predictor_timeout":
         title, text = "The model took too long", "Shorten the texts or ask for fewer votes, and try again."
     return Notice(title, f"{text} Request {error.request_id}." if error.request_id else text)

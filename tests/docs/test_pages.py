@@ -71,6 +71,16 @@ def test_make_targets_are_there(name: str) -> None:
     assert [target for target in targets(read(name)) if not re.search(rf"^{target}:", makefile, re.MULTILINE)] == []
 
 
+def test_make_lists_what_users_need_first() -> None:
+    shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    users, developers = (re.findall(r"^  make (\S+)", part, re.MULTILINE) for part in shown.split("To change it:"))
+    assert users[:5] == ["demo", "serve", "web", "install", "test"]
+    assert {"lint", "lock", "docs", "compile", "bench"} <= set(developers)
+    assert not set(users) & set(developers)
+    described = re.findall(r"^([a-z0-9-]+):.*##", read("Makefile"), re.MULTILINE)
+    assert sorted(users + developers) == sorted(described)
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_commands_have_the_options_that_are_shown(name: str) -> None:
     for command, options in commands(read(name)):

@@ -337,6 +337,14 @@ def judge_process(predictor_url: str, log: Path, *options: str) -> Iterator[tupl
             process.wait()
 
 
+@pytest.mark.parametrize("about", [None, "trained to judge"])
+def test_list_of_models_says_what_the_judge_is(about: str | None) -> None:
+    with serving(RulePredictor().app) as behind:
+        app = create_app(JudgeSettings(f"{behind}/v1"), Limits(), ServerSettings(about=about))
+        with serving(app) as url:
+            assert httpx.get(f"{url}/v1/models").json()["data"][0]["about"] == about
+
+
 def test_sigterm_lets_a_request_under_way_end(tmp_path: Path) -> None:
     predictor, log = RulePredictor(latency=1.5), tmp_path / "stderr"
     with serving(predictor.app) as behind, judge_process(behind, log) as (process, port):

@@ -15,10 +15,13 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from transformers import AutoTokenizer
 
+from reasongenrm.data.chat import detect_family, install_template
 from reasongenrm.errors import ConfigError, InputError
+from reasongenrm.records import OpeningRole
 from reasongenrm.runs.served_checkpoint import find_checkpoint
-from reasongenrm.serving.started import ServedCheckpoint, serve_with_judge
+from reasongenrm.serving.started import ServedCheckpoint, about, serve_with_judge
 from tests.tiny import tiny_checkpoint
 from tests.waiting import HANG_SECONDS
 
@@ -139,6 +142,24 @@ def test_taken_port_is_said_before_anything_starts(tmp_path: Path) -> None:
 def test_folder_without_a_checkpoint_is_an_error_with_words(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="found no config"):
         serve(tmp_path, *free_ports(2))
+
+
+@pytest.mark.parametrize(
+    ("opening", "told"),
+    [
+        ("reason", "checkpoint judge, trained to write a reason, then its verdict"),
+        ("assistant", "checkpoint judge, trained to write its verdict at once"),
+        (None, "checkpoint judge, asked in plain chat; nothing says that it was trained to judge"),
+    ],
+)
+def test_judge_says_what_it_is(tmp_path: Path, opening: OpeningRole | None, told: str) -> None:
+    folder = tiny_checkpoint(tmp_path / "judge", "chatml")
+    if opening is not None:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        install_template(tokenizer, detect_family(tokenizer), opening)
+        tokenizer.save_pretrained(folder)
+    assert about(ServedCheckpoint(folder)) == told
+    assert about(ServedCheckpoint(folder, is_trained=False)) == "not trained to judge: its verdicts are near chance"
 
 
 def test_winner_of_the_store_is_the_default_and_a_model_that_is_named_comes_first(tmp_path: Path) -> None:

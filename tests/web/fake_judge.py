@@ -32,6 +32,8 @@ class Script:
     status: int = 200
     code: str = ""
     message: str = ""
+    over: int | None = None
+    about: str | None = None
     hold_after: int | None = None
     pause_seconds: float = 0.0
 
@@ -62,12 +64,16 @@ class FakeJudge:
         if request.headers.get("authorization") != f"Bearer {KEY}":
             return _error(401, "unauthorized", "wrong key")
         if script.status != 200:
-            return _error(script.status, script.code, script.message)
+            return _error(script.status, script.code, script.message, script.over)
         return None
 
     async def _models(self, request: Request) -> Response:
         return self._refusal(request) or JSONResponse(
-            {"object": "list", "data": [{"id": "tiny-judge", "object": "model"}], "models": ["tiny-judge"]}
+            {
+                "object": "list",
+                "data": [{"id": "tiny-judge", "object": "model", "about": self.script.about}],
+                "models": ["tiny-judge"],
+            }
         )
 
     async def _pairwise(self, request: Request) -> Response:
@@ -154,5 +160,6 @@ def _event(name: str, data: dict[str, Any]) -> str:
     return f"event: {name}\ndata: {json.dumps(data)}\n\n"
 
 
-def _error(status: int, code: str, message: str) -> Response:
-    return JSONResponse({"error": {"message": message, "code": code, "request_id": "req-1"}}, status_code=status)
+def _error(status: int, code: str, message: str, over: int | None = None) -> Response:
+    error = {"message": message, "code": code, "request_id": "req-1", "num_chars_over": over}
+    return JSONResponse({"error": error}, status_code=status)

@@ -50,6 +50,31 @@ def test_next_turn_sends_the_history_without_the_reasons(page: "Page", judge: Fa
     }
 
 
+def test_what_a_visitor_types_is_shown_letter_for_letter(page: "Page", judge: FakeJudge) -> None:
+    typed = "<div>1 < 2</div> **bold** `x` &amp; $$y$$\n    indented\n\n1. one\n# two"
+    page.get_by_role("tab", name="Chat").click()
+    page.get_by_label("Your message").fill(typed)
+    page.get_by_role("button", name="Send").click()
+    page.locator("#rg-chat", has_text="Hello you.").wait_for()
+    assert page.locator("#rg-chat .user .prose").first.inner_text().strip() == typed
+    assert page.locator("#rg-chat").get_by_role("button", name="Copy message").count() == 1  # of the reply alone
+    assert page.locator("#rg-chat .user").locator("div.bold, strong, code, h1, li").count() == 0
+    say(page, "And now?")
+    wait_until(lambda: len(judge.bodies) == 2)
+    assert judge.bodies[1]["messages"][0] == {"role": "user", "content": typed}
+
+
+def test_conversation_that_is_too_long_says_so(page: "Page", judge: FakeJudge) -> None:
+    judge.script.status, judge.script.code, judge.script.message = (
+        400,
+        "context_length_exceeded",
+        "maximum context length",
+    )
+    say(page, "Hello?")
+    page.get_by_text("The conversation is too long").wait_for()
+    assert page.get_by_label("Your message").input_value() == "Hello?"
+
+
 def test_stop_ends_the_generation_and_leaves_what_was_written(page: "Page", judge: FakeJudge) -> None:
     judge.script.hold_after = 2
     say(page, "Hello?")

@@ -1,8 +1,13 @@
+import json
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from reasongenrm.web.judge_tab import examples
 from tests.waiting import wait_until
+from tests.web.conftest import opened
 from tests.web.fake_judge import GIVEN, SWAPPED, FakeJudge
 
 if TYPE_CHECKING:
@@ -119,7 +124,7 @@ def test_every_field_reaches_the_judge_and_every_vote_is_shown(page: "Page", jud
 
 ERRORS = [
     (401, "unauthorized", "wrong key", "The operator of this page must set JUDGE_API_KEY"),
-    (422, "too_long", "9,000 tokens", "do not fit into the model's context"),
+    (422, "too_long", "9,000 tokens", "Question and answers are about 1,234 characters too long for it."),
     (422, "invalid", "votes: too many", "votes: too many"),
     (429, "overloaded", "full", "Too many requests are in progress. Try again in a few seconds."),
     (503, "predictor_unavailable", "gone", "It is starting, restarting or down."),
@@ -130,6 +135,7 @@ ERRORS = [
 def test_every_error_of_the_judge_is_told_in_words(page: "Page", judge: FakeJudge) -> None:
     for status, code, message, told in ERRORS:
         judge.script.status, judge.script.code, judge.script.message = status, code, message
+        judge.script.over = 1234 if code == "too_long" else None
         ask(page)
         alert = page.get_by_role("alert").filter(has_text=told)
         alert.wait_for()
@@ -175,6 +181,70 @@ def test_example_fills_every_field_and_the_keyboard_alone_judges_it(page: "Page"
     page.keyboard.press("Enter")
     page.get_by_text("A is better", exact=True).wait_for()
     assert [turn["role"] for turn in judge.bodies[0]["question"]] == ["user", "assistant", "user"]
+
+
+def test_box_that_a_long_text_is_told_of_is_called_so(page: "Page", judge: FakeJudge) -> None:
+    judge.script.status, judge.script.code, judge.script.message = 422, "too_long", "long"
+    ask(page)
+    alert = page.get_by_role("alert").filter(has_text="too long").inner_text()
+    found = re.search("open '(.+)' and tick '(.+)'", alert)
+    assert found is not None, alert
+    page.get_by_text(found[1], exact=True).click()
+    page.get_by_label(found[2], exact=True).check()
+    judge.reset()
+    ask(page)
+    page.get_by_text("A is better", exact=True).wait_for()
+    assert judge.bodies[0]["when_too_long"] == "truncate"
+
+
+def test_phone_scrolls_to_the_verdict(page: "Page") -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    ask(page)
+    page.get_by_text("A is better", exact=True).wait_for()
+    assert page.evaluate("document.documentElement.scrollHeight") > 844 + 200  # there is something to scroll
+
+    def whole_verdict_in_view() -> bool:
+        box = page.locator("#rg-verdict").bounding_box()
+        return box is not None and box["y"] >= 0 and box["y"] + box["height"] <= 844
+
+    wait_until(whole_verdict_in_view)
+
+
+def test_what_has_the_focus_can_be_seen(page: "Page") -> None:
+    names = [("button", "Judge"), ("tab", "Judge"), ("textbox", "Question")]
+    for role, name in names:
+        page.get_by_role(role, name=name, exact=True).focus()  # type: ignore[arg-type]
+        page.keyboard.press("Shift+Tab")
+        page.keyboard.press("Tab")
+        style = page.evaluate(
+            "(() => { const s = getComputedStyle(document.activeElement);return [s.outlineStyle, s.outlineWidth] })()"
+        )
+        assert style == ["solid", "3px"], (role, name)
+
+
+@pytest.mark.parametrize(
+    ("about", "told"),
+    [
+        ("trained to write <b>a reason</b>", "The judge here is tiny-judge: trained to write <b>a reason</b>."),
+        (None, "The judge here is tiny-judge, which does not say whether it was trained to judge."),
+    ],
+)
+def test_page_names_its_judge(
+    context: "BrowserContext", page_url: str, judge: FakeJudge, about: str | None, told: str
+) -> None:
+    judge.script.about = about
+    with opened(context, page_url) as page:
+        page.locator("#rg-state", has_text=told).wait_for()
+        assert page.locator("#rg-state b").count() == 0
+
+
+def test_first_examples_are_the_demos_own_rows() -> None:
+    rows = [json.loads(line) for line in Path("examples/demo/benchmark.jsonl").read_text().splitlines()[:5]]
+    for example, row in zip(examples(), rows, strict=False):
+        assert example["question"] == row["prompt"]
+        assert {example["answer_a"], example["answer_b"]} == {row["chosen"], row["rejected"]}
+        assert "(demo)" in example["title"]
+    assert sum("(demo)" in example["title"] for example in examples()) == 5
 
 
 def test_page_fits_a_phone_and_a_desktop(page: "Page", judge: FakeJudge) -> None:

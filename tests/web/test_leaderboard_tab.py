@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from reasongenrm.config import DeployConfig, GateConfig, RunConfig
+from reasongenrm.config import DeployConfig, GateConfig, ModelConfig, RunConfig
 from reasongenrm.evaluation.gate import select_winner
 from reasongenrm.store.artifacts import ArtifactRef, Store, read_file
 from reasongenrm.store.run_records import RunInputs, TaskRecord, end_run, new_run, save_run
 from reasongenrm.store.seaweed import EmbeddedStore
+from reasongenrm.store.stage import Stage
 from reasongenrm.web.board import Shelf
 from reasongenrm.web.markup import show_board
 from tests.evaluation.test_gate import evaluation_of
@@ -37,6 +38,16 @@ def filled(store: Store, folder: Path) -> tuple[str, dict[str, ArtifactRef], Art
     return run.run_id, evaluations, decision
 
 
+def test_model_is_called_by_its_base_and_its_digest_is_a_hover_away(store: Store, tmp_path: Path) -> None:
+    metrics = {"source": "/models/Qwen2.5-0.5B-Instruct/"}
+    with Stage(store, "import_model", ModelConfig(), {"model": "sha256:0"}, {}) as stage:
+        stage.add_bytes("config.json", b"{}")
+        base = stage.finish({"num_in": 1, "num_out": 1}, metrics)
+    evaluation_of(store, "base", benchmark_of(tmp_path, {"sums": 12}), oracle, base)
+    shown = show_board(Shelf(store.uri).board(), "")
+    assert re.search(f'<span title="[^"]*{base.digest}" tabindex="0">Qwen2.5-0.5B-Instruct</span>', shown)
+
+
 @pytest.mark.browser
 @pytest.mark.slow
 def test_leaderboard_shows_the_stores_judges_and_opens_their_report(
@@ -46,7 +57,17 @@ def test_leaderboard_shows_the_stores_judges_and_opens_their_report(
     page.get_by_role("tab", name="Leaderboard").click()
     page.get_by_role("row").nth(1).wait_for()
     rows = [[*row.locator("th, td").all_inner_texts()] for row in page.get_by_role("row").all()]
-    assert rows[0] == ["Judge", "Model", "Accuracy %", "Consistent %", "Unparsed %", "Tokens", "Date", "Run", "Report"]
+    assert rows[0] == [
+        "Judge",
+        "Base model",
+        "Accuracy %",
+        "Consistent %",
+        "Unparsed %",
+        "Tokens",
+        "Date",
+        "Run",
+        "Report",
+    ]
     # always [[A]]: half of the judgments are right, never consistent; the contrarian is always wrong, and consistent.
     assert [[row[0], row[2].split()[0], *row[3:6], row[7]] for row in rows[1:]] == [
         ["ReasonGenRM-sft", "100.0", "100.0", "0.0", "10", run_id],
@@ -63,6 +84,19 @@ def test_leaderboard_shows_the_stores_judges_and_opens_their_report(
     policy = httpx.get(popup.value.url).headers["content-security-policy"]
     assert re.match(r"sandbox; default-src 'none'; ", policy)
     popup.value.close()
+
+
+def test_leaderboard_is_not_empty_while_the_store_is_read_and_fits_a_phone(page: "Page", page_store: Store) -> None:
+    del page_store  # filled by the test before
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.get_by_role("tab", name="Leaderboard").click()
+    page.locator("#rg-board .rg-board, #rg-board .rg-notice").first.wait_for()
+    page.get_by_role("row").nth(1).wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    box = page.locator(".rg-scroll").first
+    assert box.evaluate("box => box.scrollWidth <= box.clientWidth")
+    assert page.locator(".rg-board tbody tr").first.inner_text().startswith("ReasonGenRM-sft")
+    page.set_viewport_size({"width": 1280, "height": 900})
 
 
 def test_what_is_no_report_is_not_found(page_url: str) -> None:

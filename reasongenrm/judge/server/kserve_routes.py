@@ -154,12 +154,13 @@ class _BinaryRoute(APIRoute):
         return read
 
 
-def kserve_router(name: str, service: Callable[[], JudgeService]) -> APIRouter:
+def kserve_router(name: str, service: Callable[[], JudgeService], about: str | None = None) -> APIRouter:
     """KServe's routes v1 and v2, and the list of models in OpenAI's shape and KServe's at once.
 
     Args:
         name: of the judge as a model.
         service: gives the service, which exists once the app has started.
+        about: what the judge is, in words for people; None: nothing is told.
     """
     router = APIRouter(tags=["kserve"])
 
@@ -177,7 +178,7 @@ def kserve_router(name: str, service: Callable[[], JudgeService]) -> APIRouter:
         """The predictor's model as OpenAI lists it, and the judge's as KServe's v1 does."""
         card = await service().predictor.card()
         listed = {"id": card.name, "object": "model", "owned_by": "reasongenrm", "max_model_len": card.max_model_len}
-        return {"object": "list", "data": [listed], "models": [name]}
+        return {"object": "list", "data": [listed | {"about": about}], "models": [name]}
 
     # Before the route below, whose pattern its path fits too.
     @router.post("/v1/models/{model_name}:predict", response_model=V1Response, responses={**JUDGING, **errors(404)})
