@@ -34,12 +34,13 @@ def render_transformer(config: DeployConfig, decision: ArtifactRef) -> dict[str,
 
     Source: KServe aaac4e294, pkg/apis/serving/v1beta1/transformer_custom.go.
     """
-    judge = config.judge
+    judge, winner = config.judge, VARIANTS[str(decision.metrics["winner"])]
     arguments: dict[str, Any] = {
         "host": "0.0.0.0",
         "model_name": config.name,  # in KServe's protocols; that of the InferenceService changes
         "drain-seconds": _DRAIN_SECONDS,
-        "style": VARIANTS[str(decision.metrics["winner"])].style,
+        "style": winner.style,
+        "about": f"{winner.label}: {winner.meaning}",
         "max-tokens": judge.max_tokens,
         "max-concurrency": judge.max_concurrency,
         "generation-seconds": judge.generation_seconds,

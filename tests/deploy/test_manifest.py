@@ -216,6 +216,8 @@ def options(transformer: dict[str, Any]) -> dict[str, str]:
 def test_judges_server_asks_as_the_winner_was_trained() -> None:
     assert options(transformer_of(settings()))["style"] == "reason"
     assert options(transformer_of(settings(), winner="genrm"))["style"] == "verdict"
+    about = options(transformer_of(settings(), winner="genrm"))["about"]
+    assert about == "GenRM: base, trained to write the verdict at once, without a reason"
     assert options(transformer_of(settings(), winner="base"))["style"] == "plain"
 
 

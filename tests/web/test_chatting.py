@@ -43,8 +43,8 @@ VLLM = {"type": "BadRequestError", "param": "input_tokens", "code": 400}
     [
         (
             refusal(400, "This model's maximum context length is 9 tokens.", **VLLM),
-            "Too long for this judge",
-            "Shorten",
+            "The conversation is too long",
+            "Clear it",
         ),
         (refusal(400, "temperature is too hot", **VLLM), "The judge refused this request", "^temperature is too hot"),
         (refusal(401, "wrong key", code="unauthorized"), "The judge refused this page's key", "JUDGE_API_KEY"),
