@@ -19,6 +19,7 @@ def prepare_pairs(
     """Bring the base checkpoint into the store, and turn preference rows into judge prompts."""
     from reasongenrm.data.import_model import import_model
     from reasongenrm.data.pairs import prepare_pairs as stage
+    from reasongenrm.runs.input_checks import check_data
     from reasongenrm.runs.task import Task
 
     uris = {
@@ -29,6 +30,7 @@ def prepare_pairs(
     }
     with Task("import_model", base_model) as task:
         task.begin(store_uri, config, **uris)
+        check_data(preferences_uri, benchmark_uri, task.config)  # before a model of many gigabytes is fetched
         model = task.publish(import_model(task.store, task.config.model, model_uri))
     with Task("prepare_pairs", prompts, model=model) as task:
         task.publish(stage(task.store, task.config.pairs, preferences_uri, task.inputs["model"]))

@@ -24,6 +24,7 @@ from reasongenrm.cli import serve_commands as servers
 from reasongenrm.cli import stage_commands as stages
 from reasongenrm.cli import store_commands as stored
 from reasongenrm.cli.console import print_error, print_note
+from reasongenrm.cli.dry_run import config_app
 from reasongenrm.cli.tools import compile_pipeline, print_version
 from reasongenrm.errors import ReasonGenRMError
 from reasongenrm.processes.extras import no_module
@@ -95,6 +96,7 @@ for _panel, _commands in _PANELS.items():
     for _command in _commands:
         _name = _command.__name__.removesuffix("_pipeline").replace("_", "-")
         app.command(_name, rich_help_panel=_panel)(_command)
+app.add_typer(config_app, name="config", rich_help_panel="Tools")
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from reasongenrm.cli.settings import (
     BenchmarkOption,
     ColumnsOption,
     ConfigOption,
+    DryRunOption,
     HostOption,
     JsonOption,
     LimitOption,
@@ -70,6 +71,7 @@ def submit(
     as_job: Annotated[bool, Option("--as-job", help="Only print a Job that submits from inside the cluster.")] = False,
     service_account: Annotated[str, Option(help="Of the Job; default-editor in profiles.")] = "pipeline-runner",
     as_json: JsonOption = False,
+    only_check: DryRunOption = False,
 ) -> None:
     """Start a run on a cluster with Kubeflow Pipelines.
 
@@ -88,17 +90,23 @@ def submit(
     from reasongenrm.pipelines.compile import PIPELINE_NAME, compile_pipeline
     from reasongenrm.processes.extras import require
     from reasongenrm.runs.kfp import RUN_NAMESPACE, UI_ENV, PipelineServer
-    from reasongenrm.runs.submit import arguments_of, reachable_inputs
+    from reasongenrm.runs.submit import arguments_of, check_accelerators, check_reachable, reachable_inputs
     from reasongenrm.runs.submit_job import as_yaml, submit_job
     from reasongenrm.store.run_records import choose_inputs, new_run_id
 
     require("pipeline")
-    if as_job and (wait or as_json):
+    if as_job and (wait or (as_json and not only_check)):
         raise ConfigError("submit: --as-job starts nothing, so there is nothing for --wait or --json. Leave them out.")
     settings = make_config(config, [*images_of(registry), *assignments, *columns_of(columns)], limit)
-    inputs = reachable_inputs(
-        choose_inputs(settings.inputs, preferences, benchmark, model, teacher), settings, store, upload
-    )
+    given = choose_inputs(settings.inputs, preferences, benchmark, model, teacher)
+    if only_check:
+        from reasongenrm.cli.dry_run import dry_run
+
+        check_reachable(given, store, upload)
+        check_accelerators(settings, given)
+        dry_run(given, settings, as_json, on_cluster=True)
+        return
+    inputs = reachable_inputs(given, settings, store, upload)
     arguments = arguments_of(settings, inputs, store)
     name = name or f"{EXPERIMENT}-{new_run_id()}"
     if as_job:

@@ -15,6 +15,7 @@ from reasongenrm.cli.settings import (
     BenchmarkOption,
     ColumnsOption,
     ConfigOption,
+    DryRunOption,
     JsonOption,
     LimitOption,
     ModelOption,
@@ -48,6 +49,7 @@ def run(
     serve: Annotated[bool, Option("--serve", help="Keep the endpoint up until Ctrl-C.")] = False,
     port: Annotated[int, Option(help="Port of the endpoint on 127.0.0.1; 0: any free one.")] = 0,
     as_json: JsonOption = False,
+    only_check: DryRunOption = False,
 ) -> None:
     """Run the whole pipeline on this machine.
 
@@ -71,6 +73,13 @@ def run(
     folder, started = local_folder(store), time.monotonic()
     view = ConsoleRunView(err)
     given = choose_inputs(settings.inputs, preferences, benchmark, model, teacher)
+    if only_check:
+        from reasongenrm.cli.dry_run import dry_run
+
+        _check_deployment(settings)
+        checked = RunInputs(**{name: absolute(uri) for name, uri in given.model_dump().items()})
+        dry_run(checked, settings, as_json, on_cluster=False)
+        return
     with open_store(store) as opened, _teacher(given.teacher_uri) as teacher_uri:
         uris = given.model_copy(update={"teacher_uri": teacher_uri}).model_dump()
         inputs = RunInputs(**{name: absolute(uri) for name, uri in uris.items()})
@@ -96,39 +105,40 @@ def run(
 
 
 def _check_inputs(inputs: "RunInputs", settings: "RunConfig") -> None:
-    """Look at what is at hand before anything starts: a bad row, or no cluster to deploy to, should not show after
-    hours.
-
-    The stages look again, and at what is on a hub too.
+    """Look at the data and at the cluster before anything starts: a bad row should not show after hours.
 
     Raises:
         InputError: a row of the preferences or the benchmark is not what was expected.
         ConfigError: `deploy.apply` is asked for, and no cluster with KServe answers.
     """
-    from reasongenrm.runs.submit import check_rows
-    from reasongenrm.store.artifacts import is_hub_name
+    from reasongenrm.runs.input_checks import check_data
 
+    _check_deployment(settings)
+    for look in check_data(inputs.preferences_uri, inputs.benchmark_uri, settings):
+        if look is not None:
+            print_note(look.said)
+
+
+def _check_deployment(settings: "RunConfig") -> None:
     deploy = settings.deploy
-    if deploy.apply:
-        from reasongenrm.kubernetes.cluster import Cluster
-        from reasongenrm.kubernetes.kinds import INFERENCE_SERVICE
+    if not deploy.apply:
+        return
+    from reasongenrm.kubernetes.cluster import Cluster
+    from reasongenrm.kubernetes.kinds import INFERENCE_SERVICE
 
-        try:
-            Cluster.connect().get(INFERENCE_SERVICE, deploy.namespace, deploy.name)
-        except ClusterError as error:
-            raise ConfigError(
-                f"deploy.apply is true, so this run would end with a deployment, but: {error} "
-                "Or only render the InferenceService: --set deploy.apply=false."
-            ) from error
-    data = {"preferences_uri": inputs.preferences_uri, "benchmark_uri": inputs.benchmark_uri}
-    for line in check_rows({name: uri for name, uri in data.items() if not is_hub_name(uri)}, settings):
-        print_note(line)
+    try:
+        Cluster.connect().get(INFERENCE_SERVICE, deploy.namespace, deploy.name)
+    except ClusterError as error:
+        raise ConfigError(
+            f"deploy.apply is true, so this run would end with a deployment, but: {error} "
+            "Or only render the InferenceService: --set deploy.apply=false."
+        ) from error
 
 
 @contextmanager
 def _teacher(teacher: str) -> Iterator[str]:
     """The teacher's address; the demo's teacher is served as long as the context lasts."""
-    from reasongenrm.runs.submit import DEMO_TEACHER
+    from reasongenrm.runs.input_checks import DEMO_TEACHER
 
     if teacher != DEMO_TEACHER:
         yield teacher

@@ -54,6 +54,9 @@ SetOption = Annotated[list[str], Option("--set", metavar="SECTION.KEY=VALUE", he
 LimitOption = Annotated[int | None, Option(min=1, help="The most preference pairs, and the most benchmark rows.")]
 RegistryOption = Annotated[str | None, Option(metavar="REGISTRY", help="Where our images are, under the same names.")]
 JsonOption = Annotated[bool, Option("--json", help="Print JSON, for programs.")]
+DryRunOption = Annotated[
+    bool, Option("--dry-run", help="Check all inputs, print counts, plan and config; start nothing.")
+]
 HostOption = Annotated[
     str | None,
     Option(metavar="URL", help="KFP's API or UI. Default: KF_PIPELINES_ENDPOINT. Token: KF_PIPELINES_TOKEN."),

@@ -6,7 +6,8 @@ tokenizer as they are; the base model keeps its own chat template. No code that 
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,20 @@ def import_model(store: Store, config: ModelConfig, model_uri: str, *, scores: b
         )
         with Stage(store, "import_model", config, {"model": digest}) as stage:
             return stage.done or _finish(stage, config, path, str(path.resolve()), None, scores)
-    if _HUB_NAME.fullmatch(model_uri) and not model_uri.startswith("."):
+    if is_hub_model(model_uri):
         return _import_hub(store, config, model_uri, scores)
-    raise InputError(
-        f"{model_uri}: no such folder; expected a folder with config.json, *.safetensors and a tokenizer, a .gguf "
+    raise no_such_model(model_uri)
+
+
+def is_hub_model(uri: str) -> bool:
+    """Whether a model's URI has the form of a name on the hub."""
+    return _HUB_NAME.fullmatch(uri) is not None and not uri.startswith(".")
+
+
+def no_such_model(uri: str) -> InputError:
+    """The error for what is neither there nor a name on the hub."""
+    return InputError(
+        f"{uri}: no such folder; expected a folder with config.json, *.safetensors and a tokenizer, a .gguf "
         "file, s3://bucket/folder, or organisation/name on the hub. Check the path."
     )
 
@@ -86,13 +97,22 @@ def _import_s3(store: Store, config: ModelConfig, uri: str, scores: bool) -> Art
         return _finish(stage, config, folder, uri, None, scores)
 
 
-def _import_gguf(store: Store, config: ModelConfig, path: Path, scores: bool) -> ArtifactRef:
+def check_gguf(path: Path) -> None:
+    """See that a GGUF file is there.
+
+    Raises:
+        InputError: it is not, or it is something else.
+    """
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a GGUF file. Check the path.")
     with path.open("rb") as file:
         magic = file.read(len(_GGUF_MAGIC))
     if magic != _GGUF_MAGIC:
         raise InputError(f"{path}: begins with {magic!r}; a GGUF file begins with {_GGUF_MAGIC!r}. Download it again.")
+
+
+def _import_gguf(store: Store, config: ModelConfig, path: Path, scores: bool) -> ArtifactRef:
+    check_gguf(path)
     with Stage(store, "import_model", config, {"model": f"sha256:{sha256_file(path)}"}) as stage:
         if stage.done:
             return stage.done
@@ -102,13 +122,10 @@ def _import_gguf(store: Store, config: ModelConfig, path: Path, scores: bool) ->
 
 
 def _import_hub(store: Store, config: ModelConfig, name: str, scores: bool) -> ArtifactRef:
-    import httpx2
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    wanted = f"{name} at {config.revision or 'its newest revision'}"
     hub = HfApi()
-    try:
+    with hub_errors(name, config.revision):
         commit = hub.model_info(name, revision=config.revision).sha
         with Stage(store, "import_model", config, {"model": digest_bytes(f"{name}@{commit}".encode())}) as stage:
             if stage.done:
@@ -116,6 +133,17 @@ def _import_hub(store: Store, config: ModelConfig, name: str, scores: bool) -> A
             patterns = ["config.json", "model*.safetensors", INDEX, *EXTRAS, "pytorch_model*.json"]
             folder = Path(hub.snapshot_download(name, revision=commit, allow_patterns=patterns))
             return _finish(stage, config, folder, name, commit, scores)
+
+
+@contextmanager
+def hub_errors(name: str, revision: str | None) -> Iterator[None]:
+    """Turn what the hub raises into one InputError: no such model or revision, no right to it, or no hub."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = f"{name} at {revision or 'its newest revision'}"
+    try:
+        yield
     except HfHubHTTPError as error:
         reason = " ".join(str(error).split())
         raise InputError(

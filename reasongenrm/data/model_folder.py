@@ -74,6 +74,25 @@ def check_folder(path: Path, where: str) -> ModelFolder:
         InputError: config, weights or tokenizer are missing or damaged, the weights are pickles or quantised, or the
             model needs custom code.
     """
+    weights = check_listing(path, where)
+    tensors: dict[str, TensorHeader] = {}
+    for file in weights:
+        if file.suffix == ".safetensors":
+            tensors |= _read_headers(file, where)
+    extras = [path / name for name in EXTRAS if (path / name).is_file()]
+    files = {file.name: file for file in sorted([path / "config.json", *weights, *extras])}
+    return ModelFolder(files, tensors)
+
+
+def check_listing(path: Path, where: str) -> list[Path]:
+    """See that all files of a model are there and that it is safe, without a look into its weights.
+
+    Returns:
+        The weights' files, and their index if there are several.
+
+    Raises:
+        InputError: as `check_folder`.
+    """
     config = read_json(path / "config.json", where)
     if "model_type" not in config:
         raise InputError(f"{where}/config.json: has no model_type, as a transformers config has. Copy it again.")
@@ -87,14 +106,7 @@ def check_folder(path: Path, where: str) -> ModelFolder:
         raise InputError(f"{where}: the weights are quantised and cannot be trained. Give the original model.")
     if not any(all((path / name).is_file() for name in names) for names in _TOKENIZERS):
         raise InputError(f"{where}: found no tokenizer; expected tokenizer.json next to the weights. Copy it too.")
-    weights = _weight_files(path, where)
-    tensors: dict[str, TensorHeader] = {}
-    for file in weights:
-        if file.suffix == ".safetensors":
-            tensors |= _read_headers(file, where)
-    extras = [path / name for name in EXTRAS if (path / name).is_file()]
-    files = {file.name: file for file in sorted([path / "config.json", *weights, *extras])}
-    return ModelFolder(files, tensors)
+    return _weight_files(path, where)
 
 
 def _weight_files(path: Path, where: str) -> list[Path]:

@@ -5,31 +5,33 @@ into the store first.
 """
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from reasongenrm.config import EngineConfig, RunConfig, ScoreConfig
 from reasongenrm.errors import ConfigError, InputError
+from reasongenrm.runs.input_checks import DEMO_TEACHER, check_data
 from reasongenrm.store.artifacts import DATA_FILE_ENDINGS, Store, digest_bytes, is_hub_name
 from reasongenrm.store.run_records import RunInputs
 
 UPLOADS = "uploads"  # where local files go in the store: uploads/<digest>/NAME
-DEMO_TEACHER = "demo"
 _DIGEST_DIGITS = 16
 _FILE_ENDINGS = (*DATA_FILE_ENDINGS, ".gguf")
 _DATA = ("preferences_uri", "benchmark_uri")
 
 
-def reachable_inputs(inputs: RunInputs, config: RunConfig, store_uri: str, upload: bool) -> RunInputs:
-    """The inputs as pods can read them.
+def check_reachable(inputs: RunInputs, store_uri: str, upload: bool) -> dict[str, str]:
+    """See that pods can read the inputs, or that they may be uploaded.
 
     Args:
-        inputs: URIs, hub names, and with `upload` local files and folders, which are checked and put into the store.
+        inputs: URIs, hub names, and with `upload` local files and folders.
+
+    Returns:
+        The local ones, by name.
 
     Raises:
         ConfigError: a local store, or the demo's teacher.
-        InputError: a local file without `upload`; a file that is not there or is not what was expected.
+        InputError: a local file without `upload`, or one that is not there.
     """
     if not store_uri.startswith("s3://"):
         raise ConfigError(
@@ -54,11 +56,21 @@ def reachable_inputs(inputs: RunInputs, config: RunConfig, store_uri: str, uploa
                 f"{option} {uri}: a local path, which a pod cannot see. Put it into the store and give its s3:// URI, "
                 "or let --upload do that."
             )
+    return local
+
+
+def reachable_inputs(inputs: RunInputs, config: RunConfig, store_uri: str, upload: bool) -> RunInputs:
+    """The inputs as pods can read them; local ones are checked and put into the store.
+
+    Raises:
+        ConfigError, InputError: see `check_reachable`; or a local file is not what was expected.
+    """
+    local = check_reachable(inputs, store_uri, upload)
     if not local:
         return inputs
     from reasongenrm.data.import_model import import_model
 
-    check_rows({name: uri for name, uri in local.items() if name in _DATA}, config)
+    check_data(local.get("preferences_uri"), local.get("benchmark_uri"), config)
     store = Store(store_uri)
     store.check()
     moved = {uri: _put_file(store, uri) for name, uri in local.items() if name in _DATA}
@@ -75,29 +87,6 @@ def is_local(uri: str) -> bool:
         return False
     looks = uri.startswith((".", "/", "~")) or uri.endswith(_FILE_ENDINGS) or not is_hub_name(uri)
     return looks or Path(uri).exists()
-
-
-def check_rows(uris: Mapping[str, str], config: RunConfig) -> list[str]:
-    """Read rows that are at hand before anything starts.
-
-    Returns:
-        What the preferences were read as, a line for people.
-
-    Raises:
-        InputError: a row is not what was expected.
-    """
-    from reasongenrm.data.benchmarks import load_benchmark
-    from reasongenrm.data.pairs import parse_pairs, read_rows, said_of
-    from reasongenrm.records import Drops
-
-    lines = []
-    if "preferences_uri" in uris:
-        _, rows = read_rows(uris["preferences_uri"], config.pairs)
-        parse_pairs(rows, Drops(), config.pairs)
-        lines.append(said_of(rows, uris["preferences_uri"], config.pairs))
-    if "benchmark_uri" in uris:
-        load_benchmark(uris["benchmark_uri"])
-    return lines
 
 
 def _put_file(store: Store, uri: str) -> str:

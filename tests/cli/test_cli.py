@@ -94,7 +94,7 @@ def test_commands_are_those_of_the_documentation() -> None:
     cluster = ["submit", "logs", "cancel", "rollback", "compile"]
     others = ["run", "plan", "convert", "evaluate", "compare", "judge", "judge-server", "serve", "web", "doctor"]
     store = ["models", "runs", "publish"]
-    assert sorted([*stages, *cluster, *others, *store]) == COMMANDS
+    assert sorted([*stages, *cluster, *others, *store, "config"]) == COMMANDS
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -324,6 +324,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     """As much of the hub's protocol as a download needs; serves the files of `folder` as organisation/tiny."""
 
     folder: Path
+    is_gated = False
 
     def _answer(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)
@@ -335,7 +336,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         names = sorted(path.name for path in self.folder.iterdir())
-        if self.path.startswith("/api/models/organisation/tiny/tree/"):
+        if self.is_gated and self.path.endswith("/auth-check"):
+            self._answer(403, b"{}", X_Error_Code="GatedRepo")
+        elif self.path.startswith("/api/models/organisation/tiny/tree/"):
             tree = [{"type": "file", "oid": "0", "path": name, "size": 1} for name in names]
             self._answer(200, json.dumps(tree).encode(), Content_Type="application/json")
         elif self.path.startswith("/api/models/organisation/tiny"):

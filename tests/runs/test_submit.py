@@ -10,7 +10,7 @@ import yaml
 
 from reasongenrm.config import ResourcesConfig, RunConfig, load_config, parse_section
 from reasongenrm.errors import ConfigError, InputError
-from reasongenrm.runs.submit import arguments_of, check_rows, is_local, reachable_inputs
+from reasongenrm.runs.submit import arguments_of, is_local, reachable_inputs
 from reasongenrm.runs.submit_job import CONFIG_FOLDER, submit_job
 from reasongenrm.store.artifacts import Store, open_artifact, read_uri
 from reasongenrm.store.run_records import RunInputs, choose_inputs
@@ -91,13 +91,6 @@ def test_local_data_and_models_are_put_into_the_store_once(store: Store, tmp_pat
     assert store.list() == names
     Path(pairs).write_text(json.dumps({**PAIR, "source": "mine"}) + "\n")
     assert reachable_inputs(inputs, RunConfig(), store.uri, upload=True).preferences_uri != moved.preferences_uri
-
-
-def test_what_preferences_are_read_as_is_said(tmp_path: Path) -> None:
-    path = tmp_path / "pairs.csv"
-    path.write_text("question,chosen,rejected\nQ,good,bad\n")
-    config = parse_section(RunConfig, {"pairs": {"columns": {"prompt": "question"}}}, "test")
-    assert check_rows({"preferences_uri": str(path)}, config) == [f"{path}: 1 rows, read as TRL's explicit prompt"]
 
 
 def test_bad_row_is_found_before_anything_is_uploaded(store: Store, tmp_path: Path) -> None:
