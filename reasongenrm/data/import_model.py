@@ -48,10 +48,7 @@ def import_model(store: Store, config: ModelConfig, model_uri: str, *, scores: b
             lists all that is checked.
     """
     path = Path(model_uri).expanduser()
-    if config.revision is not None and (model_uri.lower().startswith("s3://") or path.exists()):
-        raise InputError(
-            f"{model_uri}: model.revision is {config.revision!r}, but only models of the hub have one. Leave it out."
-        )
+    check_revision(config, model_uri)
     if model_uri.lower().startswith("s3://"):
         return _import_s3(store, config, model_uri, scores)
     if model_uri.endswith(".gguf"):
@@ -67,6 +64,18 @@ def import_model(store: Store, config: ModelConfig, model_uri: str, *, scores: b
     if is_hub_model(model_uri):
         return _import_hub(store, config, model_uri, scores)
     raise no_such_model(model_uri)
+
+
+def check_revision(config: ModelConfig, uri: str) -> None:
+    """See that a revision is asked for of the hub alone.
+
+    Raises:
+        InputError: it is of a folder, a file or S3.
+    """
+    if config.revision is not None and (uri.lower().startswith("s3://") or Path(uri).expanduser().exists()):
+        raise InputError(
+            f"{uri}: model.revision is {config.revision!r}, but only models of the hub have one. Leave it out."
+        )
 
 
 def is_hub_model(uri: str) -> bool:

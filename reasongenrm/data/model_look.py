@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from reasongenrm.config import ModelConfig
-from reasongenrm.data.import_model import check_gguf, hub_errors, is_hub_model, no_such_model
+from reasongenrm.data.import_model import check_gguf, check_revision, hub_errors, is_hub_model, no_such_model
 from reasongenrm.data.model_checks import check_tokenizer
 from reasongenrm.data.model_folder import EXTRAS, INDEX, check_folder, check_listing, read_json
 from reasongenrm.errors import InputError
@@ -46,10 +46,11 @@ def look_at_model(config: ModelConfig, uri: str) -> ModelLook:
         StoreError: the store failed.
     """
     path = Path(uri).expanduser()
-    if uri.endswith(".gguf"):
+    check_revision(config, uri)
+    if uri.endswith(".gguf") and "://" not in uri:
         check_gguf(path)
         return ModelLook(uri=uri)
-    if uri.startswith("s3://"):
+    if uri.lower().startswith("s3://"):
         with TemporaryDirectory() as folder:
             return _look_at_s3(config, uri, Path(folder))
     if path.is_dir():

@@ -149,6 +149,25 @@ def test_every_stage_has_published_its_own_artifact(done: dict[str, Any]) -> Non
         assert ref.stage == task.partition(" (")[0]
 
 
+def test_data_are_read_before_the_model_is_fetched(
+    store_env: EmbeddedStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Q", "chosen": "good"}\n', encoding="utf-8")
+    with pytest.raises(SystemExit) as ended:
+        component("prepare_pairs").python_func(
+            store_uri=f"{store_env.uri}/before",
+            preferences_uri=str(DEMO / "preferences.jsonl"),
+            benchmark_uri=str(tmp_path / "rows.jsonl"),
+            model_uri=str(tmp_path / "no-such-model"),
+            teacher_uri="demo",
+            config={},
+            base_model=str(tmp_path / "base_model"),
+            prompts=str(tmp_path / "prompts"),
+        )
+    assert ended.value.code == 2
+    assert "rows.jsonl line 1: column 'rejected' is missing" in capsys.readouterr().err
+
+
 def test_prompts_are_counted_by_cause(done: dict[str, Any]) -> None:
     assert done["prepare_pairs"].counts == {"num_in": 240, "num_out": 4, "num_dropped_over_limit": 236}
 

@@ -16,6 +16,8 @@ CONFIG = ModelConfig()
 def test_folder_is_looked_at(folder: Path) -> None:  # noqa: F811
     look = look_at_model(CONFIG, str(folder))
     assert (look.chat_family, look.revision) == ("chatml", None)
+    with pytest.raises(InputError, match="only models of the hub have one"):
+        look_at_model(ModelConfig(revision="main"), str(folder))
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match="a model folder without weights"):
         look_at_model(CONFIG, str(folder))
