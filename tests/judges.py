@@ -100,6 +100,7 @@ class ScriptedEngine:
     """
 
     model_name = "scripted"
+    holds_letters = True
 
     def __init__(
         self,

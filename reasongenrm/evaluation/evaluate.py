@@ -15,7 +15,7 @@ from reasongenrm.config import EvaluateConfig
 from reasongenrm.data.benchmarks import ORDERS, Benchmark, BenchmarkRow, load_benchmark
 from reasongenrm.errors import ConfigError
 from reasongenrm.evaluation.intervals import INTERVALS_VERSION
-from reasongenrm.evaluation.judging import judge_request, judge_sampling
+from reasongenrm.evaluation.judging import HELD, held_answer, held_request, judge_request, judge_sampling
 from reasongenrm.evaluation.metrics import Evaluation, evaluate
 from reasongenrm.generation import Engine, Generation, GenerationRequest, Sampling, open_engine
 from reasongenrm.generation.verdicts import READER_VERSION, parse_verdict
@@ -37,22 +37,25 @@ class _Question:
     order: Order
     vote: int | None = None
     reason: Judgment | None = None  # two steps: what the first one gave
+    is_held: bool = False  # a letter is all that is generated
 
     def judgment(self, generation: Generation) -> Judgment:
         """What one generation says. In the first of two steps there is no answer yet."""
         first = self.reason
+        answer = held_answer(generation.answer) if self.is_held else generation.answer
         return Judgment(
             row_id=self.row.row_id,
             subset=self.row.subset,
             order=self.order,
             vote=generation.sample if self.vote is None else self.vote,
             label=self.row.prompt(self.order).label,
-            verdict=parse_verdict(generation.answer),
+            verdict=parse_verdict(answer),
             reason=first.reason if first else generation.reason,
-            answer=generation.answer,
+            answer=answer,
             num_prompt_tokens=generation.num_prompt_tokens + (first.num_prompt_tokens if first else 0),
             num_output_tokens=generation.num_output_tokens + (first.num_output_tokens if first else 0),
-            truncated=generation.finish_reason == "length" or (first is not None and first.truncated),
+            truncated=not self.is_held
+            and (generation.finish_reason == "length" or (first is not None and first.truncated)),
             seconds=generation.seconds + (first.seconds if first else 0.0),
             p_a=generation.p_a,
             refused=generation.finish_reason == "refused" or (first is not None and first.refused),
@@ -121,6 +124,39 @@ def judge_benchmark(
     ]
 
 
+def judge_held(
+    engine: Engine,
+    rows: Sequence[BenchmarkRow],
+    *,
+    parts: Mapping[str, bytes] | None = None,
+    keep_part: KeepPart | None = None,
+) -> list[Judgment]:
+    """Have every row judged in both orders by one letter alone: what a judge in plain chat knows, whatever it writes.
+
+    Args:
+        engine: one that holds letters.
+        rows: what is judged.
+        parts: what an earlier, killed call had kept, by name.
+        keep_part: called with each finished batch, to keep it.
+
+    Returns:
+        A judgment for each row and order.
+
+    Raises:
+        EngineError: the engine failed for good.
+    """
+    questions = []
+    for row in rows:
+        for order in ORDERS:
+            prompt = row.prompt(order)
+            asked = held_request(f"{_request_id(row, order)}:held", prompt.question, prompt.answer_a, prompt.answer_b)
+            questions.append(_Question(asked, row, order, is_held=True))
+    questions.sort(key=lambda question: (-_num_chars(question.request), question.request.request_id))
+    with track("judge (held to a verdict)", total=len(questions), unit="judgment") as progress:
+        judged = _ask(engine, questions, HELD, "held", parts or {}, keep_part or _forget, progress)
+    return [one for found in judged.values() for one in found]
+
+
 def evaluate_rewardbench(
     store: Store, config: EvaluateConfig, variant: str, judge: ArtifactRef | str, benchmark_uri: str
 ) -> ArtifactRef:
@@ -155,13 +191,14 @@ def evaluate_rewardbench(
             return stage.done
         address = download(judge, stage.work_dir / "model") if isinstance(judge, ArtifactRef) else judge
         with contextlib.closing(open_engine(address, config.engine)) as engine:
-            judgments = judge_benchmark(
-                engine, benchmark.rows, config, style, parts=stage.parts(), keep_part=stage.put_part
-            )
+            kept: dict[str, Any] = {"parts": stage.parts(), "keep_part": stage.put_part}
+            judgments = judge_benchmark(engine, benchmark.rows, config, style, **kept)
+            is_held = style == "plain" and engine.holds_letters
+            held = judge_held(engine, benchmark.rows, **kept) if is_held else []
             model = judge.uri if isinstance(judge, ArtifactRef) else f"{engine.model_name} at {judge}"
             digest = judge.digest if isinstance(judge, ArtifactRef) else None
         evaluation = evaluate(
-            judgments, benchmark, config, variant=variant, model=model, style=style, model_digest=digest
+            judgments, benchmark, config, variant=variant, model=model, style=style, model_digest=digest, held=held
         )
         for name, data in evaluation_files(evaluation, judgments, benchmark).items():
             stage.add_bytes(name, data)
@@ -196,8 +233,11 @@ def evaluate_alone(
     kept = _FolderParts(
         folder / "parts", digest_bytes(repr((config, benchmark.digest, style, model, READER_VERSION)).encode())
     )
-    judgments = judge_benchmark(engine, benchmark.rows, config, style, parts=kept.read(), keep_part=kept.keep)
-    evaluation = evaluate(judgments, benchmark, config, variant=name, model=model, style=style)
+    parts = kept.read()
+    judgments = judge_benchmark(engine, benchmark.rows, config, style, parts=parts, keep_part=kept.keep)
+    is_held = style == "plain" and engine.holds_letters
+    held = judge_held(engine, benchmark.rows, parts=parts, keep_part=kept.keep) if is_held else []
+    evaluation = evaluate(judgments, benchmark, config, variant=name, model=model, style=style, held=held)
     for file_name, data in evaluation_files(evaluation, judgments, benchmark).items():
         (folder / file_name).write_bytes(data)
     kept.remove()
@@ -252,6 +292,7 @@ def evaluation_metrics(evaluation: Evaluation) -> dict[str, Any]:
         "accuracy": evaluation.accuracy,
         "accuracy_low": evaluation.interval.low,
         "accuracy_high": evaluation.interval.high,
+        **({"held_accuracy": evaluation.held.accuracy} if evaluation.held else {}),
         **sections,
         "consistent_accuracy": evaluation.consistent_accuracy,
         "consistent_fraction": evaluation.consistent_fraction,

@@ -16,6 +16,9 @@ from reasongenrm.variants import OPENINGS, JudgeStyle
 if TYPE_CHECKING:
     from reasongenrm.evaluation.calibration import PlattScaling
 
+_VERDICT_START = "[["
+HELD = Sampling(max_tokens=1, letters_alone=True)  # greedy: the more probable letter
+
 
 def judge_request(
     request_id: str,
@@ -36,6 +39,20 @@ def judge_request(
     write = plain_judge_prompt if style == "plain" else judge_prompt
     message = {"role": "user", "content": write(question, first, second, rubric)}
     return GenerationRequest(request_id, (message,), opening_role=OPENINGS[style], stop_at=stop_at)
+
+
+def held_request(request_id: str, question: Sequence[TurnText], first: str, second: str) -> GenerationRequest:
+    """What asks for a verdict and nothing else: the answer begins with "[[", and one of two letters follows.
+
+    For a judge in plain chat, which may write on without a verdict. See `HELD`.
+    """
+    message = {"role": "user", "content": judge_prompt(question, first, second)}
+    return GenerationRequest(request_id, (message,), answer_start=_VERDICT_START)
+
+
+def held_answer(letter: str) -> str:
+    """The whole answer of which a held generation is the letter."""
+    return f"{_VERDICT_START}{letter}]]"
 
 
 def judge_sampling(

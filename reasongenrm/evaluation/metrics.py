@@ -67,6 +67,13 @@ class SectionScore(Record):
     interval: Interval
 
 
+class HeldScore(Record):
+    """Accuracy of a judge whose answer was held to a verdict, as the headline is computed."""
+
+    accuracy: float
+    interval: Interval
+
+
 class Evaluation(Record):
     """What one judge did on one benchmark. Fractions are of rows or of judgments, in [0, 1]."""
 
@@ -101,6 +108,9 @@ class Evaluation(Record):
     # Of the judge's P([[A]]), with figures before and after, those after from rows held out of the fit; None if the
     # engine gave no probabilities, or of fewer than MIN_CALIBRATION_JUDGMENTS.
     calibration: Calibration | None = None
+    # Of a judge in plain chat, asked once more for [[A]] or [[B]] and nothing else: what it knows, whatever it writes.
+    # None for a trained judge, and for one behind an endpoint.
+    held: HeldScore | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -199,6 +209,7 @@ def evaluate(
     model: str,
     style: JudgeStyle,
     model_digest: str | None = None,
+    held: Sequence[Judgment] = (),
 ) -> Evaluation:
     """Figures of one judge on one benchmark.
 
@@ -209,6 +220,7 @@ def evaluate(
         config: votes, two_step and confidence are used.
         model: the checkpoint's URI or the endpoint's model name.
         model_digest: of the checkpoint, for its calibration.
+        held: judgments of the same rows with the answer held to a verdict; () without.
 
     Raises:
         InputError: the judgments are not those of the benchmark's rows.
@@ -223,12 +235,15 @@ def evaluate(
     subsets = benchmark.subsets()
     weights = subset_weights(subsets)
     values = _by_subset(subsets, results, [result.accuracy for result in results])
-    means = [_mean(values[subset]) for subset in subsets]
+    overall = [weights[subset] for subset in subsets]
 
-    def scored(shares: Sequence[float]) -> dict[str, Any]:
-        point = sum(share * mean for share, mean in zip(shares, means, strict=True))
+    def scored(shares: Sequence[float], values: Mapping[str, Sequence[float]] = values) -> dict[str, Any]:
+        point = sum(share * _mean(values[subset]) for share, subset in zip(shares, subsets, strict=True))
         interval = mean_interval([values[s] for s in subsets], shares, config.confidence, ACCURACY_BOUNDS)
         return {"accuracy": tidy(point), "interval": interval}
+
+    held_results = row_results(held)
+    held_values = _by_subset(subsets, held_results, [result.accuracy for result in held_results])
 
     sections = []
     for section in dict.fromkeys(SECTION_OF[subset] for subset in subsets) if benchmark.is_rewardbench else ():
@@ -270,7 +285,8 @@ def evaluate(
             coverage=benchmark.coverage(),
             dropped=dict(sorted(benchmark.drops.causes.items())),
         ),
-        **scored([weights[subset] for subset in subsets]),
+        **scored(overall),
+        held=HeldScore(**scored(overall, held_values)) if held else None,
         confidence=config.confidence,
         row_accuracy=tidy(_mean(result.accuracy for result in results)),
         sections=tuple(sections),

@@ -69,6 +69,7 @@ def render_html(report: Report) -> str:
         benchmark=subject.benchmark,
         known=[VARIANTS[evaluation.variant] for evaluation in report.evaluations if evaluation.variant in VARIANTS],
         base_unread=base.unparsed_fraction if base else 0.0,
+        base_held=base.held if base else None,
         sections=[section.section for section in subject.sections],
         section_weights=SECTIONS,
         # A benchmark without sections has its subsets under one heading.

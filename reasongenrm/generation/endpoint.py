@@ -115,6 +115,8 @@ class EndpointEngine:
         ConfigError: the URL cannot be used, or the key cannot be sent.
     """
 
+    holds_letters = False
+
     def __init__(
         self,
         base_url: str,

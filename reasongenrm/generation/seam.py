@@ -27,6 +27,8 @@ class GenerationRequest:
     # "sequence" runs to the end of the sequence (reason, then verdict, in one generation); "turn" stops at the end of
     # the first turn (a reason alone).
     stop_at: Literal["sequence", "turn"] = "sequence"
+    # Text that the opened turn begins with; it is part of the prompt. Of engines that hold letters (`Engine`).
+    answer_start: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Sampling:
     """How to sample: temperature 0 is greedy. `max_tokens` counts everything generated, markup included.
 
     `verdict_logprobs` asks for the probabilities of the two verdicts too, of engines that do not give them anyway.
+    `letters_alone` lets every token be the letter A or B and nothing else, of engines that hold letters (`Engine`).
     """
 
     max_tokens: int
@@ -42,6 +45,7 @@ class Sampling:
     num_samples: int = 1
     seed: int = 0
     verdict_logprobs: bool = False
+    letters_alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,15 @@ class Generation:
 
 
 class Engine(Protocol):
-    """An engine generates, batch by batch."""
+    """An engine generates, batch by batch.
+
+    Attributes:
+        model_name: what the records call the model.
+        holds_letters: whether it takes `answer_start` and `letters_alone`: it has the model's tokens in its hands.
+    """
 
     model_name: str
+    holds_letters: bool
 
     def generate(
         self, requests: Sequence[GenerationRequest], sampling: Sampling, skip: Collection[str] = ()

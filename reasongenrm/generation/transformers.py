@@ -111,6 +111,8 @@ class TransformersEngine:
         InputError: the tokenizer belongs to no supported chat family.
     """
 
+    holds_letters = True
+
     def __init__(
         self,
         model: "PreTrainedModel",
@@ -186,9 +188,17 @@ class TransformersEngine:
             )
             for request_id, prompt in {row.request_id: row.prompt for row in rows}.items()
         ]
-        letter_ids = list(self.turns.letter_ids)
+        letter_ids, alone = list(self.turns.letter_ids), list(self.turns.letters_alone)
+
+        def letters_alone(_row: int, logits_V: torch.Tensor) -> torch.Tensor:
+            held_V = torch.full_like(logits_V, -torch.inf)
+            held_V[alone] = logits_V[alone]
+            return held_V
+
+        limit = letters_alone if sampling.letters_alone else None
+        drawn = sampling.temperature, sampling.top_p
         try:
-            for step in decode(self.model, prompts, letter_ids[0], sampling.temperature, sampling.top_p):
+            for step in decode(self.model, prompts, letter_ids[0], *drawn, limit=limit):
                 for place, (index, token) in enumerate(zip(step.rows, step.tokens, strict=True)):
                     row = rows[index]
                     if token in letter_ids:

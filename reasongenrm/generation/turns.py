@@ -55,6 +55,7 @@ class Turns:
         letters = sorted((token, text) for text, token in tokenizer.get_vocab().items() if _LETTER.fullmatch(text))
         self.letter_ids = tuple(token for token, _ in letters)
         self.letter_texts = tuple(text for _, text in letters)
+        self.letters_alone = tuple(token for token, text in letters if text in ("A", "B"))
 
     def encode(self, request: GenerationRequest) -> Prompt:
         """Render one request.
@@ -69,6 +70,8 @@ class Turns:
         tail = self.tokenizer.decode(ids[-len(self._opening_of_reason) :], skip_special_tokens=False)
         role: OpeningRole = "reason" if tail.endswith(self._opening_of_reason) else "assistant"
         stop_ids = self._sequence_ends | ({self.turn_end_id} if request.stop_at == "turn" else set())
+        if request.answer_start:
+            ids = [*ids, *self.tokenizer.encode(request.answer_start, add_special_tokens=False)]
         return Prompt(ids, role, frozenset(stop_ids))
 
     def text(self, ids: Sequence[int]) -> str:

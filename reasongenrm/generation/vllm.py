@@ -41,6 +41,8 @@ class VLLMEngine:
         EngineError: vLLM cannot start.
     """
 
+    holds_letters = True
+
     def __init__(self, path: Path, config: EngineConfig, *, model_name: str, options: Mapping[str, Any] = {}) -> None:
         if find_spec("vllm") is None:
             raise ConfigError(
@@ -119,6 +121,7 @@ class VLLMEngine:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             letter_ids=self.turns.letter_ids if sampling.verdict_logprobs else (),
+            allowed_ids=self.turns.letters_alone if sampling.letters_alone else (),
         )
 
     def close(self) -> None:

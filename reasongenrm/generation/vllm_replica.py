@@ -44,6 +44,7 @@ class PromptBatch:
     top_p: float  # in (0, 1]
     # Tokens whose log-probabilities are wanted wherever one of them was written.
     letter_ids: tuple[int, ...] = ()
+    allowed_ids: tuple[int, ...] = ()  # all that may be written; (): any token
 
     @property
     def num_samples(self) -> int:
@@ -175,6 +176,7 @@ def _sampling_params(task: PromptBatch, prompt: PromptTask, seed: int) -> "vllm.
         ignore_eos=True,  # the stop tokens above are all that end a generation
         detokenize=False,  # turns are split by token, by the engine
         logprob_token_ids=list(task.letter_ids) or None,
+        allowed_token_ids=list(task.allowed_ids) or None,
         flat_logprobs=True,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )

@@ -9,7 +9,13 @@ from starlette.responses import JSONResponse, Response
 from reasongenrm.config import EngineConfig, EvaluateConfig
 from reasongenrm.data.benchmarks import Benchmark, BenchmarkRow, load_benchmark, rows_digest
 from reasongenrm.errors import ConfigError, EngineError
-from reasongenrm.evaluation.evaluate import evaluate_alone, evaluate_rewardbench, evaluation_counts, judge_benchmark
+from reasongenrm.evaluation.evaluate import (
+    evaluate_alone,
+    evaluate_rewardbench,
+    evaluation_counts,
+    judge_benchmark,
+    judge_held,
+)
 from reasongenrm.evaluation.metrics import Evaluation, evaluate
 from reasongenrm.generation import Generation
 from reasongenrm.generation.endpoint import EndpointEngine
@@ -52,6 +58,53 @@ def test_style_chooses_the_opening_turn(
     assert {request.stop_at for request in engine.asked} == {"sequence"}
     asks_to_explain = ["explain" in request.messages[-1]["content"] for request in engine.asked]
     assert asks_to_explain == [style == "plain"] * 2
+
+
+def talks(request_id: str, sample: int) -> Said:
+    """Writes on without a verdict; held to one, it is right in three rows of four."""
+    if not request_id.endswith(":held"):
+        return None, "Both have their merits.", "length"
+    letter = right(request_id, sample)[1][2]
+    return None, {"A": "B", "B": "A"}[letter] if "/3:" in request_id else letter, "length"
+
+
+def test_judge_in_plain_chat_is_also_held_to_a_verdict(tmp_path: Path) -> None:
+    rows = benchmark(tmp_path, 4)
+    engine = ScriptedEngine(talks)
+    evaluation, judgments = evaluate_alone(
+        engine, EvaluateConfig(), rows, "plain", name="base", model="m", folder=tmp_path
+    )
+    assert (evaluation.accuracy, evaluation.unparsed_fraction) == (0.5, 1.0)
+    assert evaluation.held
+    assert evaluation.held.accuracy == 0.75
+    assert evaluation.held.interval.low < 0.75 < evaluation.held.interval.high
+    assert len(judgments) == 8  # the held ones are figures, not judgments of the report
+    held = engine.asked[8:]
+    assert {request.answer_start for request in held} == {"[["}
+    assert not any("explain" in request.messages[-1]["content"] for request in held)
+    assert engine.samplings[-1].letters_alone
+
+
+def test_trained_judge_and_endpoint_are_not_held(tmp_path: Path) -> None:
+    rows = benchmark(tmp_path, 2)
+    for style, holds_letters in (("reason", True), ("plain", False)):
+        engine = ScriptedEngine(right)
+        engine.holds_letters = holds_letters
+        folder = tmp_path / style
+        evaluation, _ = evaluate_alone(engine, EvaluateConfig(), rows, style, name="j", model="m", folder=folder)  # type: ignore[arg-type]
+        assert evaluation.held is None
+        assert len(engine.asked) == 4
+
+
+def test_held_judgments_resume_where_they_stopped(tmp_path: Path) -> None:
+    rows = benchmark(tmp_path, 4).rows
+    parts: dict[str, bytes] = {}
+    with pytest.raises(EngineError, match="died"):
+        judge_held(ScriptedEngine(talks, dies_after=1), rows, keep_part=parts.__setitem__)
+    assert len(parts) == 1
+    engine = ScriptedEngine(talks)
+    assert [one.answer for one in judge_held(engine, rows, parts=parts)].count("[[A]]") == 4
+    assert len(engine.asked) == 4
 
 
 @pytest.mark.parametrize(("style", "asks"), [("plain", False), ("verdict", True), ("reason", True)])

@@ -150,6 +150,22 @@ def test_base_model_answers_plainly_and_stops_at_its_own_end_token(tmp_path: Pat
     assert (one.reason, one.answer, one.finish_reason) == (None, "Verdict: [[B]]", "stop")
 
 
+def test_held_to_a_letter_it_writes_the_more_probable_of_the_two(engine: TransformersEngine) -> None:
+    wide = double(engine)
+    tokenizer = wide.turns.tokenizer
+    letters = {letter: tokenizer.convert_tokens_to_ids(letter) for letter in "AB"}
+    held = [replace(request, opening_role="assistant", answer_start="[[") for request in REQUESTS]
+    got = run(wide, held, Sampling(max_tokens=1, letters_alone=True))
+    for request in held:
+        ids = [*render(tokenizer, request.messages, opening_role="assistant"), *tokenizer.encode("[[")]
+        with torch.inference_mode():
+            logits_V = wide.model(torch.tensor([ids])).logits[0, -1]
+        assert int(logits_V.argmax()) not in letters.values()  # free, it would have written something else
+        one = got[request.request_id, 0]
+        assert one.answer == max(letters, key=lambda letter: float(logits_V[letters[letter]]))
+        assert (one.num_prompt_tokens, one.num_output_tokens) == (len(ids), 1)
+
+
 def test_template_decides_which_turn_opens_when_the_request_leaves_it_open(engine: TransformersEngine) -> None:
     assert engine.turns.encode(ask("Which?", "q", opening_role=None)).opening_role == "reason"
     assert engine.turns.encode(ask("Which?", "q", opening_role="assistant")).opening_role == "assistant"

@@ -120,6 +120,18 @@ def test_probabilities_of_the_verdicts_are_read_when_they_are_asked_for(opened: 
     assert [request["logprob_token_ids"] for request in asked(folder)] == [letters, None]
 
 
+def test_held_to_a_letter_it_is_allowed_the_two_alone(opened: Open, folder: Path) -> None:
+    engine = opened()
+    held = ask("q", opening_role="assistant", answer_start="[[")
+    ((one,),) = engine.generate([held], Sampling(max_tokens=1, letters_alone=True))
+    tokenizer = engine.turns.tokenizer
+    letters = tokenizer.convert_tokens_to_ids(["A", "B"])
+    (request,) = asked(folder)
+    assert request["allowed_token_ids"] == letters
+    assert request["prompt"][-len(tokenizer.encode("[[")) :] == tokenizer.encode("[[")
+    assert one.answer == "A"  # the stand-in takes the first that is allowed
+
+
 def test_each_sample_is_asked_for_with_its_own_seed_and_our_tokens_beside_those_of_its_prompt(
     opened: Open, folder: Path
 ) -> None:

@@ -37,6 +37,7 @@ class SamplingParams:
     top_p: float = 1.0
     stop_token_ids: tuple[int, ...] = ()
     logprob_token_ids: list[int] | None = None
+    allowed_token_ids: list[int] | None = None
     flat_logprobs: bool = False
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
 
@@ -80,7 +81,7 @@ class LLMEngine:
             os.kill(os.getpid(), signal.SIGKILL)
         done = []
         for request_id, (params, written) in list(self.under_way.items())[: self.max_num_seqs]:
-            written.append(self.script[len(written)])
+            written.append((params.allowed_token_ids or self.script[len(written) :])[0])
             if written[-1] in params.stop_token_ids or len(written) == params.max_tokens:
                 del self.under_way[request_id]
                 asked = params.logprob_token_ids
