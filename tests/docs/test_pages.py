@@ -18,6 +18,10 @@ NOT_THERE = {  # made by a command, placeholders, a rate
     *("manifests/third-party/NAME", "examples/s"),
 }
 MENU = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+# "config show" is a command in a group.
+MENU |= {
+    f"{group} {name}": one for group, found in MENU.items() for name, one in getattr(found, "commands", {}).items()
+}
 
 
 def read(name: str) -> str:
@@ -38,7 +42,8 @@ def targets(text: str) -> set[str]:
 def commands(text: str) -> list[tuple[str, set[str]]]:
     """Our commands, each with the options that it is shown with."""
     joined = re.sub(r"\\\n\s*", "", text)  # a command over several lines
-    found = re.findall(r"(?:`|^|/|\$ )reasongenrm ([a-z]+(?:-[a-z]+)*)([^`\n|&#;>]*)", joined, re.MULTILINE)
+    groups = "|".join(f"{name} [a-z]+" for name, found in MENU.items() if hasattr(found, "commands"))
+    found = re.findall(rf"(?:`|^|/|\$ )reasongenrm ({groups}|[a-z]+(?:-[a-z]+)*)([^`\n|&#;>]*)", joined, re.MULTILINE)
     return [(command, set(re.findall(r"(?<= )--?[a-z][a-z-]*", rest))) for command, rest in found]
 
 

@@ -18,6 +18,8 @@ from reasongenrm.store.artifacts import Store
 from reasongenrm.store.run_records import RunInputs, RunRecord, TaskRecord, list_runs
 from tests.waiting import HANG_SECONDS
 
+DEMO = Path(__file__).parents[2] / "examples" / "demo"
+
 SCRIPTED = str(Path(__file__).with_name("scripted_pipeline.py"))
 
 
@@ -46,8 +48,10 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_run, "PIPELINE", ("-u", SCRIPTED))
 
 
-def run(script: str, store: Store, folder: Path, view: View) -> RunRecord:
-    inputs = RunInputs(preferences_uri="p", benchmark_uri="b", model_uri=script, teacher_uri="t")
+def run(script: str, store: Store, folder: Path, view: View, **data: str) -> RunRecord:
+    inputs = RunInputs(
+        **{"preferences_uri": "p", "benchmark_uri": "b", "model_uri": script, "teacher_uri": "t", **data}
+    )
     return run_local(inputs, RunConfig(), store, folder, view)
 
 
@@ -199,8 +203,9 @@ def test_kfp_run_fails_with_the_words_of_the_stage(
 ) -> None:
     monkeypatch.undo()  # the real pipeline
     view = View()
+    data = {f"{name}_uri": str(DEMO / f"{name}.jsonl") for name in ("preferences", "benchmark")}
     with pytest.raises(TaskFailedError, match=r"^/nowhere/model: no such folder; expected .*Check the path") as failed:
-        run("/nowhere/model", store, tmp_path, view)
+        run("/nowhere/model", store, tmp_path, view, **data)
     assert failed.value.exit_code == 2
     assert view.events == ["1/17 import_model"]
 
