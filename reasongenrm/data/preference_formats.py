@@ -3,7 +3,7 @@
 In goes a row as it was read; out come comparisons (a question, its better and its worse answer), each perhaps dropped
 with a cause. pairs.py counts and checks them. docs/data.md shows every format with an example.
 
-Sources: the data sets' cards on the hub, named at each reader.
+Sources: named at each reader; columns are as the data set's card gives them, or a loader that others publish for it.
 """
 
 import math

@@ -113,6 +113,7 @@ def model_card(facts: CardFacts, folder: Path) -> str:
         results=[*eval_results(facts)],
         version=__version__,
         is_base_asked_alike=VARIANTS[BASE].style == evaluation.style,
+        base_held=next((_interval(found.held) for found in reported if found.held), None),
     )
 
 

@@ -10,6 +10,7 @@ from reasongenrm.evaluation.calibration import Calibration, fit
 from reasongenrm.evaluation.decision import Decision
 from reasongenrm.evaluation.evaluate import evaluation_counts, evaluation_files, evaluation_metrics
 from reasongenrm.evaluation.gate import select_winner
+from reasongenrm.evaluation.metrics import HeldScore
 from reasongenrm.evaluation.report import Report
 from reasongenrm.store.artifacts import ArtifactRef, Store, open_artifact, read_file
 from reasongenrm.store.served import ServedJudge, record_served
@@ -26,11 +27,12 @@ def evaluation_of(
     judge: Judge,
     model: ArtifactRef | None = None,
     calibration: Calibration | None = None,
+    held: HeldScore | None = None,
 ) -> ArtifactRef:
     """An evaluation's artifact as the stage leaves it, by a judge whose figures are known."""
     inputs: dict[str, ArtifactRef | str] = {"benchmark": benchmark.digest} | ({"model": model} if model else {})
     with Stage(store, "evaluate_rewardbench", EvaluateConfig(), inputs, {"variant": variant}) as stage:
-        evaluation = evaluated(benchmark, judge, variant).model_copy(update={"calibration": calibration})
+        evaluation = evaluated(benchmark, judge, variant).model_copy(update={"calibration": calibration, "held": held})
         for name, data in evaluation_files(evaluation, judged(benchmark, judge), benchmark).items():
             stage.add_bytes(name, data)
         return stage.finish(evaluation_counts(evaluation), evaluation_metrics(evaluation))

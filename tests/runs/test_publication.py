@@ -24,6 +24,8 @@ from reasongenrm.data.prompts import judge_prompt
 from reasongenrm.errors import ConfigError, InputError, ReasonGenRMError
 from reasongenrm.evaluation.calibration import fit, load_calibration
 from reasongenrm.evaluation.gate import read_evaluation, select_winner
+from reasongenrm.evaluation.intervals import Interval
+from reasongenrm.evaluation.metrics import HeldScore
 from reasongenrm.records import Message
 from reasongenrm.runs.inventory import stored_models
 from reasongenrm.runs.model_card import CardFacts, eval_results, public_name
@@ -42,6 +44,9 @@ INPUTS = RunInputs(
     model_uri="org/small-instruct",
     teacher_uri="http://teacher.internal:8000/v1",
 )
+
+
+HELD = HeldScore(accuracy=0.625, interval=Interval(low=0.35, high=0.84))
 
 
 @dataclass
@@ -66,7 +71,7 @@ def trained(store: Store, tmp_path: Path) -> Trained:
     benchmark = benchmark_of(tmp_path, {"sums": 12})
     calibration = fit([0.9, 0.2, 0.8, 0.3], [True, False, True, False])
     evaluations = {
-        "base": evaluation_of(store, "base", benchmark, always_a, base),
+        "base": evaluation_of(store, "base", benchmark, always_a, base, held=HELD),
         "sft": evaluation_of(store, "sft", benchmark, oracle, model, calibration),
     }
     decision = select_winner(store, GateConfig(candidates=("sft",)), evaluations, {"sft": model}, DeployConfig())
@@ -109,6 +114,7 @@ def test_card_has_figures_data_settings_and_no_private_place(store: Store, train
         "trained from org/small-instruct (revision `c0ffee`)",
         f"| **ReasonGenRM-sft** (this model) | **100.0 ({low:.1f} to 100.0)** | +50.0 (",
         "| base | 50.0 (",
+        "Asked for one of two letters and nothing else, it has 62.5 (35.0 to 84.0).\n\n## How to ask it",
         "| 100.0 | 0.0 | 10 |",
         "| train_sft (sft) | 90 in, 88 out; dropped 2: too long |",
         "- Preferences: org/preferences",
