@@ -10,12 +10,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from reasongenrm.errors import ReasonGenRMError, validated
 from reasongenrm.evaluation.metrics import BenchmarkInfo, Evaluation
 from reasongenrm.runs.inventory import stored_models
-from reasongenrm.runs.local import open_store
+from reasongenrm.runs.local import local_folder, open_store
 from reasongenrm.store.artifacts import Manifest, Store, list_artifacts, read_file
 from reasongenrm.store.run_records import RunRecord, list_runs
 from reasongenrm.web.words import Notice
@@ -103,9 +102,10 @@ class Shelf:
             return self._pages[digest]
 
     def _read(self) -> Board:
-        if not self._store.startswith("s3://") and not Path(self._store).expanduser().is_dir():
+        # Looking makes no store: `existing_store` would be an error, and before a first run this is none.
+        if not self._store.startswith("s3://") and not (local_folder(self._store) / "store").is_dir():
             advice = "`reasongenrm run` makes one, or give --store."
-            text = f"There is no folder {self._store} where this page was started. {advice}"
+            text = f"There is no store in the folder {self._store}. {advice}"
             return Board(notice=Notice("No store yet", text, is_error=False))
         try:
             with open_store(self._store) as store:

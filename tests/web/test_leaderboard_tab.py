@@ -138,6 +138,9 @@ def test_folder_that_is_not_there_is_said_and_not_made(tmp_path: Path) -> None:
     assert "No store yet" in told
     assert "&lt;b&gt;none" in told
     assert not folder.exists()
+    (tmp_path / "other").mkdir()
+    assert "No store yet" in show_board(Shelf(str(tmp_path / "other")).board(), "")
+    assert not list((tmp_path / "other").iterdir())
 
 
 def test_store_that_refuses_is_told_in_words(store_env: EmbeddedStore, monkeypatch: pytest.MonkeyPatch) -> None:
