@@ -127,6 +127,7 @@ def judge_benchmark(
 def judge_held(
     engine: Engine,
     rows: Sequence[BenchmarkRow],
+    style: JudgeStyle,
     *,
     parts: Mapping[str, bytes] | None = None,
     keep_part: KeepPart | None = None,
@@ -134,17 +135,20 @@ def judge_held(
     """Have every row judged in both orders by one letter alone: what a judge in plain chat knows, whatever it writes.
 
     Args:
-        engine: one that holds letters.
+        engine: who judges.
         rows: what is judged.
+        style: how the judge is asked otherwise.
         parts: what an earlier, killed call had kept, by name.
         keep_part: called with each finished batch, to keep it.
 
     Returns:
-        A judgment for each row and order.
+        A judgment for each row and order; none of a trained judge, and of an engine that holds no letters.
 
     Raises:
         EngineError: the engine failed for good.
     """
+    if style != "plain" or not engine.holds_letters:
+        return []
     questions = []
     for row in rows:
         for order in ORDERS:
@@ -193,8 +197,7 @@ def evaluate_rewardbench(
         with contextlib.closing(open_engine(address, config.engine)) as engine:
             kept: dict[str, Any] = {"parts": stage.parts(), "keep_part": stage.put_part}
             judgments = judge_benchmark(engine, benchmark.rows, config, style, **kept)
-            is_held = style == "plain" and engine.holds_letters
-            held = judge_held(engine, benchmark.rows, **kept) if is_held else []
+            held = judge_held(engine, benchmark.rows, style, **kept)
             model = judge.uri if isinstance(judge, ArtifactRef) else f"{engine.model_name} at {judge}"
             digest = judge.digest if isinstance(judge, ArtifactRef) else None
         evaluation = evaluate(
@@ -235,8 +238,7 @@ def evaluate_alone(
     )
     parts = kept.read()
     judgments = judge_benchmark(engine, benchmark.rows, config, style, parts=parts, keep_part=kept.keep)
-    is_held = style == "plain" and engine.holds_letters
-    held = judge_held(engine, benchmark.rows, parts=parts, keep_part=kept.keep) if is_held else []
+    held = judge_held(engine, benchmark.rows, style, parts=parts, keep_part=kept.keep)
     evaluation = evaluate(judgments, benchmark, config, variant=name, model=model, style=style, held=held)
     for file_name, data in evaluation_files(evaluation, judgments, benchmark).items():
         (folder / file_name).write_bytes(data)

@@ -100,10 +100,10 @@ def test_held_judgments_resume_where_they_stopped(tmp_path: Path) -> None:
     rows = benchmark(tmp_path, 4).rows
     parts: dict[str, bytes] = {}
     with pytest.raises(EngineError, match="died"):
-        judge_held(ScriptedEngine(talks, dies_after=1), rows, keep_part=parts.__setitem__)
+        judge_held(ScriptedEngine(talks, dies_after=1), rows, "plain", keep_part=parts.__setitem__)
     assert len(parts) == 1
     engine = ScriptedEngine(talks)
-    assert [one.answer for one in judge_held(engine, rows, parts=parts)].count("[[A]]") == 4
+    assert [one.answer for one in judge_held(engine, rows, "plain", parts=parts)].count("[[A]]") == 4
     assert len(engine.asked) == 4
 
 
