@@ -29,7 +29,7 @@ BENCH ?= # arguments of python -m benchmarks
 CLI_DOCS = COLUMNS=120 $(BIN)/python -m typer reasongenrm.cli utils docs --name reasongenrm --title "The command line" \
   | sed -e 's|<span style="font-weight: bold">\([^<]*\)</span>|**\1**|g' -e "s/&\#x27;/'/g" -e 's/&gt;/>/g'
 
-.PHONY: bench help install serve web system demo run-demo test test-slow test-container lint format compile docs lock clean images model-image lock-images image-wheels kind-up kind-e2e kind-down manifests crds
+.PHONY: bench faults help install serve web system demo run-demo test test-slow test-container lint format compile docs lock clean images model-image lock-images image-wheels kind-up kind-e2e kind-down manifests crds
 
 # "##" marks what users need, "##-" what those who change the code do.
 help: ##- list the targets
@@ -69,10 +69,13 @@ system:
 
 # PYTHONDONTWRITEBYTECODE would let each of the hundreds of processes that the tests start compile our modules again.
 test: install system ## all tests but the slow ones
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations=20 -m "not slow and not gpu and not cluster and not container"
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations=20 -m "not slow and not faults and not gpu and not cluster and not container"
 
 test-slow: install system ##- the slow tests: the whole pipeline killed and resumed, and others
 	$(BIN)/python -m pytest -q -m "slow" --timeout 1800
+
+faults: install system ##- faults injected for half an hour: random kills, a broken store, broken endpoints, a soak
+	$(BIN)/python -m pytest -q -m "faults" --timeout 1800
 
 bench: install ##- measure speed against TRL and one-at-a-time scoring at random weights (BENCH="sft dpo --shape cpu")
 	$(BIN)/python -m benchmarks $(BENCH)
